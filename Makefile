@@ -1,0 +1,85 @@
+# The development loop. `make help` lists the targets.
+#
+# Everything lives in .venv and build/; a stamp file stands for each finished step, so that only what
+# changed is done again. Native sources are rebuilt when the package is next imported.
+
+VENV ?= .venv
+MODEL ?= smollm2-135m
+PROMPT ?= In two sentences: why does memory bandwidth limit how fast a language model can talk?
+WORKLOAD ?= chat
+
+PYTHON ?= $(firstword $(foreach v,python3 python3.13 python3.12 python3.11 python,$(shell \
+	$(v) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(v))))
+
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+NATIVE_BUILD := build/native-tests
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# The compilers are found by CMake; ninja and cmake come from the virtual environment.
+export PATH := $(abspath $(BIN)):$(PATH)
+# A prompt may hold any character: make must not expand a dollar sign in it, nor the shell see its quotes.
+override PROMPT := $(value PROMPT)
+export MODEL PROMPT
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint ctest pytest bench format wheel clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo '  make run PROMPT="..." MODEL=NAME; make bench MODEL=NAME WORKLOAD=NAME; make pytest ARGS="-k word"'
+
+run: $(STAMPS)/install  ## Build, install, bring the default model and answer a prompt
+	@$(BIN)/outpace run --stats --model "$$MODEL" -- "$$PROMPT"
+
+test: lint ctest pytest  ## All that CI checks: linter, types, import rules, native and Python tests
+
+lint: $(STAMPS)/lint $(STAMPS)/test  ## Linter, format, types and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+ctest: $(STAMPS)/install  ## Native tests
+	cmake -S . -B $(NATIVE_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DOUTPACE_TESTS=ON -DOUTPACE_PYTHON=OFF
+	cmake --build $(NATIVE_BUILD)
+	ctest --test-dir $(NATIVE_BUILD) --output-on-failure
+
+pytest: $(STAMPS)/test  ## Python tests; ARGS are pytest's
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(STAMPS)/install  ## Measure one step and a workload
+	$(BIN)/outpace bench step --model "$$MODEL"
+	$(BIN)/outpace bench generate --model "$$MODEL" --workload $(WORKLOAD)
+
+format: $(STAMPS)/lint  ## Format the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(STAMPS)/pip  ## Build a wheel into dist/
+	$(PIP) wheel --no-deps --wheel-dir dist .
+
+clean:  ## Remove the virtual environment and all that was built
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+
+# --- set-up -------------------------------------------------------------------------------------
+
+$(STAMPS)/pip:
+	$(if $(PYTHON),,$(error Outpace needs Python 3.11 or newer; name one with make PYTHON=...))
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade 'pip>=25.1'  # dependency groups
+	@mkdir -p $(STAMPS) && touch $@
+
+# Editable, and built without isolation, so that an import can rebuild with the same tools.
+$(STAMPS)/install: $(STAMPS)/pip pyproject.toml CMakeLists.txt
+	$(PIP) install --quiet --group build
+	$(PIP) install --quiet --no-build-isolation --editable .
+	@touch $@
+
+$(STAMPS)/lint: $(STAMPS)/pip pyproject.toml
+	$(PIP) install --quiet --group lint
+	@touch $@
+
+$(STAMPS)/test: $(STAMPS)/install pyproject.toml
+	$(PIP) install --quiet --group test
+	@touch $@

@@ -1,0 +1,206 @@
+// Python's view of api.h, and the only file that knows nanobind.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+
+#include "api.h"
+
+namespace nb = nanobind;
+
+namespace outpace {
+
+namespace {
+
+template <class T>
+using Array = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Optional = std::optional<Array<T>>;
+
+template <class T>
+T* pointer(const Optional<T>& array, size_t size, const char* name) {
+  if (!array) return nullptr;
+  if (array->size() < size) throw Error(std::string("array '") + name + "' is too small");
+  return array->data();
+}
+
+template <class T>
+T* pointer(const Array<T>& array, size_t size, const char* name) {
+  if (array.size() < size) throw Error(std::string("array '") + name + "' is too small");
+  return array.data();
+}
+
+template <class T>
+T get(const nb::dict& d, const char* key) {
+  if (!d.contains(key)) throw Error(std::string("missing field '") + key + "'");
+  return nb::cast<T>(d[key]);
+}
+
+template <class T>
+T choice(const nb::dict& d, const char* key, std::initializer_list<std::pair<const char*, T>> values) {
+  const auto name = get<std::string>(d, key);
+  for (const auto& [known, value] : values) {
+    if (name == known) return value;
+  }
+  throw Error(std::string("field '") + key + "': unknown value '" + name + "'");
+}
+
+ModelSpec spec_of(const nb::dict& d) {
+  ModelSpec s;
+  s.vocab_size = get<int64_t>(d, "vocab_size");
+  s.hidden_size = get<int64_t>(d, "hidden_size");
+  s.num_layers = get<int64_t>(d, "num_layers");
+  s.num_heads = get<int64_t>(d, "num_heads");
+  s.num_kv_heads = get<int64_t>(d, "num_kv_heads");
+  s.head_dim = get<int64_t>(d, "head_dim");
+  s.intermediate_size = get<int64_t>(d, "intermediate_size");
+  s.max_context = get<int64_t>(d, "max_context");
+  s.norm_eps = get<float>(d, "norm_eps");
+  s.qk_norm = get<bool>(d, "qk_norm");
+  s.rope_kind = choice<RopeKind>(d, "rope_kind", {{"none", RopeKind::none}, {"interleaved", RopeKind::interleaved}, {"half", RopeKind::half}});
+  s.rope_inv_freq = get<std::vector<float>>(d, "rope_inv_freq");
+  s.rope_attention_factor = get<float>(d, "rope_attention_factor");
+  s.attention_scale = get<float>(d, "attention_scale");
+  s.activation = choice<Activation>(d, "activation", {{"silu", Activation::silu}, {"gelu_tanh", Activation::gelu_tanh}});
+  s.tied_embeddings = get<bool>(d, "tied_embeddings");
+  s.sliding_window = get<int64_t>(d, "sliding_window");
+  s.attention_softcap = get<float>(d, "attention_softcap");
+  s.logit_softcap = get<float>(d, "logit_softcap");
+  s.embedding_scale = get<float>(d, "embedding_scale");
+  return s;
+}
+
+KVFormat kv_format_of(const nb::dict& d) {
+  return choice<KVFormat>(d, "kv_format", {{"int8", KVFormat::int8}, {"f16", KVFormat::f16}});
+}
+
+Options options_of(const nb::dict& d) {
+  Options o;
+  o.num_threads = get<int>(d, "num_threads");
+  o.isa = get<std::string>(d, "isa");
+  o.weight_format = choice<WeightFormat>(d, "weight_format", {{"keep", WeightFormat::keep}, {"q8_0", WeightFormat::q8_0}, {"q4_0", WeightFormat::q4_0}});
+  o.kv_format = kv_format_of(d);
+  o.num_blocks = get<int64_t>(d, "num_blocks");
+  o.max_rows = get<int64_t>(d, "max_rows");
+  return o;
+}
+
+TensorRef tensor_of(nb::handle h) {
+  const auto t = nb::cast<nb::tuple>(h);
+  TensorRef ref;
+  ref.name = nb::cast<std::string>(t[0]);
+  ref.path = nb::cast<std::string>(t[1]);
+  ref.offset = nb::cast<uint64_t>(t[2]);
+  ref.num_bytes = nb::cast<uint64_t>(t[3]);
+  ref.dtype = nb::cast<std::string>(t[4]);
+  ref.rows = nb::cast<int64_t>(t[5]);
+  ref.columns = nb::cast<int64_t>(t[6]);
+  return ref;
+}
+
+std::unique_ptr<Model> load(const nb::dict& spec, const nb::list& tensors, const nb::dict& options,
+                            const nb::object& progress) {
+  const ModelSpec s = spec_of(spec);
+  const Options o = options_of(options);
+  std::vector<TensorRef> refs;
+  for (const nb::handle tensor : tensors) refs.push_back(tensor_of(tensor));
+  Model::Progress report;
+  // The callback also lets Ctrl-C through: a Python exception stops the load.
+  report = [&](uint64_t bytes) {
+    const nb::gil_scoped_acquire gil;
+    if (!progress.is_none()) progress(bytes);
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+  };
+  const nb::gil_scoped_release nogil;
+  return std::make_unique<Model>(s, refs, o, report);
+}
+
+template <class T>
+void spans(const nb::object& list, size_t num_requests, std::vector<Span<T>>& out) {
+  if (list.is_none()) return;
+  for (const nb::handle item : nb::cast<nb::list>(list)) {
+    if (item.is_none()) {
+      out.push_back({});
+      continue;
+    }
+    const auto array = nb::cast<Array<const T>>(item);
+    out.push_back({array.data(), static_cast<int64_t>(array.size())});  // the caller's list keeps it alive
+  }
+  if (out.size() != num_requests) throw Error("a per-request list has another length than the batch");
+}
+
+void step(Model& model, const Array<const int32_t>& token_ids, const Array<const int32_t>& row_start,
+          const Array<const int32_t>& num_computed_tokens, const Array<const int32_t>& num_draft_tokens,
+          const Array<const uint8_t>& sample, const nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig>& block_tables,
+          const Array<const uint8_t>& sampling, const nb::object& history, const nb::object& bias_token_ids,
+          const nb::object& bias_values, const nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig>& out_token_ids,
+          const Array<int32_t>& out_num_accepted, const Optional<float>& out_logprobs,
+          const Optional<int32_t>& out_top_token_ids, const Optional<float>& out_top_logprobs,
+          const Optional<float>& out_logits, int64_t num_top, int64_t vocab_size) {
+  StepBatch b;
+  b.num_rows = static_cast<int64_t>(token_ids.size());
+  const size_t requests = num_computed_tokens.size();
+  b.num_requests = static_cast<int64_t>(requests);
+  b.token_ids = token_ids.data();
+  b.row_start = pointer(row_start, requests + 1, "row_start");
+  b.num_computed_tokens = num_computed_tokens.data();
+  b.num_draft_tokens = pointer(num_draft_tokens, requests, "num_draft_tokens");
+  b.sample = pointer(sample, requests, "sample");
+  if (block_tables.shape(0) < requests) throw Error("array 'block_tables' is too small");
+  b.block_tables = block_tables.data();
+  b.block_table_width = static_cast<int64_t>(block_tables.shape(1));
+  b.sampling = reinterpret_cast<const Sampling*>(pointer(sampling, requests * sizeof(Sampling), "sampling"));
+  spans(history, requests, b.history);
+  spans(bias_token_ids, requests, b.bias_token_ids);
+  spans(bias_values, requests, b.bias_values);
+  StepOutput out;
+  out.width = static_cast<int64_t>(out_token_ids.shape(1));
+  if (out_token_ids.shape(0) < requests) throw Error("array 'out_token_ids' is too small");
+  const size_t tokens = requests * out_token_ids.shape(1);
+  out.token_ids = out_token_ids.data();
+  out.num_accepted = pointer(out_num_accepted, requests, "out_num_accepted");
+  out.num_top = num_top;
+  out.logprobs = pointer(out_logprobs, tokens, "out_logprobs");
+  out.top_token_ids = pointer(out_top_token_ids, tokens * static_cast<size_t>(num_top), "out_top_token_ids");
+  out.top_logprobs = pointer(out_top_logprobs, tokens * static_cast<size_t>(num_top), "out_top_logprobs");
+  out.logits = pointer(out_logits, static_cast<size_t>(b.num_rows * vocab_size), "out_logits");
+  const nb::gil_scoped_release nogil;
+  model.step(b, out);
+}
+
+}  // namespace
+
+}  // namespace outpace
+
+NB_MODULE(_native, m) {
+  using namespace outpace;
+  m.doc() = "The native core of Outpace. Use outpace.backends.native_backend.";
+  nb::exception<Error> error(m, "NativeError");
+  nb::exception<MemoryError>(m, "NativeMemoryError", error);
+  nb::class_<Model>(m, "Model")
+      .def_prop_ro("weight_bytes", &Model::weight_bytes)
+      .def_prop_ro("memory_bytes", &Model::memory_bytes)
+      .def_prop_ro("isa", &Model::isa)
+      .def_prop_ro("num_threads", &Model::num_threads);
+  m.def("load", &load, nb::arg("spec"), nb::arg("tensors"), nb::arg("options"), nb::arg("progress").none());
+  m.def("step", &step, nb::arg("model"), nb::arg("token_ids"), nb::arg("row_start"), nb::arg("num_computed_tokens"),
+        nb::arg("num_draft_tokens"), nb::arg("sample"), nb::arg("block_tables"), nb::arg("sampling"),
+        nb::arg("history").none(), nb::arg("bias_token_ids").none(), nb::arg("bias_values").none(),
+        nb::arg("out_token_ids"), nb::arg("out_num_accepted"), nb::arg("out_logprobs").none(),
+        nb::arg("out_top_token_ids").none(), nb::arg("out_top_logprobs").none(), nb::arg("out_logits").none(),
+        nb::arg("num_top"), nb::arg("vocab_size"));
+  m.def(
+      "kv_bytes_per_block",
+      [](const nb::dict& spec, const nb::dict& options) {
+        return kv_bytes_per_block(spec_of(spec), kv_format_of(options));
+      },
+      nb::arg("spec"), nb::arg("options"));
+  m.def("read_bandwidth", &read_bandwidth, nb::arg("num_bytes"), nb::arg("num_threads"), nb::arg("repeats") = 5,
+        nb::call_guard<nb::gil_scoped_release>());
+  m.def("available_isas", &available_isas);
+}

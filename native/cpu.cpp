@@ -1,0 +1,41 @@
+#include "cpu.h"
+
+#include "api.h"
+
+namespace outpace {
+
+std::vector<std::string> available_tiers() {
+  std::vector<std::string> names;
+#if defined(OUTPACE_X86)
+  // These ask the operating system too whether it saves the registers.
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vnni");
+  if (avx512) names.emplace_back("avx512vnni");
+  if (avx2) names.emplace_back("avx2");
+#endif
+  names.emplace_back("portable");
+  return names;
+}
+
+const Kernels& select_kernels(const std::string& name) {
+  const std::vector<std::string> names = available_tiers();
+  const std::string wanted = name == "auto" ? names.front() : name;
+  std::string list;
+  for (const std::string& available : names) {
+    if (available == wanted) {
+#if defined(OUTPACE_X86)
+      if (wanted == "avx512vnni") return avx512vnni_kernels();
+      if (wanted == "avx2") return avx2_kernels();
+#endif
+      return portable_kernels();
+    }
+    list += (list.empty() ? "" : ", ") + available;
+  }
+  throw Error("isa '" + name + "' cannot run here; this machine has: auto, " + list);
+}
+
+}  // namespace outpace

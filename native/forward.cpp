@@ -1,0 +1,379 @@
+#include "forward.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace outpace {
+
+namespace {
+int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+}  // namespace
+
+KVLayout kv_layout(const ModelSpec& spec, KVFormat format) {
+  KVLayout kv;
+  kv.int8 = format == KVFormat::int8;
+  kv.head_dim = round_up(spec.head_dim, 16);
+  const int64_t plane = kBlockSize * kv.head_dim * (kv.int8 ? 1 : 2);
+  kv.value_offset = plane;
+  kv.key_scale_offset = 2 * plane;
+  kv.value_scale_offset = kv.key_scale_offset + kBlockSize * static_cast<int64_t>(sizeof(float));
+  kv.bytes = kv.int8 ? kv.value_scale_offset + kBlockSize * static_cast<int64_t>(sizeof(float)) : 2 * plane;
+  return kv;
+}
+
+Forward::Forward(const ModelSpec& spec, const Weights& weights, KVCache& cache, const Kernels& kernels,
+                 ThreadPool& pool)
+    : spec_(spec),
+      weights_(weights),
+      cache_(cache),
+      kernels_(kernels),
+      pool_(pool),
+      padded_head_dim_(cache.layout.head_dim),
+      num_pairs_(static_cast<int64_t>(spec.rope_inv_freq.size())),
+      group_heads_(spec.num_heads / spec.num_kv_heads),
+      attention_scale_(spec.attention_scale > 0.0f ? spec.attention_scale
+                                                   : 1.0f / std::sqrt(static_cast<float>(spec.head_dim))),
+      scratch_(static_cast<size_t>(pool.num_threads())) {}
+
+void Forward::reserve(int64_t num_rows) {
+  if (num_rows <= reserved_rows_) return;
+  const auto resize = [&](auto& v, int64_t width) { v.resize(static_cast<size_t>(num_rows * width)); };
+  const LayerWeights& w = weights_.layers.front();
+  const int64_t widest = std::max({spec_.hidden_size, w.q.rows, spec_.intermediate_size});
+  resize(x_, spec_.hidden_size);
+  resize(norm_, spec_.hidden_size);
+  resize(q_raw_, w.q.padded_rows());
+  resize(k_raw_, w.k.padded_rows());
+  resize(v_raw_, w.v.padded_rows());
+  resize(query_, spec_.num_heads * padded_head_dim_);
+  resize(attended_, spec_.num_heads * spec_.head_dim);
+  resize(inner_, round_up(spec_.intermediate_size, kStrip));
+  resize(cos_, num_pairs_);
+  resize(sin_, num_pairs_);
+  for (auto* v : {&q32_, &q256_, &q256_low_}) resize(*v, widest);
+  for (auto* v : {&scale32_, &scaled_sum32_}) resize(*v, widest / kGroup + 1);
+  for (auto* v : {&scale256_, &scale256_low_}) resize(*v, widest / kSuperBlock + 1);
+  for (auto* v : {&sum16_, &sum16_low_}) resize(*v, widest / 16 + 1);
+  for (auto* v : {&sum256_, &sum256_low_}) resize(*v, widest / kGroup + 1);
+  resize(sum32_, widest / kGroup + 1);
+  for (auto& v : scratch_) v.resize(static_cast<size_t>(2 * num_rows * kStrip + 2 * padded_head_dim_));
+  reserved_rows_ = num_rows;
+}
+
+Activations Forward::activations(float* x, int64_t stride, int64_t columns) const {
+  Activations a;
+  a.columns = columns;
+  a.x = x;
+  a.stride_x = stride;
+  const auto at = [](const auto& v) { return const_cast<typename std::decay_t<decltype(v)>::value_type*>(v.data()); };
+  a.q32 = at(q32_);
+  a.scale32 = at(scale32_);
+  a.sum32 = at(sum32_);
+  a.scaled_sum32 = at(scaled_sum32_);
+  a.high = {at(q256_), at(scale256_), at(sum256_), at(sum16_)};
+  a.low = {at(q256_low_), at(scale256_low_), at(sum256_low_), at(sum16_low_)};
+  return a;
+}
+
+void Forward::quantize(const float* x, int64_t row, int64_t columns, const Needs& needs) {
+  const Activations a = activations(nullptr, 0, columns);
+  if (needs.per_32) {
+    const int64_t at = row * (columns / kGroup);
+    kernels_.quantize_32(x, columns, a.q32 + row * columns, a.scale32 + at, a.sum32 + at, a.scaled_sum32 + at);
+  }
+  if (needs.per_256) {
+    const auto plane = [&](const KPlane& p) {
+      return KPlane{p.q + row * columns, p.scale + row * (columns / kSuperBlock),
+                    p.sum + row * (columns / kGroup), p.sum16 + row * (columns / 16)};
+    };
+    kernels_.quantize_256(x, columns, plane(a.high), plane(a.low));
+  }
+}
+
+int64_t Forward::grain(int64_t num_strips) const {
+  return std::max<int64_t>(1, num_strips / (pool_.num_threads() * 8));
+}
+
+void Forward::multiply(const TileMatrix& m, const Activations& a, int64_t num_rows, const float* bias,
+                       float* out, int64_t stride, bool accumulate) {
+  pool_.parallel(m.num_strips(), grain(m.num_strips()), [&](int64_t first, int64_t last) {
+    std::vector<float>& scratch = scratch_[static_cast<size_t>(pool_.thread_index())];
+    for (int64_t s = first; s < last; ++s) {
+      const int64_t column = s * kStrip, width = std::min<int64_t>(kStrip, m.rows - column);
+      if (!accumulate) {
+        kernels_.matmul_strip(m, s, a, num_rows, out + column, stride);
+        if (bias == nullptr) continue;
+        for (int64_t r = 0; r < num_rows; ++r) kernels_.add(out + r * stride + column, bias + column, width);
+      } else {
+        kernels_.matmul_strip(m, s, a, num_rows, scratch.data(), kStrip);
+        for (int64_t r = 0; r < num_rows; ++r) {
+          kernels_.add(out + r * stride + column, scratch.data() + r * kStrip, width);
+        }
+      }
+    }
+  });
+}
+
+void Forward::run(const std::vector<Row>& rows, const int32_t* token_ids) {
+  const auto num_rows = static_cast<int64_t>(rows.size());
+  reserve(num_rows);
+  plan_attention(rows);
+  pool_.run([&](int) {
+    pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
+      for (int64_t r = first; r < last; ++r) {
+        float* x = x_.data() + r * spec_.hidden_size;
+        kernels_.dequantize_row(weights_.embed, token_ids[r], x);
+        if (spec_.embedding_scale != 1.0f) kernels_.scale(x, spec_.embedding_scale, spec_.hidden_size);
+        for (int64_t i = 0; i < num_pairs_; ++i) {
+          // As transformers: the angle is a float product; its sine and cosine are exact to a float.
+          const float angle = static_cast<float>(rows[static_cast<size_t>(r)].position) *
+                              spec_.rope_inv_freq[static_cast<size_t>(i)];
+          const double factor = spec_.rope_attention_factor;
+          cos_[static_cast<size_t>(r * num_pairs_ + i)] = static_cast<float>(std::cos(static_cast<double>(angle)) * factor);
+          sin_[static_cast<size_t>(r * num_pairs_ + i)] = static_cast<float>(std::sin(static_cast<double>(angle)) * factor);
+        }
+      }
+    });
+    for (int64_t i = 0; i < spec_.num_layers; ++i) layer(i, rows);
+  });
+}
+
+void Forward::layer(int64_t index, const std::vector<Row>& rows) {
+  const LayerWeights& w = weights_.layers[static_cast<size_t>(index)];
+  const auto num_rows = static_cast<int64_t>(rows.size());
+  const int64_t hidden = spec_.hidden_size;
+  Needs qkv, out;
+  for (const TileMatrix* m : {&w.q, &w.k, &w.v}) qkv.of(*m);
+  out.of(w.o);
+  pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r) {
+      float* norm = norm_.data() + r * hidden;
+      kernels_.rms_norm(x_.data() + r * hidden, w.attn_norm.data(), hidden, spec_.norm_eps, norm);
+      quantize(norm, r, hidden, qkv);
+    }
+  });
+  project_qkv(w, num_rows);
+  pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r) rotate_and_cache(index, w, r, rows[static_cast<size_t>(r)]);
+  });
+  attend(index, rows);
+  pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r) {
+      merge_row(r);
+      quantize(attended_.data() + r * w.o.columns, r, w.o.columns, out);
+    }
+  });
+  multiply(w.o, activations(attended_.data(), w.o.columns, w.o.columns), num_rows, nullptr, x_.data(), hidden, true);
+  feed_forward(w, num_rows);
+}
+
+// The strips of the three matrices form one list, so that threads meet once.
+void Forward::project_qkv(const LayerWeights& w, int64_t num_rows) {
+  const Activations a = activations(norm_.data(), spec_.hidden_size, spec_.hidden_size);
+  const struct {
+    const TileMatrix& m;
+    const std::vector<float>& bias;
+    float* out;
+  } parts[] = {{w.q, w.q_bias, q_raw_.data()}, {w.k, w.k_bias, k_raw_.data()}, {w.v, w.v_bias, v_raw_.data()}};
+  const int64_t total = w.q.num_strips() + w.k.num_strips() + w.v.num_strips();
+  pool_.parallel(total, grain(total), [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      int64_t strip = i;
+      const auto* part = parts;
+      for (; strip >= part->m.num_strips(); ++part) strip -= part->m.num_strips();
+      const int64_t column = strip * kStrip, stride = part->m.padded_rows();
+      kernels_.matmul_strip(part->m, strip, a, num_rows, part->out + column, stride);
+      if (part->bias.empty()) continue;
+      const int64_t width = std::min<int64_t>(kStrip, part->m.rows - column);
+      for (int64_t r = 0; r < num_rows; ++r) {
+        kernels_.add(part->out + r * stride + column, part->bias.data() + column, width);
+      }
+    }
+  });
+}
+
+void Forward::rotate_and_cache(int64_t index, const LayerWeights& w, int64_t row, const Row& at) {
+  const int64_t d = spec_.head_dim, padded = padded_head_dim_;
+  const bool interleaved = spec_.rope_kind == RopeKind::interleaved;
+  const float *cos = cos_.data() + row * num_pairs_, *sin = sin_.data() + row * num_pairs_;
+  const auto prepare = [&](float* head, const std::vector<float>& norm) {
+    if (!norm.empty()) kernels_.rms_norm(head, norm.data(), d, spec_.norm_eps, head);
+    if (spec_.rope_kind != RopeKind::none) kernels_.rope(head, cos, sin, num_pairs_, interleaved);
+  };
+  const bool balanced = cache_.layout.int8;
+  for (int64_t h = 0; h < spec_.num_heads; ++h) {
+    float* head = q_raw_.data() + row * w.q.padded_rows() + h * d;
+    prepare(head, w.q_norm);
+    float* out = query_.data() + (row * spec_.num_heads + h) * padded;
+    const float* balance = w.key_balance.data() + h / group_heads_ * d;
+    for (int64_t c = 0; c < d; ++c) out[c] = head[c] * attention_scale_ * (balanced ? balance[c] : 1.0f);
+    std::fill(out + d, out + padded, 0.0f);
+  }
+  float* key = scratch_[static_cast<size_t>(pool_.thread_index())].data();
+  float* value = key + padded;
+  std::fill(key, key + 2 * padded, 0.0f);
+  const int64_t block = at.block_table[at.position / kBlockSize], slot = at.position % kBlockSize;
+  for (int64_t h = 0; h < spec_.num_kv_heads; ++h) {
+    float* head = k_raw_.data() + row * w.k.padded_rows() + h * d;
+    prepare(head, w.k_norm);
+    const float* balance = w.key_balance.data() + h * d;
+    for (int64_t c = 0; c < d; ++c) key[c] = balanced ? head[c] / balance[c] : head[c];
+    std::memcpy(value, v_raw_.data() + row * w.v.padded_rows() + h * d, static_cast<size_t>(d) * sizeof(float));
+    kernels_.write_kv(cache_.layout, cache_.head(index, h) + block * cache_.block_stride(), slot, key, value);
+  }
+}
+
+// One unit for each row and KV head; with few rows, one for each chunk of the context too, so that all
+// threads have work. Chunks are merged in their order either way: the same bits.
+void Forward::plan_attention(const std::vector<Row>& rows) {
+  const auto num_rows = static_cast<int64_t>(rows.size());
+  const int64_t heads = spec_.num_kv_heads;
+  const bool split = num_rows * heads < 8 * pool_.num_threads();
+  units_.clear();
+  num_chunks_.assign(rows.size(), 1);
+  first_partial_.assign(rows.size(), 0);
+  int64_t partials = 0;
+  for (int64_t r = 0; r < num_rows; ++r) {
+    const int64_t end = rows[static_cast<size_t>(r)].position + 1;
+    const int64_t begin = spec_.sliding_window > 0 ? std::max<int64_t>(0, end - spec_.sliding_window) : 0;
+    const int64_t first = begin / kAttentionChunk, last = (end - 1) / kAttentionChunk;
+    const int64_t chunks = split ? last - first + 1 : 1;
+    num_chunks_[static_cast<size_t>(r)] = chunks;
+    first_partial_[static_cast<size_t>(r)] = partials;
+    for (int64_t h = 0; h < heads; ++h) {
+      if (!split) {
+        units_.push_back({r, h, begin, end, partials});
+        continue;
+      }
+      for (int64_t c = first; c <= last; ++c) {
+        units_.push_back({r, h, std::max(begin, c * kAttentionChunk), std::min(end, (c + 1) * kAttentionChunk),
+                          partials + c - first});
+      }
+    }
+    partials += chunks;
+  }
+  const auto need = static_cast<size_t>(partials * spec_.num_heads);
+  if (partial_max_.size() < need) {
+    partial_.resize(need * static_cast<size_t>(padded_head_dim_));
+    partial_max_.resize(need);
+    partial_sum_.resize(need);
+  }
+}
+
+void Forward::attend(int64_t index, const std::vector<Row>& rows) {
+  const auto size = static_cast<int64_t>(units_.size());
+  pool_.parallel(size, std::max<int64_t>(1, size / (pool_.num_threads() * 16)), [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const AttentionUnit& unit = units_[static_cast<size_t>(i)];
+      attend_unit(index, unit, rows[static_cast<size_t>(unit.row)]);
+    }
+  });
+}
+
+void Forward::attend_unit(int64_t index, const AttentionUnit& unit, const Row& row) {
+  const int64_t first_head = unit.kv_head * group_heads_;
+  const int64_t at = unit.partial * spec_.num_heads + first_head;
+  float* out = partial_.data() + at * padded_head_dim_;
+  std::vector<float>& scratch = scratch_[static_cast<size_t>(pool_.thread_index())];
+  const auto more = static_cast<size_t>(group_heads_ * (padded_head_dim_ + 2));
+  if (scratch.size() < more) scratch.resize(more);
+  AttentionTask task{};
+  task.layout = &cache_.layout;
+  task.blocks = cache_.head(index, unit.kv_head);
+  task.block_stride = cache_.block_stride();
+  task.block_table = row.block_table;
+  task.num_heads = group_heads_;
+  task.query = query_.data() + (unit.row * spec_.num_heads + first_head) * padded_head_dim_;
+  task.softcap = spec_.attention_softcap;
+  for (int64_t begin = unit.begin; begin < unit.end;) {
+    const int64_t end = std::min(unit.end, (begin / kAttentionChunk + 1) * kAttentionChunk);
+    const bool first = begin == unit.begin;
+    task.begin = begin;
+    task.end = end;
+    task.out = first ? out : scratch.data();
+    task.max = first ? partial_max_.data() + at : scratch.data() + group_heads_ * padded_head_dim_;
+    task.sum = first ? partial_sum_.data() + at : task.max + group_heads_;
+    kernels_.attend(task);
+    for (int64_t h = 0; !first && h < group_heads_; ++h) {
+      kernels_.merge_attention(out + h * padded_head_dim_, &partial_max_[static_cast<size_t>(at + h)],
+                               &partial_sum_[static_cast<size_t>(at + h)], task.out + h * padded_head_dim_,
+                               task.max[h], task.sum[h], padded_head_dim_);
+    }
+    begin = end;
+  }
+}
+
+// Merges a row's chunks in their order and divides by the sum of the weights.
+void Forward::merge_row(int64_t row) {
+  const auto first = first_partial_[static_cast<size_t>(row)];
+  for (int64_t h = 0; h < spec_.num_heads; ++h) {
+    const auto at = [&](int64_t chunk) { return static_cast<size_t>((first + chunk) * spec_.num_heads + h); };
+    float* acc = partial_.data() + at(0) * static_cast<size_t>(padded_head_dim_);
+    for (int64_t c = 1; c < num_chunks_[static_cast<size_t>(row)]; ++c) {
+      kernels_.merge_attention(acc, &partial_max_[at(0)], &partial_sum_[at(0)],
+                               partial_.data() + at(c) * static_cast<size_t>(padded_head_dim_),
+                               partial_max_[at(c)], partial_sum_[at(c)], padded_head_dim_);
+    }
+    float* out = attended_.data() + (row * spec_.num_heads + h) * spec_.head_dim;
+    const float inverse = 1.0f / partial_sum_[at(0)];
+    for (int64_t c = 0; c < spec_.head_dim; ++c) out[c] = acc[c] * inverse;
+  }
+}
+
+void Forward::feed_forward(const LayerWeights& w, int64_t num_rows) {
+  const int64_t hidden = spec_.hidden_size, inner = round_up(spec_.intermediate_size, kStrip);
+  Needs in, mid;
+  in.of(w.gate);
+  in.of(w.up);
+  mid.of(w.down);
+  pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r) {
+      float* norm = norm_.data() + r * hidden;
+      kernels_.rms_norm(x_.data() + r * hidden, w.ffn_norm.data(), hidden, spec_.norm_eps, norm);
+      quantize(norm, r, hidden, in);
+    }
+  });
+  const Activations a = activations(norm_.data(), hidden, hidden);
+  const auto activate = spec_.activation == Activation::silu ? kernels_.silu_mul : kernels_.gelu_mul;
+  pool_.parallel(w.gate.num_strips(), grain(w.gate.num_strips()), [&](int64_t first, int64_t last) {
+    float* gate = scratch_[static_cast<size_t>(pool_.thread_index())].data();
+    float* up = gate + num_rows * kStrip;
+    for (int64_t s = first; s < last; ++s) {
+      kernels_.matmul_strip(w.gate, s, a, num_rows, gate, kStrip);
+      kernels_.matmul_strip(w.up, s, a, num_rows, up, kStrip);
+      for (int64_t r = 0; r < num_rows; ++r) {
+        activate(gate + r * kStrip, up + r * kStrip, kStrip, inner_.data() + r * inner + s * kStrip);
+      }
+    }
+  });
+  pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r) quantize(inner_.data() + r * inner, r, w.down.columns, mid);
+  });
+  multiply(w.down, activations(inner_.data(), inner, w.down.columns), num_rows, nullptr, x_.data(), hidden, true);
+}
+
+void Forward::logits(const int64_t* rows, int64_t num_rows, float* logits) {
+  const int64_t hidden = spec_.hidden_size;
+  Needs needs;
+  needs.of(weights_.output);
+  pool_.run([&](int) {
+    pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        float* norm = norm_.data() + i * hidden;
+        kernels_.rms_norm(x_.data() + rows[i] * hidden, weights_.output_norm.data(), hidden, spec_.norm_eps, norm);
+        quantize(norm, i, hidden, needs);
+      }
+    });
+    multiply(weights_.output, activations(norm_.data(), hidden, hidden), num_rows, nullptr, logits, padded_vocab(), false);
+    if (spec_.logit_softcap > 0.0f) {
+      pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i) {
+          kernels_.softcap(logits + i * padded_vocab(), spec_.logit_softcap, spec_.vocab_size);
+        }
+      });
+    }
+  });
+}
+
+}  // namespace outpace

@@ -1,0 +1,105 @@
+// The decoder's forward pass over the rows of one step, driven by a ModelSpec.
+//
+// All threads run it side by side; `ThreadPool::parallel` spreads each operation over them and ends
+// with a barrier. Every operation is row-wise, so a row's result depends on that row alone.
+#pragma once
+
+#include <vector>
+
+#include "api.h"
+#include "kernels/kernels.h"
+#include "memory.h"
+#include "thread_pool.h"
+#include "weights.h"
+
+namespace outpace {
+
+KVLayout kv_layout(const ModelSpec& spec, KVFormat format);
+
+// The paged KV cache: for each layer and block, the shares of all KV heads.
+struct KVCache {
+  KVLayout layout;
+  int64_t num_blocks = 0, num_kv_heads = 0;
+  HugeBuffer memory;
+
+  int64_t block_stride() const { return num_kv_heads * layout.bytes; }
+  // Block 0 of a layer's KV head.
+  uint8_t* head(int64_t layer, int64_t kv_head) const {
+    return memory.data() + layer * num_blocks * block_stride() + kv_head * layout.bytes;
+  }
+};
+
+// A row's place: which request, which position.
+struct Row {
+  int64_t request, position;
+  const int32_t* block_table;
+};
+
+class Forward {
+ public:
+  Forward(const ModelSpec& spec, const Weights& weights, KVCache& cache, const Kernels& kernels,
+          ThreadPool& pool);
+
+  // Runs all layers over the rows; hidden() then holds their final states, before the output norm.
+  void run(const std::vector<Row>& rows, const int32_t* token_ids);
+
+  // Logits of some of the rows of the last run(). logits: [rows.size(), padded vocabulary]
+  void logits(const int64_t* rows, int64_t num_rows, float* logits);
+
+  int64_t padded_vocab() const { return weights_.output.padded_rows(); }
+
+ private:
+  struct AttentionUnit {
+    int64_t row, kv_head, begin, end;  // tokens
+    int64_t partial;                   // index of its result among the partial ones, -1: the row's only one
+  };
+
+  void reserve(int64_t num_rows);
+  void plan_attention(const std::vector<Row>& rows);
+  void layer(int64_t index, const std::vector<Row>& rows);
+  void project_qkv(const LayerWeights& w, int64_t num_rows);
+  void rotate_and_cache(int64_t index, const LayerWeights& w, int64_t row, const Row& at);
+  void attend(int64_t index, const std::vector<Row>& rows);
+  void attend_unit(int64_t index, const AttentionUnit& unit, const Row& row);
+  void merge_row(int64_t row);
+  void feed_forward(const LayerWeights& w, int64_t num_rows);
+
+  // Quantizes a row as the matrices that read it need it.
+  struct Needs {
+    bool per_32 = false, per_256 = false;
+    void of(const TileMatrix& m) {
+      per_32 |= !is_float(m.format) && !is_k(m.format);
+      per_256 |= is_k(m.format);
+    }
+  };
+  void quantize(const float* x, int64_t row, int64_t columns, const Needs& needs);
+  Activations activations(float* x, int64_t stride, int64_t columns) const;
+  // out[row][..] (+)= x W^T (+ bias); strips spread over the threads.
+  void multiply(const TileMatrix& m, const Activations& a, int64_t num_rows, const float* bias, float* out,
+                int64_t stride, bool accumulate);
+  int64_t grain(int64_t num_strips) const;
+
+  const ModelSpec& spec_;
+  const Weights& weights_;
+  KVCache& cache_;
+  const Kernels& kernels_;
+  ThreadPool& pool_;
+  const int64_t padded_head_dim_, num_pairs_, group_heads_;
+  const float attention_scale_;
+
+  int64_t reserved_rows_ = 0;
+  // Rows of floats, each [reserved_rows_, its width].
+  std::vector<float> x_, norm_, q_raw_, k_raw_, v_raw_, query_, attended_, inner_;
+  std::vector<float> cos_, sin_;
+  // The quantized activations of the current operation, wide enough for the widest.
+  std::vector<int8_t> q32_, q256_, q256_low_;
+  std::vector<float> scale32_, scaled_sum32_, scale256_, scale256_low_;
+  std::vector<int32_t> sum32_, sum16_, sum16_low_;
+  std::vector<int16_t> sum256_, sum256_low_;
+  std::vector<AttentionUnit> units_;
+  std::vector<int64_t> num_chunks_, first_partial_;  // per row
+  std::vector<float> partial_, partial_max_, partial_sum_;  // [partials, num_heads, (padded_head_dim)]
+  std::vector<std::vector<float>> scratch_;                 // per thread
+};
+
+}  // namespace outpace

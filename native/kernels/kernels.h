@@ -1,0 +1,88 @@
+// What a tier offers to the forward pass: one table of functions for each instruction set.
+//
+// Every function works on rows that know nothing of each other, adds in one fixed order and uses no
+// fused multiply-add, so all tiers give the same bits. (The tiers are compiled from the same sources
+// with -ffp-contract=off and without -ffast-math: the compiler may not reorder a sum.)
+#pragma once
+
+#include <cstdint>
+
+#include "tiles.h"
+
+namespace outpace {
+
+// One KV head's share of one block of 32 tokens, in bytes from its start. head_dim is padded to 16.
+//   int8: keys u8 [2][head_dim / 4][16 tokens][4], biased by 128; values i8 [32][head_dim];
+//         key scales f32 [32]; value scales f32 [32]
+//   f16:  keys [2][head_dim][16 tokens]; values [32][head_dim]
+struct KVLayout {
+  bool int8 = true;
+  int64_t head_dim = 0;  // padded to a multiple of 16
+  int64_t value_offset = 0, key_scale_offset = 0, value_scale_offset = 0, bytes = 0;
+};
+
+constexpr int kAttentionChunk = 512;  // tokens whose scores are normalised together
+constexpr int kBlockTokens = 32;      // as kBlockSize in api.h
+constexpr int kMaxHeadDim = 256;
+
+// The attention of `num_heads` query heads of one row over the tokens [begin, end) of one KV head.
+struct AttentionTask {
+  const KVLayout* layout;
+  const uint8_t* blocks;          // block 0 of this KV head
+  int64_t block_stride;           // bytes from one block to the next
+  const int32_t* block_table;     // [end / 32 + 1] block ids of the request
+  int64_t begin, end;             // tokens; all within one chunk of kAttentionChunk
+  int64_t num_heads;
+  const float* query;             // [num_heads, head_dim], rotated, scaled and balanced
+  float softcap;
+  float* out;                     // [num_heads, head_dim] sum of weight x value, not normalised
+  float* max;                     // [num_heads] the largest score
+  float* sum;                     // [num_heads] sum of the weights
+};
+
+struct Kernels {
+  const char* name;
+
+  // out[r * out_stride + i] = sum over k of weight[16 strip + i][k] x activation[r][k].
+  void (*matmul_strip)(const TileMatrix& weights, int64_t strip, const Activations& activations,
+                       int64_t num_rows, float* out, int64_t out_stride);
+  // One output's weights, as floats. out: [columns]
+  void (*dequantize_row)(const TileMatrix& weights, int64_t row, float* out);
+  // Rows in the file's layout -> one strip. rows[i] points to the bytes of output i, or is null.
+  void (*pack_strip)(const TileMatrix& weights, const uint8_t* const rows[kStrip], uint8_t* strip);
+  // A row of floats in the file (f32, f16, bf16) -> blocks of q8_0 or q4_0 as in a GGUF file.
+  void (*quantize_weights)(Format from, Format to, const uint8_t* row, int64_t columns, uint8_t* out);
+
+  void (*quantize_32)(const float* x, int64_t n, int8_t* q, float* scale, int32_t* sum,
+                      float* scaled_sum);
+  // n: a multiple of 256; the planes' pointers are those of this row.
+  void (*quantize_256)(const float* x, int64_t n, const KPlane& high, const KPlane& low);
+
+  void (*rms_norm)(const float* x, const float* weight, int64_t n, float eps, float* out);
+  void (*add)(float* x, const float* y, int64_t n);                    // x += y
+  void (*scale)(float* x, float factor, int64_t n);                    // x *= factor
+  void (*softcap)(float* x, float cap, int64_t n);                     // x = cap tanh(x / cap)
+  void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);
+  void (*gelu_mul)(const float* gate, const float* up, int64_t n, float* out);
+  // Rotates one head in place; cos and sin: [num_pairs].
+  void (*rope)(float* head, const float* cos, const float* sin, int64_t num_pairs, bool interleaved);
+
+  // Writes one token's key and value; k and v: [head_dim].
+  void (*write_kv)(const KVLayout& layout, uint8_t* block, int64_t slot, const float* k, const float* v);
+  void (*attend)(const AttentionTask& task);
+  // acc, acc_max, acc_sum take in another chunk's result; n: head_dim.
+  void (*merge_attention)(float* acc, float* acc_max, float* acc_sum, const float* out, float max,
+                          float sum, int64_t n);
+
+  int64_t (*argmax)(const float* x, int64_t n);       // the lowest index wins ties
+  double (*log_sum_exp)(const float* x, int64_t n);   // nats
+  void (*exp)(const float* x, float shift, int64_t n, float* out);  // e^(x - shift)
+};
+
+const Kernels& portable_kernels();
+#if defined(OUTPACE_X86)
+const Kernels& avx2_kernels();
+const Kernels& avx512vnni_kernels();
+#endif
+
+}  // namespace outpace

@@ -1,0 +1,281 @@
+// Matrix products of a strip of 16 outputs with rows of activations, written once for all tiers.
+//
+// Work per group of 32 inputs x 16 outputs (512 weights), with VNNI: 4 to 8 loads of weights and about
+// 12 instructions to unpack them, shared by all rows; then per row 8 dot products (vpdpbusd), and 4
+// float instructions for a group format or 2 integer ones for a K format. At 2 dot products a cycle
+// a row costs about 5 cycles; the bytes of the group (288 for 4.5 bits) take about 60 cycles at
+// 20 GB/s of DRAM bandwidth a core, so up to about 10 rows hide behind the memory.
+//
+// Sums: the integers are exact. Floats are added group by group, super-block by super-block, in the
+// order of the inputs, by a multiplication and an addition (no fused operation).
+
+namespace outpace::OUTPACE_TIER {
+
+// Eight lines of 16 outputs x 4 inputs each, one byte a weight, biased by the format's zero point.
+template <Format F>
+OUTPACE_INLINE void unpack_group(const uint8_t* quants, const uint8_t* high, Lines (&w)[8]) {
+  if constexpr (bits(F) == 8) {
+    for (int q = 0; q < 8; ++q) w[q] = load_lines(quants + 64 * q);
+  } else {
+    for (int l = 0; l < 4; ++l) {
+      const Lines line = load_lines(quants + 64 * l);
+      w[l] = low_nibbles(line);
+      w[l + 4] = high_nibbles(line);
+    }
+  }
+  if constexpr (bits(F) == 5) {
+    for (int q = 0; q < 8; ++q) w[q] = set_bit4(w[q], high + 8 * q);
+  }
+  if constexpr (bits(F) == 6) {
+    for (int h = 0; h < 2; ++h) {
+      const Lines fields = load_lines(high + 64 * h);
+      w[4 * h + 0] = set_bits45<0>(w[4 * h + 0], fields);
+      w[4 * h + 1] = set_bits45<1>(w[4 * h + 1], fields);
+      w[4 * h + 2] = set_bits45<2>(w[4 * h + 2], fields);
+      w[4 * h + 3] = set_bits45<3>(w[4 * h + 3], fields);
+    }
+  }
+}
+
+constexpr int log2_of(int x) { return x <= 1 ? 0 : 1 + log2_of(x / 2); }
+
+// Two chains of four, so that few rows are not bound by the latency of the dot product.
+template <Format F>
+OUTPACE_INLINE Ints dot_group(const Lines (&w)[8], const int8_t* a) {
+  constexpr bool small = bits(F) < 8;
+  Ints even = zero_ints(), odd = zero_ints();
+  for (int q = 0; q < 8; q += 2) {
+    even = dot<small>(even, w[q], a + 4 * q);
+    odd = dot<small>(odd, w[q + 1], a + 4 * q + 4);
+  }
+  return add(even, odd);
+}
+
+template <Format F, int R>
+void group_rows(const TileMatrix& m, const uint8_t* strip, const Activations& a, int64_t row0, float* out,
+                int64_t out_stride) {
+  const int64_t groups = m.columns / kGroup;
+  const uint8_t* quants = strip;
+  const uint8_t* high = strip + m.high_offset;
+  const uint8_t* scales = strip + m.scale_offset;
+  Floats acc[R];
+  for (int r = 0; r < R; ++r) acc[r] = set_floats(0.0f);
+  for (int64_t g = 0; g < groups; ++g) {
+    __builtin_prefetch(quants + 3072);
+    __builtin_prefetch(quants + 3136);
+    __builtin_prefetch(quants + 3200);
+    __builtin_prefetch(quants + 3264);
+    Lines w[8];
+    unpack_group<F>(quants, high, w);
+    const Floats d = load_halves(scales);
+    for (int r = 0; r < R; ++r) {
+      const int64_t row = row0 + r, index = row * groups + g;
+      Ints sum = dot_group<F>(w, a.q32 + row * m.columns + g * kGroup);
+      if constexpr (zero_point(F) != 0) {
+        sum = sub(sum, shift_left<log2_of(zero_point(F))>(set_ints(a.sum32[index])));
+      }
+      acc[r] = add(acc[r], mul(to_floats(sum), mul(d, set_floats(a.scale32[index]))));
+      if constexpr (has_min(F)) {
+        acc[r] = add(acc[r], mul(load_halves(scales + 32), set_floats(a.scaled_sum32[index])));
+      }
+    }
+    quants += quant_bytes(F);
+    high += high_bytes(F);
+    scales += scale_bytes(F);
+  }
+  for (int r = 0; r < R; ++r) store(out + r * out_stride, acc[r]);
+}
+
+// ggml's 12 bytes of a super-block's eight 6-bit scales and minima, as bytes for groups 0-3 and 4-7.
+OUTPACE_INLINE void unpack_scales(const uint8_t* words, Ints (&scale)[2], Ints (&min)[2]) {
+  const Ints w0 = load_ints(words), w1 = load_ints(words + 64), w2 = load_ints(words + 128);
+  scale[0] = bit_and(w0, 0x3f3f3f3f);
+  min[0] = bit_and(w1, 0x3f3f3f3f);
+  scale[1] = bit_or(bit_and(w2, 0x0f0f0f0f), bit_and(shift_right<2>(w0), 0x30303030));
+  min[1] = bit_or(bit_and(shift_right<4>(w2), 0x0f0f0f0f), bit_and(shift_right<2>(w1), 0x30303030));
+}
+
+template <int Byte>
+OUTPACE_INLINE Ints byte_of(Ints words) {
+  return bit_and(shift_right<8 * Byte>(words), 0xff);
+}
+
+// One group of a Q4_K or Q5_K super-block: acc[r] += scale x (w . a).
+template <Format F, int R, int Group>
+OUTPACE_INLINE void k_group(const uint8_t* quants, const uint8_t* high, const Ints (&scale)[2],
+                            const int8_t* q, int64_t columns, Ints (&acc)[R]) {
+  Lines w[8];
+  unpack_group<F>(quants + Group * quant_bytes(F), high + Group * high_bytes(F), w);
+  const Ints s = byte_of<Group % 4>(scale[Group / 4]);
+  for (int r = 0; r < R; ++r) {
+    acc[r] = add(acc[r], mul(dot_group<F>(w, q + r * columns + Group * kGroup), s));
+  }
+}
+
+template <Format F, int R>
+OUTPACE_INLINE void k_super_block(const uint8_t* quants, const uint8_t* high, const uint8_t* scales,
+                                  const KPlane& a, int64_t columns, int64_t row0, int64_t block,
+                                  Floats (&out)[R]) {
+  Ints scale[2], min[2], acc[R];
+  unpack_scales(scales, scale, min);
+  for (int r = 0; r < R; ++r) acc[r] = zero_ints();
+  const int8_t* q = a.q + row0 * columns + block * kSuperBlock;
+  k_group<F, R, 0>(quants, high, scale, q, columns, acc);
+  k_group<F, R, 1>(quants, high, scale, q, columns, acc);
+  k_group<F, R, 2>(quants, high, scale, q, columns, acc);
+  k_group<F, R, 3>(quants, high, scale, q, columns, acc);
+  k_group<F, R, 4>(quants, high, scale, q, columns, acc);
+  k_group<F, R, 5>(quants, high, scale, q, columns, acc);
+  k_group<F, R, 6>(quants, high, scale, q, columns, acc);
+  k_group<F, R, 7>(quants, high, scale, q, columns, acc);
+  const Floats d = load_halves(scales + 192), dmin = load_halves(scales + 224);
+  // The minima of groups (0, 2), (1, 3), (4, 6), (5, 7) as pairs of 16-bit numbers.
+  const Ints m02 = bit_and(min[0], 0x00ff00ff), m13 = bit_and(shift_right<8>(min[0]), 0x00ff00ff);
+  const Ints m46 = bit_and(min[1], 0x00ff00ff), m57 = bit_and(shift_right<8>(min[1]), 0x00ff00ff);
+  for (int r = 0; r < R; ++r) {
+    const int64_t row = row0 + r;
+    const int16_t* sum = a.sum + row * (columns / kGroup) + block * 8;
+    Ints lows = dot_pairs(dot_pairs(zero_ints(), m02, sum), m13, sum + 2);
+    lows = dot_pairs(dot_pairs(lows, m46, sum + 4), m57, sum + 6);
+    const Floats scale_a = set_floats(a.scale[row * (columns / kSuperBlock) + block]);
+    out[r] = add(out[r], mul(to_floats(acc[r]), mul(d, scale_a)));
+    out[r] = sub(out[r], mul(to_floats(lows), mul(dmin, scale_a)));
+  }
+}
+
+// The same for Q6_K: 16 signed scales of 8 bits, no minima.
+template <Format F, int R>
+  requires(F == Format::q6_k)
+OUTPACE_INLINE void k_super_block(const uint8_t* quants, const uint8_t* high, const uint8_t* scales,
+                                  const KPlane& a, int64_t columns, int64_t row0, int64_t block,
+                                  Floats (&out)[R]) {
+  Ints acc[R];
+  for (int r = 0; r < R; ++r) acc[r] = zero_ints();
+  for (int g = 0; g < 8; ++g) {
+    Lines w[8];
+    unpack_group<F>(quants + g * quant_bytes(F), high + g * high_bytes(F), w);
+    const auto* s = reinterpret_cast<const int8_t*>(scales) + 32 * g;
+    const Ints s0 = load_bytes(s), s1 = load_bytes(s + 16);
+    for (int r = 0; r < R; ++r) {
+      const int64_t row = row0 + r;
+      const int8_t* q = a.q + row * columns + block * kSuperBlock + g * kGroup;
+      const int32_t* sum = a.sum16 + row * (columns / 16) + block * 16 + 2 * g;
+      Ints first = zero_ints(), second = zero_ints();
+      for (int i = 0; i < 4; ++i) {
+        first = dot<true>(first, w[i], q + 4 * i);
+        second = dot<true>(second, w[i + 4], q + 16 + 4 * i);
+      }
+      first = sub(first, shift_left<5>(set_ints(sum[0])));
+      second = sub(second, shift_left<5>(set_ints(sum[1])));
+      acc[r] = add(acc[r], add(mul(first, s0), mul(second, s1)));
+    }
+  }
+  const Floats d = load_halves(scales + 256);
+  for (int r = 0; r < R; ++r) {
+    const Floats scale_a = set_floats(a.scale[(row0 + r) * (columns / kSuperBlock) + block]);
+    out[r] = add(out[r], mul(to_floats(acc[r]), mul(d, scale_a)));
+  }
+}
+
+// The low plane of one row's super-block; rare, so it unpacks the weights again.
+template <Format F>
+__attribute__((noinline)) void k_low_plane(const uint8_t* quants, const uint8_t* high,
+                                           const uint8_t* scales, const Activations& a, int64_t row,
+                                           int64_t block, Floats& out) {
+  Floats acc[1] = {out};
+  k_super_block<F, 1>(quants, high, scales, a.low, a.columns, row, block, acc);
+  out = acc[0];
+}
+
+template <Format F, int R>
+void k_rows(const TileMatrix& m, const uint8_t* strip, const Activations& a, int64_t row0, float* out,
+            int64_t out_stride) {
+  const uint8_t* quants = strip;
+  const uint8_t* high = strip + m.high_offset;
+  const uint8_t* scales = strip + m.scale_offset;
+  const int64_t blocks = m.columns / kSuperBlock;
+  Floats acc[R];
+  for (int r = 0; r < R; ++r) acc[r] = set_floats(0.0f);
+  for (int64_t block = 0; block < blocks; ++block) {
+    for (int line = 0; line < 8 * quant_bytes(F); line += 64) __builtin_prefetch(quants + 4096 + line);
+    k_super_block<F, R>(quants, high, scales, a.high, a.columns, row0, block, acc);
+    for (int r = 0; r < R; ++r) {
+      if (a.low.scale[(row0 + r) * blocks + block] != 0.0f) {
+        k_low_plane<F>(quants, high, scales, a, row0 + r, block, acc[r]);
+      }
+    }
+    quants += 8 * quant_bytes(F);
+    high += 8 * high_bytes(F);
+    scales += scale_bytes(F);
+  }
+  for (int r = 0; r < R; ++r) store(out + r * out_stride, acc[r]);
+}
+
+template <Format F>
+OUTPACE_INLINE Floats load_weights(const uint8_t* p) {
+  if constexpr (F == Format::f32) return load_floats(reinterpret_cast<const float*>(p));
+  if constexpr (F == Format::f16) return load_halves(p);
+  if constexpr (F == Format::bf16) return load_bf16(p);
+}
+
+template <Format F, int R>
+void float_rows(const TileMatrix& m, const uint8_t* strip, const Activations& a, int64_t row0, float* out,
+                int64_t out_stride) {
+  Floats acc[R];
+  for (int r = 0; r < R; ++r) acc[r] = set_floats(0.0f);
+  const float* x = a.x + row0 * a.stride_x;
+  for (int64_t k = 0; k < m.columns; ++k) {
+    const Floats w = load_weights<F>(strip + k * kStrip * (bits(F) / 8));
+    for (int r = 0; r < R; ++r) acc[r] = add(acc[r], mul(w, set_floats(x[r * a.stride_x + k])));
+  }
+  for (int r = 0; r < R; ++r) store(out + r * out_stride, acc[r]);
+}
+
+template <Format F, int R>
+OUTPACE_INLINE void rows_of(const TileMatrix& m, const uint8_t* strip, const Activations& a, int64_t row0,
+                            float* out, int64_t out_stride) {
+  if constexpr (is_float(F)) {
+    float_rows<F, R>(m, strip, a, row0, out, out_stride);
+  } else if constexpr (is_k(F)) {
+    k_rows<F, R>(m, strip, a, row0, out, out_stride);
+  } else {
+    group_rows<F, R>(m, strip, a, row0, out, out_stride);
+  }
+}
+
+template <Format F>
+void strip_of(const TileMatrix& m, int64_t s, const Activations& a, int64_t num_rows, float* out,
+              int64_t out_stride) {
+  const uint8_t* strip = m.data + s * m.strip_bytes;
+  int64_t row = 0;
+  const auto take = [&]<int R>() {
+    rows_of<F, R>(m, strip, a, row, out + row * out_stride, out_stride);
+    row += R;
+  };
+  while (num_rows - row >= kMaxRows) take.template operator()<kMaxRows>();
+  if constexpr (kMaxRows > 8) {
+    if (num_rows - row >= 8) take.template operator()<8>();
+  }
+  if (num_rows - row >= 4) take.template operator()<4>();
+  if (num_rows - row >= 2) take.template operator()<2>();
+  if (num_rows - row >= 1) take.template operator()<1>();
+}
+
+void matmul_strip(const TileMatrix& m, int64_t strip, const Activations& a, int64_t num_rows, float* out,
+                  int64_t out_stride) {
+  switch (m.format) {
+    case Format::f32: return strip_of<Format::f32>(m, strip, a, num_rows, out, out_stride);
+    case Format::f16: return strip_of<Format::f16>(m, strip, a, num_rows, out, out_stride);
+    case Format::bf16: return strip_of<Format::bf16>(m, strip, a, num_rows, out, out_stride);
+    case Format::q4_0: return strip_of<Format::q4_0>(m, strip, a, num_rows, out, out_stride);
+    case Format::q4_1: return strip_of<Format::q4_1>(m, strip, a, num_rows, out, out_stride);
+    case Format::q5_0: return strip_of<Format::q5_0>(m, strip, a, num_rows, out, out_stride);
+    case Format::q5_1: return strip_of<Format::q5_1>(m, strip, a, num_rows, out, out_stride);
+    case Format::q8_0: return strip_of<Format::q8_0>(m, strip, a, num_rows, out, out_stride);
+    case Format::q4_k: return strip_of<Format::q4_k>(m, strip, a, num_rows, out, out_stride);
+    case Format::q5_k: return strip_of<Format::q5_k>(m, strip, a, num_rows, out, out_stride);
+    case Format::q6_k: return strip_of<Format::q6_k>(m, strip, a, num_rows, out, out_stride);
+  }
+}
+
+}  // namespace outpace::OUTPACE_TIER

@@ -1,0 +1,226 @@
+// The row-wise operations between the matrix products, written once for all tiers.
+//
+// Vectors are of 16 floats whatever the tier (the compiler splits them), and sums are 16 lanes that
+// are folded in one fixed order, so every tier adds the same numbers in the same order.
+
+namespace outpace::OUTPACE_TIER {
+
+typedef float F16x __attribute__((vector_size(64)));
+typedef int32_t I16x __attribute__((vector_size(64)));
+
+OUTPACE_INLINE F16x load16(const float* p) { F16x v; std::memcpy(&v, p, 64); return v; }
+OUTPACE_INLINE void store16(float* p, const F16x& v) { std::memcpy(p, &v, 64); }
+// The last n < 16 values, the other lanes 0.
+OUTPACE_INLINE F16x load_part(const float* p, int64_t n) {
+  F16x v = {};
+  for (int64_t i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+OUTPACE_INLINE void store_part(float* p, const F16x& v, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+}
+
+OUTPACE_INLINE float fold_sum(const F16x& v) {
+  float a[8];
+  for (int i = 0; i < 8; ++i) a[i] = v[i] + v[i + 8];
+  for (int i = 0; i < 4; ++i) a[i] += a[i + 4];
+  return (a[0] + a[2]) + (a[1] + a[3]);
+}
+OUTPACE_INLINE float fold_max(const F16x& v) {
+  float m = v[0];
+  for (int i = 1; i < 16; ++i) m = v[i] > m ? v[i] : m;
+  return m;
+}
+OUTPACE_INLINE F16x max16(const F16x& a, const F16x& b) { return a > b ? a : b; }
+OUTPACE_INLINE F16x min16(const F16x& a, const F16x& b) { return a < b ? a : b; }
+OUTPACE_INLINE F16x abs16(const F16x& a) { return max16(a, -a); }
+
+// Rounds to the nearest integer, ties to even, for |x| < 2^22.
+OUTPACE_INLINE I16x round16(const F16x& x) {
+  const F16x shifted = x + 12582912.0f;
+  I16x bits;
+  std::memcpy(&bits, &shifted, 64);
+  return bits - 0x4b400000;
+}
+
+// e^x to about 2 ulp; Cephes' expf polynomial. x is clamped to [-87, 88].
+OUTPACE_INLINE F16x exp16(F16x x) {
+  x = min16(max16(x, F16x{} - 87.0f), F16x{} + 88.0f);
+  const I16x n = round16(x * 1.44269504088896341f);
+  const F16x nf = __builtin_convertvector(n, F16x);
+  const F16x r = (x - nf * 0.693359375f) - nf * -2.12194440e-4f;
+  F16x p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const I16x power_bits = (n + 127) << 23;
+  F16x power;
+  std::memcpy(&power, &power_bits, 64);
+  return p * power;
+}
+
+// Calls op(load, store) semantics over n values: out[i] = op(in vectors).
+template <class Op>
+OUTPACE_INLINE void map1(const float* a, float* out, int64_t n, Op op) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) store16(out + i, op(load16(a + i)));
+  if (i < n) store_part(out + i, op(load_part(a + i, n - i)), n - i);
+}
+template <class Op>
+OUTPACE_INLINE void map2(const float* a, const float* b, float* out, int64_t n, Op op) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) store16(out + i, op(load16(a + i), load16(b + i)));
+  if (i < n) store_part(out + i, op(load_part(a + i, n - i), load_part(b + i, n - i)), n - i);
+}
+
+OUTPACE_INLINE F16x sum_of_squares(const float* x, int64_t n) {
+  F16x sum = {};
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const F16x v = load16(x + i);
+    sum = sum + v * v;
+  }
+  if (i < n) {
+    const F16x v = load_part(x + i, n - i);
+    sum = sum + v * v;
+  }
+  return sum;
+}
+
+void rms_norm(const float* x, const float* weight, int64_t n, float eps, float* out) {
+  const float mean = fold_sum(sum_of_squares(x, n)) / static_cast<float>(n);
+  const float inverse = 1.0f / __builtin_sqrtf(mean + eps);
+  map2(x, weight, out, n, [&](const F16x& a, const F16x& w) { return (a * inverse) * w; });
+}
+
+void add_rows(float* x, const float* y, int64_t n) {
+  map2(x, y, x, n, [](const F16x& a, const F16x& b) { return a + b; });
+}
+void scale_row(float* x, float factor, int64_t n) {
+  map1(x, x, n, [&](const F16x& a) { return a * factor; });
+}
+OUTPACE_INLINE F16x sigmoid16(const F16x& x) { return 1.0f / (1.0f + exp16(-x)); }
+OUTPACE_INLINE F16x tanh16(const F16x& x) { return 2.0f * sigmoid16(2.0f * x) - 1.0f; }
+void softcap_row(float* x, float cap, int64_t n) {
+  map1(x, x, n, [&](const F16x& a) { return cap * tanh16(a / cap); });
+}
+void silu_mul(const float* gate, const float* up, int64_t n, float* out) {
+  map2(gate, up, out, n, [](const F16x& g, const F16x& u) { return (g * sigmoid16(g)) * u; });
+}
+// The tanh form: x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)).
+void gelu_mul(const float* gate, const float* up, int64_t n, float* out) {
+  map2(gate, up, out, n, [](const F16x& g, const F16x& u) {
+    return (g * sigmoid16(1.5957691216057308f * (g + 0.044715f * (g * g * g)))) * u;
+  });
+}
+
+void rope(float* head, const float* cos, const float* sin, int64_t num_pairs, bool interleaved) {
+  const int64_t step = interleaved ? 2 : 1, other = interleaved ? 1 : num_pairs;
+  for (int64_t i = 0; i < num_pairs; ++i) {
+    float* a = head + i * step;
+    const float x = a[0], y = a[other];
+    a[0] = x * cos[i] - y * sin[i];
+    a[other] = x * sin[i] + y * cos[i];
+  }
+}
+
+OUTPACE_INLINE float largest_magnitude(const float* x, int64_t n) {
+  F16x largest = {};
+  for (int64_t i = 0; i < n; i += 16) largest = max16(largest, abs16(load16(x + i)));
+  return fold_max(largest);
+}
+OUTPACE_INLINE void narrow16(int8_t* out, const I16x& v) {
+  typedef int8_t B16x __attribute__((vector_size(16)));
+  const B16x b = __builtin_convertvector(v, B16x);
+  std::memcpy(out, &b, 16);
+}
+OUTPACE_INLINE int32_t fold_ints(const I16x& v) {
+  int32_t sum = 0;
+  for (int i = 0; i < 16; ++i) sum += v[i];
+  return sum;
+}
+
+void quantize_32(const float* x, int64_t n, int8_t* q, float* scale, int32_t* sum, float* scaled_sum) {
+  for (int64_t g = 0; g < n / kGroup; ++g) {
+    const float* p = x + g * kGroup;
+    const float largest = largest_magnitude(p, kGroup);
+    const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+    const I16x a = round16(load16(p) * inverse), b = round16(load16(p + 16) * inverse);
+    narrow16(q + g * kGroup, a);
+    narrow16(q + g * kGroup + 16, b);
+    scale[g] = largest / 127.0f;
+    sum[g] = fold_ints(a + b);
+    scaled_sum[g] = scale[g] * static_cast<float>(sum[g]);
+  }
+}
+
+// Where group g of a super-block keeps its sum: pairs (0, 2), (1, 3), (4, 6), (5, 7).
+constexpr int kSumOrder[8] = {0, 2, 1, 3, 4, 6, 5, 7};
+
+OUTPACE_INLINE void store_sums(const KPlane& plane, int64_t block, const int32_t (&sum16)[16]) {
+  for (int i = 0; i < 16; ++i) plane.sum16[block * 16 + i] = sum16[i];
+  for (int g = 0; g < 8; ++g) {
+    plane.sum[block * 8 + kSumOrder[g]] = static_cast<int16_t>(sum16[2 * g] + sum16[2 * g + 1]);
+  }
+}
+
+void quantize_256(const float* x, int64_t n, const KPlane& high, const KPlane& low) {
+  for (int64_t block = 0; block < n / kSuperBlock; ++block) {
+    const float* p = x + block * kSuperBlock;
+    const float largest = largest_magnitude(p, kSuperBlock);
+    const float mean_square = fold_sum(sum_of_squares(p, kSuperBlock)) / kSuperBlock;
+    const bool wide = largest * largest > (kWide * kWide) * mean_square;
+    const float steps = wide ? 127.0f * 128.0f : 127.0f;
+    const float inverse = largest > 0.0f ? steps / largest : 0.0f;
+    const float unit = largest / steps;
+    high.scale[block] = wide ? unit * 128.0f : unit;
+    low.scale[block] = wide ? unit : 0.0f;
+    int32_t sum_high[16], sum_low[16];
+    for (int i = 0; i < 16; ++i) {
+      const I16x v = round16(load16(p + 16 * i) * inverse);
+      const I16x h = wide ? v >> 7 : v;
+      const int64_t at = block * kSuperBlock + 16 * i;
+      narrow16(high.q + at, h);
+      sum_high[i] = fold_ints(h);
+      if (wide) {
+        const I16x l = v & 127;
+        narrow16(low.q + at, l);
+        sum_low[i] = fold_ints(l);
+      }
+    }
+    store_sums(high, block, sum_high);
+    if (wide) store_sums(low, block, sum_low);
+  }
+}
+
+int64_t argmax(const float* x, int64_t n) {
+  F16x best = F16x{} - __builtin_inff();
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) best = max16(best, load16(x + i));
+  float largest = fold_max(best);
+  for (; i < n; ++i) largest = x[i] > largest ? x[i] : largest;
+  for (i = 0; i < n; ++i) {
+    if (x[i] == largest) return i;
+  }
+  return 0;  // only where every value is not a number
+}
+
+void exp_row(const float* x, float shift, int64_t n, float* out) {
+  map1(x, out, n, [&](const F16x& a) { return exp16(a - shift); });
+}
+
+double log_sum_exp(const float* x, int64_t n) {
+  const float largest = x[argmax(x, n)];
+  double sum = 0.0;
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) sum += static_cast<double>(fold_sum(exp16(load16(x + i) - largest)));
+  for (; i < n; ++i) {
+    const F16x v = F16x{} + (x[i] - largest);
+    sum += static_cast<double>(exp16(v)[0]);
+  }
+  return static_cast<double>(largest) + __builtin_log(sum);
+}
+
+}  // namespace outpace::OUTPACE_TIER

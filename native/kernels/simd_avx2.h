@@ -1,0 +1,136 @@
+// AVX2 with F16C: two registers hold 16 outputs.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "tiles.h"
+
+namespace outpace::OUTPACE_TIER {
+
+#define OUTPACE_INLINE static inline __attribute__((always_inline))
+
+struct Lines { __m256i lo, hi; };
+struct Ints { __m256i lo, hi; };
+struct Floats { __m256 lo, hi; };
+
+OUTPACE_INLINE __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+
+OUTPACE_INLINE Lines load_lines(const uint8_t* p) { return {load256(p), load256(p + 32)}; }
+OUTPACE_INLINE Lines low_nibbles(Lines a) {
+  const __m256i m = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(a.lo, m), _mm256_and_si256(a.hi, m)};
+}
+OUTPACE_INLINE Lines high_nibbles(Lines a) {
+  return low_nibbles({_mm256_srli_epi16(a.lo, 4), _mm256_srli_epi16(a.hi, 4)});
+}
+// 32 bits -> 16 in the bytes whose bit is set.
+OUTPACE_INLINE __m256i spread_bit4(const uint8_t* mask) {
+  int32_t m;
+  std::memcpy(&m, mask, 4);
+  const __m256i byte_of = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+  const __m256i bit_of = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201));
+  const __m256i bytes = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(m), byte_of), bit_of);
+  return _mm256_and_si256(_mm256_cmpeq_epi8(bytes, bit_of), _mm256_set1_epi8(16));
+}
+OUTPACE_INLINE Lines set_bit4(Lines a, const uint8_t* mask) {
+  return {_mm256_or_si256(a.lo, spread_bit4(mask)), _mm256_or_si256(a.hi, spread_bit4(mask + 4))};
+}
+template <int Field>
+OUTPACE_INLINE __m256i field45(__m256i high) {
+  __m256i h = high;
+  if constexpr (Field == 0) h = _mm256_slli_epi16(high, 4);
+  if constexpr (Field == 1) h = _mm256_slli_epi16(high, 2);
+  if constexpr (Field == 3) h = _mm256_srli_epi16(high, 2);
+  return _mm256_and_si256(h, _mm256_set1_epi8(0x30));
+}
+template <int Field>
+OUTPACE_INLINE Lines set_bits45(Lines a, Lines high) {
+  return {_mm256_or_si256(a.lo, field45<Field>(high.lo)), _mm256_or_si256(a.hi, field45<Field>(high.hi))};
+}
+
+OUTPACE_INLINE Ints zero_ints() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+OUTPACE_INLINE Ints set_ints(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+OUTPACE_INLINE Ints load_ints(const void* p) { return {load256(p), load256(static_cast<const char*>(p) + 32)}; }
+OUTPACE_INLINE Ints load_bytes(const int8_t* p) {
+  return {_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))),
+          _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8)))};
+}
+OUTPACE_INLINE Ints add(Ints a, Ints b) {
+  return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
+}
+OUTPACE_INLINE Ints sub(Ints a, Ints b) {
+  return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)};
+}
+OUTPACE_INLINE Ints mul(Ints a, Ints b) {
+  return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)};
+}
+OUTPACE_INLINE Ints bit_and(Ints a, uint32_t m) {
+  const __m256i v = _mm256_set1_epi32(static_cast<int32_t>(m));
+  return {_mm256_and_si256(a.lo, v), _mm256_and_si256(a.hi, v)};
+}
+OUTPACE_INLINE Ints bit_or(Ints a, Ints b) {
+  return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)};
+}
+template <int N>
+OUTPACE_INLINE Ints shift_right(Ints a) { return {_mm256_srli_epi32(a.lo, N), _mm256_srli_epi32(a.hi, N)}; }
+template <int N>
+OUTPACE_INLINE Ints shift_left(Ints a) { return {_mm256_slli_epi32(a.lo, N), _mm256_slli_epi32(a.hi, N)}; }
+
+template <bool Small>
+OUTPACE_INLINE __m256i dot256(__m256i acc, __m256i w, __m256i a) {
+  if constexpr (Small) {  // 63 x 127 x 2 fits 16 bits
+    const __m256i pairs = _mm256_maddubs_epi16(w, a);
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  } else {  // maddubs would saturate: multiply even and odd bytes as 16-bit numbers
+    const __m256i w_even = _mm256_and_si256(w, _mm256_set1_epi16(255)), w_odd = _mm256_srli_epi16(w, 8);
+    const __m256i a_even = _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8), a_odd = _mm256_srai_epi16(a, 8);
+    acc = _mm256_add_epi32(acc, _mm256_madd_epi16(w_even, a_even));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(w_odd, a_odd));
+  }
+}
+template <bool Small>
+OUTPACE_INLINE Ints dot(Ints acc, Lines w, const int8_t* a) {
+  int32_t quad;
+  std::memcpy(&quad, a, 4);
+  const __m256i v = _mm256_set1_epi32(quad);
+  return {dot256<Small>(acc.lo, w.lo, v), dot256<Small>(acc.hi, w.hi, v)};
+}
+OUTPACE_INLINE Ints dot_pairs(Ints acc, Ints w, const int16_t* a) {
+  int32_t pair;
+  std::memcpy(&pair, a, 4);
+  const __m256i v = _mm256_set1_epi32(pair);
+  return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(w.lo, v)),
+          _mm256_add_epi32(acc.hi, _mm256_madd_epi16(w.hi, v))};
+}
+
+OUTPACE_INLINE Floats load_floats(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+OUTPACE_INLINE Floats load_halves(const void* p) {
+  const auto* h = static_cast<const __m128i*>(p);
+  return {_mm256_cvtph_ps(_mm_loadu_si128(h)), _mm256_cvtph_ps(_mm_loadu_si128(h + 1))};
+}
+OUTPACE_INLINE Floats load_bf16(const void* p) {
+  const auto* h = static_cast<const __m128i*>(p);
+  const __m256i lo = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(h)), 16);
+  const __m256i hi = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(h + 1)), 16);
+  return {_mm256_castsi256_ps(lo), _mm256_castsi256_ps(hi)};
+}
+OUTPACE_INLINE Floats set_floats(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+OUTPACE_INLINE Floats to_floats(Ints a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+OUTPACE_INLINE Floats add(Floats a, Floats b) {
+  return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)};
+}
+OUTPACE_INLINE Floats sub(Floats a, Floats b) {
+  return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)};
+}
+OUTPACE_INLINE Floats mul(Floats a, Floats b) {
+  return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
+}
+OUTPACE_INLINE void store(float* p, Floats a) {
+  _mm256_storeu_ps(p, a.lo);
+  _mm256_storeu_ps(p + 8, a.hi);
+}
+
+}  // namespace outpace::OUTPACE_TIER

@@ -1,0 +1,39 @@
+// One tier: the shared sources on top of a simd_*.h, and the table of what they offer.
+//
+// A tier's translation unit includes no C++ standard headers with inline code: a copy of theirs that is
+// compiled for a newer machine could be the one the linker keeps.
+#include "f16.h"
+#include "kernels.h"
+
+#include "matmul.inl"
+#include "pack.inl"
+#include "rows.inl"
+
+#include "attention.inl"
+
+namespace outpace::OUTPACE_TIER {
+
+constexpr Kernels kTable = {
+    .name = kTierName,
+    .matmul_strip = matmul_strip,
+    .dequantize_row = dequantize_row,
+    .pack_strip = pack_strip,
+    .quantize_weights = quantize_weights,
+    .quantize_32 = quantize_32,
+    .quantize_256 = quantize_256,
+    .rms_norm = rms_norm,
+    .add = add_rows,
+    .scale = scale_row,
+    .softcap = softcap_row,
+    .silu_mul = silu_mul,
+    .gelu_mul = gelu_mul,
+    .rope = rope,
+    .write_kv = write_kv,
+    .attend = attend,
+    .merge_attention = merge_attention,
+    .argmax = argmax,
+    .log_sum_exp = log_sum_exp,
+    .exp = exp_row,
+};
+
+}  // namespace outpace::OUTPACE_TIER

@@ -1,0 +1,11 @@
+#define OUTPACE_TIER avx2
+#include "simd_avx2.h"
+
+namespace outpace::OUTPACE_TIER {
+constexpr const char* kTierName = "avx2";
+constexpr int kMaxRows = 4;  // rows whose accumulators fit the registers
+}  // namespace outpace::OUTPACE_TIER
+
+#include "tier.inl"
+
+const outpace::Kernels& outpace::avx2_kernels() { return outpace::OUTPACE_TIER::kTable; }

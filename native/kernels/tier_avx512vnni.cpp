@@ -1,0 +1,11 @@
+#define OUTPACE_TIER avx512vnni
+#include "simd_avx512.h"
+
+namespace outpace::OUTPACE_TIER {
+constexpr const char* kTierName = "avx512vnni";
+constexpr int kMaxRows = 16;  // rows whose accumulators fit the registers
+}  // namespace outpace::OUTPACE_TIER
+
+#include "tier.inl"
+
+const outpace::Kernels& outpace::avx512vnni_kernels() { return outpace::OUTPACE_TIER::kTable; }

@@ -1,0 +1,204 @@
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstring>
+
+#include "api.h"
+#include "cpu.h"
+#include "forward.h"
+#include "sampler.h"
+#include "thread_pool.h"
+#include "weights.h"
+
+namespace outpace {
+
+namespace {
+
+constexpr int64_t kLogitRows = 64;  // rows whose logits are held at once
+
+void check_spec(const ModelSpec& spec) {
+  const auto refuse = [](const std::string& what) { throw Error("the model's metadata is impossible: " + what); };
+  if (spec.num_layers < 1 || spec.hidden_size < 1 || spec.vocab_size < 1 || spec.intermediate_size < 1) refuse("a size is zero");
+  if (spec.num_kv_heads < 1 || spec.num_heads % spec.num_kv_heads != 0) refuse("the query heads are no multiple of the KV heads");
+  if (spec.head_dim < 1 || spec.head_dim > kMaxHeadDim) refuse("head_dim is over " + std::to_string(kMaxHeadDim));
+  if (2 * static_cast<int64_t>(spec.rope_inv_freq.size()) > spec.head_dim) refuse("more rotary dimensions than head_dim");
+}
+
+}  // namespace
+
+uint64_t kv_bytes_per_block(const ModelSpec& spec, KVFormat format) {
+  return static_cast<uint64_t>(spec.num_layers * spec.num_kv_heads * kv_layout(spec, format).bytes);
+}
+
+struct Model::Impl {
+  ModelSpec spec;
+  Options options;
+  const Kernels& kernels;
+  ThreadPool pool;
+  Weights weights;
+  KVCache cache;
+  Forward forward;
+  std::vector<Row> rows;
+  std::vector<int64_t> sampled_rows;
+  std::vector<float> logits;
+  std::vector<int32_t> chosen;  // [num_rows] what each sampled row picked
+
+  Impl(const ModelSpec& model, const std::vector<TensorRef>& tensors, const Options& opts, const Progress& progress)
+      : spec((check_spec(model), model)),
+        options(opts),
+        kernels(select_kernels(opts.isa)),
+        pool(std::max(1, opts.num_threads)),
+        weights(Weights::load(spec, tensors, opts.weight_format, kernels, pool, progress)),
+        cache{kv_layout(spec, opts.kv_format), opts.num_blocks, spec.num_kv_heads,
+              HugeBuffer(kv_bytes_per_block(spec, opts.kv_format) * static_cast<uint64_t>(opts.num_blocks), "the KV cache")},
+        forward(spec, weights, cache, kernels, pool) {}
+
+  void step(const StepBatch& batch, StepOutput& output);
+  void place_rows(const StepBatch& batch, int64_t output_width);
+  void sample_row(const StepBatch& batch, StepOutput& output, int64_t row, float* row_logits);
+  void accept(const StepBatch& batch, StepOutput& output);
+
+  // The first row of a request that yields a token: the one before its drafts.
+  static int64_t first_sampled(const StepBatch& b, int64_t request) {
+    return b.row_start[request + 1] - 1 - b.num_draft_tokens[request];
+  }
+};
+
+// Checks everything that memory safety rests on, and notes where each row goes.
+void Model::Impl::place_rows(const StepBatch& b, int64_t output_width) {
+  const auto refuse = [](const std::string& what) { throw Error("bad step batch: " + what); };
+  if (b.num_rows < 1 || b.num_rows > options.max_rows) refuse("num_rows is not in 1.." + std::to_string(options.max_rows));
+  if (b.row_start[0] != 0 || b.row_start[b.num_requests] != b.num_rows) refuse("row_start does not cover the rows");
+  rows.clear();
+  for (int64_t i = 0; i < b.num_requests; ++i) {
+    const int64_t count = b.row_start[i + 1] - b.row_start[i], start = b.num_computed_tokens[i];
+    if (count < 1 || start < 0) refuse("a request without rows, or with negative positions");
+    if (b.num_draft_tokens[i] < 0 || b.num_draft_tokens[i] >= count) refuse("more drafts than rows");
+    if (b.num_draft_tokens[i] >= output_width) refuse("the output is too narrow for the drafts");
+    const int32_t* table = b.block_tables + i * b.block_table_width;
+    const int64_t num_blocks = (start + count + kBlockSize - 1) / kBlockSize;
+    if (num_blocks > b.block_table_width) refuse("a block table is too short");
+    for (int64_t k = 0; k < num_blocks; ++k) {
+      if (table[k] < 0 || table[k] >= cache.num_blocks) refuse("a block id is out of range");
+    }
+    for (int64_t r = 0; r < count; ++r) rows.push_back({i, start + r, table});
+  }
+  for (int64_t r = 0; r < b.num_rows; ++r) {
+    if (b.token_ids[r] < 0 || b.token_ids[r] >= spec.vocab_size) refuse("a token id is out of range");
+  }
+}
+
+void Model::Impl::step(const StepBatch& batch, StepOutput& output) {
+  place_rows(batch, output.width);
+  forward.run(rows, batch.token_ids);
+  sampled_rows.clear();
+  for (int64_t i = 0; i < batch.num_requests; ++i) {
+    const int64_t first = output.logits != nullptr ? batch.row_start[i] : first_sampled(batch, i);
+    if (batch.sample[i] == 0 && output.logits == nullptr) continue;
+    for (int64_t r = first; r < batch.row_start[i + 1]; ++r) sampled_rows.push_back(r);
+  }
+  chosen.assign(static_cast<size_t>(batch.num_rows), 0);
+  const auto total = static_cast<int64_t>(sampled_rows.size());
+  const auto need = static_cast<size_t>(std::min(total, kLogitRows) * forward.padded_vocab());
+  if (logits.size() < need) logits.resize(need);
+  for (int64_t at = 0; at < total; at += kLogitRows) {
+    const int64_t count = std::min(kLogitRows, total - at);
+    forward.logits(sampled_rows.data() + at, count, logits.data());
+    pool.run([&](int) {
+      pool.parallel(count, 1, [&](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i) {
+          sample_row(batch, output, sampled_rows[static_cast<size_t>(at + i)], logits.data() + i * forward.padded_vocab());
+        }
+      });
+    });
+  }
+  accept(batch, output);
+}
+
+void Model::Impl::sample_row(const StepBatch& b, StepOutput& output, int64_t row, float* row_logits) {
+  if (output.logits != nullptr) {
+    std::memcpy(output.logits + row * spec.vocab_size, row_logits, static_cast<size_t>(spec.vocab_size) * sizeof(float));
+  }
+  const int64_t request = rows[static_cast<size_t>(row)].request, first = first_sampled(b, request);
+  if (b.sample[request] == 0 || row < first) return;
+  const auto i = static_cast<size_t>(request);
+  SampleRequest what{&b.sampling[request], rows[static_cast<size_t>(row)].position + 1, {}, {}, {}, {}};
+  what.drafts = {b.token_ids + first + 1, row - first};
+  if (!b.history.empty()) what.history = b.history[i];
+  if (!b.bias_token_ids.empty()) {
+    what.bias_token_ids = b.bias_token_ids[i];
+    what.bias_values = b.bias_values[i];
+  }
+  const Sampled sampled = sample(kernels, row_logits, spec.vocab_size, what);
+  chosen[static_cast<size_t>(row)] = sampled.token_id;
+  const int64_t at = request * output.width + row - first;
+  output.token_ids[at] = sampled.token_id;
+  if (output.logprobs != nullptr) output.logprobs[at] = sampled.logprob;
+  if (output.top_token_ids == nullptr) return;
+  for (size_t k = 0; k < sampled.top.size() && k < static_cast<size_t>(output.num_top); ++k) {
+    output.top_token_ids[at * output.num_top + static_cast<int64_t>(k)] = sampled.top[k].first;
+    output.top_logprobs[at * output.num_top + static_cast<int64_t>(k)] = sampled.top[k].second;
+  }
+}
+
+// A draft is accepted exactly when it is the token that plain decoding picks.
+void Model::Impl::accept(const StepBatch& b, StepOutput& output) {
+  for (int64_t i = 0; i < b.num_requests; ++i) {
+    int32_t accepted = 0;
+    const int64_t first = first_sampled(b, i);
+    while (b.sample[i] != 0 && accepted < b.num_draft_tokens[i] &&
+           b.token_ids[first + 1 + accepted] == chosen[static_cast<size_t>(first + accepted)]) {
+      ++accepted;
+    }
+    output.num_accepted[i] = accepted;
+  }
+}
+
+Model::Model(const ModelSpec& spec, const std::vector<TensorRef>& tensors, const Options& options,
+             const Progress& progress)
+    : impl_(std::make_unique<Impl>(spec, tensors, options, progress)) {}
+Model::~Model() = default;
+void Model::step(const StepBatch& batch, StepOutput& output) { impl_->step(batch, output); }
+uint64_t Model::weight_bytes() const { return impl_->weights.step_bytes; }
+uint64_t Model::memory_bytes() const { return impl_->weights.tiles.size(); }
+std::string Model::isa() const { return impl_->kernels.name; }
+int Model::num_threads() const { return impl_->pool.num_threads(); }
+
+std::vector<std::string> available_isas() { return available_tiers(); }
+
+double read_bandwidth(uint64_t num_bytes, int num_threads, int repeats) {
+  using Clock = std::chrono::steady_clock;
+  const int64_t lines = static_cast<int64_t>(num_bytes / 64);
+  HugeBuffer buffer(num_bytes, "the bandwidth probe");
+  ThreadPool pool(std::max(1, num_threads));
+  double best = 0.0;
+  uint64_t total = 0;
+  std::memset(buffer.data(), 1, num_bytes);
+  for (int i = 0; i < repeats; ++i) {
+    std::atomic<uint64_t> sum{0};
+    const auto start = Clock::now();
+    pool.run([&](int) {
+      pool.parallel(lines, std::max<int64_t>(1, lines / (num_threads * 8)), [&](int64_t first, int64_t last) {
+        typedef uint64_t U8x __attribute__((vector_size(64)));
+        U8x acc[4] = {};
+        for (int64_t l = first; l + 4 <= last; l += 4) {
+          for (int k = 0; k < 4; ++k) {
+            U8x v;
+            std::memcpy(&v, buffer.data() + (l + k) * 64, 64);
+            acc[k] += v;
+          }
+        }
+        uint64_t folded = 0;
+        for (int k = 0; k < 8; ++k) folded += acc[0][k] + acc[1][k] + acc[2][k] + acc[3][k];
+        sum += folded;
+      });
+    });
+    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    best = std::max(best, static_cast<double>(num_bytes) / seconds / 1e9);
+    total += sum;
+  }
+  if (total == 0) throw Error("the bandwidth probe read nothing");
+  return best;
+}
+
+}  // namespace outpace

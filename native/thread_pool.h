@@ -1,0 +1,93 @@
+// A persistent pool: every thread runs the same function, side by side, with barriers between its parts.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <thread>
+#include <vector>
+
+namespace outpace {
+
+// Spins briefly and then sleeps, so that waiting is quick in a step and free when idle.
+class Barrier {
+ public:
+  explicit Barrier(int num_threads) : num_threads_(num_threads) {}
+  void wait();
+
+ private:
+  const int num_threads_;
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<uint32_t> phase_{0};
+};
+
+// Hands out ranges of [0, size) to whichever thread asks; reset between uses by one thread.
+class Ranges {
+ public:
+  void reset() { next_.store(0, std::memory_order_relaxed); }
+  // The start of the next range of `grain`; at or past `size` when there is none.
+  int64_t take(int64_t grain) { return next_.fetch_add(grain, std::memory_order_relaxed); }
+
+ private:
+  alignas(64) std::atomic<int64_t> next_{0};
+};
+
+class ThreadPool {
+ public:
+  explicit ThreadPool(int num_threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int num_threads() const { return num_threads_; }
+  // Inside run(): which thread this is.
+  int thread_index() const { return thread_index_; }
+
+  // Runs task(thread index) on every thread, the caller being thread 0, and waits for all of them.
+  // The task must not throw where other threads wait at a barrier.
+  void run(const std::function<void(int)>& task);
+
+  // Inside run(): waits until every thread is here.
+  void barrier() { barrier_.wait(); }
+
+  // Inside run(): calls body(first, last) over [0, size) in ranges of about `grain`, spread over the
+  // threads, and ends with a barrier. All threads must make the same calls in the same order.
+  template <class Body>
+  void parallel(int64_t size, int64_t grain, const Body& body);
+
+ private:
+  void work(int index);
+
+  static constexpr int kNumRanges = 4;  // enough that the one being reset is not in use
+  const int num_threads_;
+  Barrier barrier_;
+  Ranges ranges_[kNumRanges];
+  std::vector<int> turn_;  // [num_threads x 16] which of ranges_ a thread uses next
+  const std::function<void(int)>* task_ = nullptr;
+  alignas(64) std::atomic<uint32_t> generation_{0};
+  alignas(64) std::atomic<int> running_{0};
+  std::atomic<bool> stopping_{false};
+  std::vector<std::thread> threads_;
+
+  static thread_local int thread_index_;
+};
+
+template <class Body>
+void ThreadPool::parallel(int64_t size, int64_t grain, const Body& body) {
+  if (num_threads_ == 1) {
+    if (size > 0) body(0, size);
+    return;
+  }
+  int& turn = turn_[static_cast<size_t>(thread_index_) * 16];
+  Ranges& ranges = ranges_[turn];
+  // Two uses ahead: every thread has left that one, or it could not have passed the last barrier.
+  if (thread_index_ == 0) ranges_[(turn + 2) % kNumRanges].reset();
+  turn = (turn + 1) % kNumRanges;
+  for (int64_t first = ranges.take(grain); first < size; first = ranges.take(grain)) {
+    body(first, first + grain < size ? first + grain : size);
+  }
+  barrier();
+}
+
+}  // namespace outpace

@@ -1,0 +1,51 @@
+"""The native extension, built from native/."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+class NativeError(Exception): ...
+class NativeMemoryError(NativeError): ...
+
+class Model:
+    @property
+    def weight_bytes(self) -> int: ...
+    @property
+    def memory_bytes(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def num_threads(self) -> int: ...
+
+def load(
+    spec: dict[str, Any],
+    tensors: list[tuple[str, str, int, int, str, int, int]],
+    options: dict[str, str | int],
+    progress: Callable[[int], object] | None,
+) -> Model: ...
+def step(
+    model: Model,
+    token_ids: NDArray[np.int32],
+    row_start: NDArray[np.int32],
+    num_computed_tokens: NDArray[np.int32],
+    num_draft_tokens: NDArray[np.int32],
+    sample: NDArray[np.uint8],
+    block_tables: NDArray[np.int32],
+    sampling: NDArray[np.uint8],
+    history: Sequence[NDArray[np.int32] | None] | None,
+    bias_token_ids: Sequence[NDArray[np.int32] | None] | None,
+    bias_values: Sequence[NDArray[np.float32] | None] | None,
+    out_token_ids: NDArray[np.int32],
+    out_num_accepted: NDArray[np.int32],
+    out_logprobs: NDArray[np.float32] | None,
+    out_top_token_ids: NDArray[np.int32] | None,
+    out_top_logprobs: NDArray[np.float32] | None,
+    out_logits: NDArray[np.float32] | None,
+    num_top: int,
+    vocab_size: int,
+) -> None: ...
+def kv_bytes_per_block(spec: dict[str, Any], options: dict[str, str]) -> int: ...
+def read_bandwidth(num_bytes: int, num_threads: int, repeats: int = 5) -> float: ...
+def available_isas() -> list[str]: ...

@@ -1,0 +1,36 @@
+"""What runs the forward pass and picks tokens: native (C++), torch (the oracle), null (no weights).
+
+A backend knows arrays and a model's spec. It knows neither requests nor text.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from outpace.types import Backend, EngineConfig
+
+if TYPE_CHECKING:
+    from outpace.models.checkpoint import Checkpoint
+
+__all__ = ["create"]
+
+
+def create(checkpoint: Checkpoint, config: EngineConfig) -> Backend:
+    """Load the model into the backend that `config.backend` names.
+
+    `config` is resolved (see `outpace.config.resolve_engine_config`): nothing in it is 0 for "choose". Raises
+    `UnsupportedModelError`, `OutOfMemoryError`, `UsageError` where the backend is not installed.
+    """
+    match config.backend:
+        case "native":
+            from outpace.backends.native_backend import NativeBackend
+
+            return NativeBackend(checkpoint, config)
+        case "torch":
+            from outpace.backends.torch_backend import TorchBackend
+
+            return TorchBackend(checkpoint, config)
+        case "null":
+            from outpace.backends.null_backend import NullBackend
+
+            return NullBackend(checkpoint, config)

@@ -1,0 +1,144 @@
+"""The native core as a Backend: C++20 kernels, its own threads, weights in huge pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from outpace import _native
+from outpace.config import kv_bytes_per_block
+from outpace.errors import BackendError, OutOfMemoryError
+from outpace.types import EngineConfig, Float32Array, Int32Array, ModelSpec, StepBatch, StepOutput, TensorRef
+
+if TYPE_CHECKING:
+    from outpace.models.checkpoint import Checkpoint
+
+
+class NativeBackend:
+    """Runs a checkpoint on the processor. See `outpace.types.Backend`.
+
+    Raises `BackendError` where the file lies about its tensors or the machine cannot run the tier
+    that was asked for, and `OutOfMemoryError` where weights and KV cache do not fit.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: EngineConfig,
+        *,
+        progress: Callable[[int], object] | None = None,
+    ) -> None:
+        """Load the weights; `progress` is called with the bytes read so far."""
+        self._spec = checkpoint.spec
+        self._num_blocks = config.kv_cache_bytes // kv_bytes_per_block(checkpoint.spec, config.kv_format)
+        self._kv_format = config.kv_format
+        options = {
+            "num_threads": config.num_threads,
+            "isa": config.isa,
+            "weight_format": config.weight_format,
+            "kv_format": config.kv_format,
+            "num_blocks": self._num_blocks,
+            "max_rows": config.max_batch_tokens,
+        }
+        tensors = [_described(tensor) for tensor in checkpoint.tensors.values()]
+        try:
+            self._model: _native.Model | None = _native.load(asdict(self._spec), tensors, options, progress)
+        except _native.NativeMemoryError as error:
+            raise OutOfMemoryError(str(error)) from error
+        except _native.NativeError as error:
+            raise BackendError(f"{checkpoint.path}: {error}") from error
+
+    @property
+    def _loaded(self) -> _native.Model:
+        if self._model is None:
+            raise BackendError("the backend is closed")
+        return self._model
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model that it runs."""
+        return self._spec
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in the KV cache."""
+        return self._num_blocks
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that one decode step reads."""
+        return self._loaded.weight_bytes
+
+    @property
+    def description(self) -> Mapping[str, str | int]:
+        """The tier, the threads, the KV format and the bytes of all weights in memory."""
+        return {
+            "backend": "native",
+            "isa": self._loaded.isa,
+            "threads": self._loaded.num_threads,
+            "kv_format": self._kv_format,
+            "memory_bytes": self._loaded.memory_bytes,
+        }
+
+    def step(self, batch: StepBatch) -> StepOutput:
+        """Run one step; the interpreter lock is released meanwhile."""
+        num_requests = batch.num_requests
+        width = 1 + int(batch.num_draft_tokens.max(initial=0))
+        num_top = int(batch.sampling["num_logprobs"].max(initial=-1))
+        output = StepOutput(
+            token_ids=np.zeros((num_requests, width), np.int32),
+            num_accepted=np.zeros(num_requests, np.int32),
+        )
+        if num_top >= 0:
+            output.logprobs = np.zeros((num_requests, width), np.float32)
+        if num_top > 0:
+            output.top_token_ids = np.zeros((num_requests, width, num_top), np.int32)
+            output.top_logprobs = np.full((num_requests, width, num_top), -np.inf, np.float32)
+        if batch.want_logits:
+            output.logits = np.empty((batch.num_rows, self._spec.vocab_size), np.float32)
+        bias_token_ids, bias_values = _split(batch.logit_bias)
+        try:
+            _native.step(
+                self._loaded,
+                batch.token_ids,
+                batch.row_start,
+                batch.num_computed_tokens,
+                batch.num_draft_tokens,
+                batch.sample,
+                batch.block_tables,
+                batch.sampling.view(np.uint8),
+                batch.history,
+                bias_token_ids,
+                bias_values,
+                output.token_ids,
+                output.num_accepted,
+                output.logprobs,
+                output.top_token_ids,
+                output.top_logprobs,
+                output.logits,
+                max(num_top, 0),
+                self._spec.vocab_size,
+            )
+        except _native.NativeError as error:
+            raise BackendError(str(error)) from error
+        return output
+
+    def close(self) -> None:
+        """Give the memory and the threads back."""
+        self._model = None
+
+
+def _described(tensor: TensorRef) -> tuple[str, str, int, int, str, int, int]:
+    rows, columns = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
+    return tensor.name, str(tensor.path), tensor.offset, tensor.num_bytes, tensor.dtype, rows, columns
+
+
+def _split(
+    logit_bias: list[tuple[Int32Array, Float32Array] | None] | None,
+) -> tuple[list[Int32Array | None] | None, list[Float32Array | None] | None]:
+    if logit_bias is None:
+        return None, None
+    return [b and b[0] for b in logit_bias], [b and b[1] for b in logit_bias]

@@ -1,0 +1,155 @@
+"""A backend without weights: it tests the engine, and prices what Python costs.
+
+The next token is a pure function of the token ids that it *finds in its own paged KV cache* and of the
+sampling parameters. So a wrong block table, a block shared by mistake or a slot never written changes the
+answer, as it would with a real model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outpace.backends.reference_sampler import Sampled, mix, verify
+from outpace.config import kv_bytes_per_block
+from outpace.errors import BackendError
+from outpace.types import (
+    BLOCK_SIZE,
+    EngineConfig,
+    Float32Array,
+    Int32Array,
+    ModelSpec,
+    StepBatch,
+    StepOutput,
+)
+
+if TYPE_CHECKING:
+    from outpace.models.checkpoint import Checkpoint
+
+__all__ = ["NullBackend"]
+
+
+class NullBackend:
+    """Pseudo-logits from a hash of the prefix; implements `outpace.types.Backend`."""
+
+    def __init__(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
+        per_block = kv_bytes_per_block(checkpoint.spec, config.kv_format)
+        self._set_up(checkpoint.spec, config.kv_cache_bytes // per_block)
+
+    @classmethod
+    def from_spec(cls, spec: ModelSpec, num_blocks: int) -> NullBackend:
+        """Without a checkpoint: only `vocab_size` and `max_context` of the spec matter."""
+        backend = cls.__new__(cls)
+        backend._set_up(spec, num_blocks)
+        return backend
+
+    def _set_up(self, spec: ModelSpec, num_blocks: int) -> None:
+        self._spec = spec
+        # Token ids in place of keys and values, -1 where nothing was written.
+        self._kv = np.full((num_blocks, BLOCK_SIZE), -1, np.int32)
+        self._slots = self._kv.reshape(-1)
+        positions = np.arange(num_blocks * BLOCK_SIZE + BLOCK_SIZE, dtype=np.uint64)
+        self._multipliers = mix(positions + np.uint64(1)) | np.uint64(1)  # one odd number for each position
+        self._vocab = mix(np.arange(spec.vocab_size, dtype=np.uint64))
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model whose vocabulary and context it mimics."""
+        return self._spec
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in its pretended KV cache."""
+        return len(self._kv)
+
+    @property
+    def weight_bytes(self) -> int:
+        """None are read."""
+        return 0
+
+    @property
+    def description(self) -> Mapping[str, str | int]:
+        """What a report needs."""
+        return {"backend": "null", "isa": "none", "threads": 1, "kv_format": "token ids"}
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def step(self, batch: StepBatch) -> StepOutput:
+        """Store the rows' token ids in their slots; choose from what the cache then holds."""
+        starts: list[int] = batch.row_start.tolist()
+        computed: list[int] = batch.num_computed_tokens.tolist()
+        drafts: list[int] = batch.num_draft_tokens.tolist()
+        for i, first in enumerate(computed):
+            self._store(batch, i, first, starts[i], starts[i + 1])
+        sampled = Sampled.empty(batch)
+        wanted: list[Float32Array] = []
+        plain = (batch.sampling["temperature"] == 0) & (batch.sampling["num_logprobs"] < 0)
+        quick: list[bool] = (
+            plain.tolist() if not (batch.history or batch.logit_bias) else [False] * len(plain)
+        )
+        for i, first in enumerate(computed):
+            num_rows = starts[i + 1] - starts[i]
+            if batch.want_logits:
+                wanted += self._logits(self._prefix_hashes(batch, i, first, num_rows, num_rows))
+            if not batch.sample[i]:
+                continue
+            hashes = self._prefix_hashes(batch, i, first, num_rows, drafts[i] + 1)
+            if quick[i]:
+                self._verify_greedy(sampled, i, hashes, starts[i + 1], drafts[i])
+            else:
+                verify(sampled, i, np.stack(self._logits(hashes)))
+        return sampled.output(np.stack(wanted) if batch.want_logits else None)
+
+    def _store(self, batch: StepBatch, request: int, first: int, start: int, end: int) -> None:
+        if end - start == 1:
+            block = batch.block_tables[request, first // BLOCK_SIZE]
+            if block < 0:
+                raise BackendError(f"request {request}: position {first} has no block")
+            self._kv[block, first % BLOCK_SIZE] = batch.token_ids[start]
+            return
+        positions = np.arange(first, first + end - start)
+        blocks = batch.block_tables[request, positions // BLOCK_SIZE]
+        if blocks.min() < 0:
+            raise BackendError(f"request {request}: positions up to {positions[-1]} have no block")
+        self._kv[blocks, positions % BLOCK_SIZE] = batch.token_ids[start:end]
+
+    def _prefix_hashes(
+        self, batch: StepBatch, request: int, first: int, num_rows: int, num_last: int
+    ) -> NDArray[np.uint64]:
+        """Hashes of the prefixes that end with the request's last `num_last` rows."""
+        length = first + num_rows
+        blocks: Int32Array = batch.block_tables[request, : -(-length // BLOCK_SIZE)]
+        tokens = self._kv[blocks].reshape(-1)[:length]
+        terms = tokens.astype(np.uint64)
+        terms += np.uint64(2)  # what was never written counts too, as 1
+        terms *= self._multipliers[:length]
+        split = length - num_last + 1
+        sums = np.cumsum(terms[split - 1 :])
+        sums += terms[: split - 1].sum()
+        return mix(sums)
+
+    def _verify_greedy(
+        self, sampled: Sampled, request: int, hashes: NDArray[np.uint64], end: int, num_drafts: int
+    ) -> None:
+        """As `verify`, where the choice is `_logits`' argmax."""
+        chosen: list[int] = (hashes % np.uint64(self._spec.vocab_size)).tolist()
+        accepted = 0
+        if num_drafts:
+            drafts: list[int] = sampled.batch.token_ids[end - num_drafts : end].tolist()
+            while accepted < num_drafts and drafts[accepted] == chosen[accepted]:
+                accepted += 1
+        sampled.token_ids[request, : accepted + 1] = chosen[: accepted + 1]
+        sampled.num_accepted[request] = accepted
+
+    def _logits(self, hashes: NDArray[np.uint64]) -> list[Float32Array]:
+        """Pseudo-logits in [0, 4) for each prefix; the argmax, with 4.5, is token `hash % vocab_size`."""
+        rows: list[Float32Array] = []
+        for prefix in hashes:
+            logits = (mix(self._vocab ^ prefix) >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-22)
+            logits[int(prefix) % self._spec.vocab_size] = 4.5
+            rows.append(logits)
+        return rows

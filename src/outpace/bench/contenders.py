@@ -1,0 +1,148 @@
+"""Two engines behind the same three measurements, so that `bench peer` can take turns between them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from outpace.bench.generate import follow
+from outpace.bench.step import CONTEXT, StepDriver
+from outpace.errors import BackendError, OutpaceError
+from outpace.llm import LLM
+from outpace.types import SamplingParams
+
+INSTALL_HINT = (
+    "llama-cpp-python is not installed. Build it with clang (gcc 12 builds crash on AMX): "
+    'CC=clang-16 CXX=clang++-16 CMAKE_ARGS="-DGGML_NATIVE=ON" pip install "outpace[peer]"'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One greedy generation."""
+
+    token_ids: tuple[int, ...]
+    ttft_seconds: float
+    decode_seconds: float  # from the first token to the last
+
+
+class Contender(Protocol):
+    """An engine that can be measured, one measurement at a time."""
+
+    def decode(self, prompt_token_ids: Sequence[int], max_tokens: int) -> Decoded:
+        """Generate exactly `max_tokens` greedily, past any end token."""
+        ...
+
+    def step(self, rows: int, runs: int) -> list[float]:
+        """Seconds of steps of `rows` rows in one request at context 256, each row verified."""
+        ...
+
+    def prefill(self, num_tokens: int) -> float:
+        """Seconds of computing a prompt from nothing."""
+        ...
+
+
+class OutpaceContender:
+    """This engine, in this process."""
+
+    def __init__(self, llm: LLM) -> None:
+        self._llm = llm
+        self._driver = StepDriver(llm.backend, llm.config.max_batch_tokens)
+
+    def decode(self, prompt_token_ids: Sequence[int], max_tokens: int) -> Decoded:
+        """Through the engine's loop, as any caller does."""
+        params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+        timing = follow(lambda: iter(self._llm.loop.submit(prompt_token_ids, params)))
+        return Decoded(tuple(timing.token_ids), (timing.ttft_ms or 0.0) / 1e3, timing.decode_seconds)
+
+    def step(self, rows: int, runs: int) -> list[float]:
+        """Straight to the backend, after one run to warm up."""
+        self._driver.prefill(CONTEXT)
+        return [self._driver.step(rows) for _ in range(runs + 1)][1:]
+
+    def prefill(self, num_tokens: int) -> float:
+        """Straight to the backend."""
+        return self._driver.prefill(num_tokens)
+
+
+class LlamaCppProcess:
+    """The worker process of `outpace.bench.peers.llama_cpp`. Raises OutpaceError where it is not installed.
+
+    Attributes: `flags`, what its build uses of the CPU; `version`, of llama-cpp-python; `load_seconds`.
+    """
+
+    def __init__(self, path: Path, num_threads: int, context: int) -> None:
+        if importlib.util.find_spec("llama_cpp") is None:
+            raise OutpaceError(INSTALL_HINT)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "outpace.bench.peers.llama_cpp"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            loaded = self.ask("load", path=str(path), threads=num_threads, context=context)
+        except BaseException:
+            self.close()
+            raise
+        self.flags = str(loaded["flags"])
+        self.version = str(loaded["version"])
+        self.load_seconds = float(loaded["load_s"])
+
+    def ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        """Send one command and wait for its reply. Raises BackendError where it fails."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"op": operation, **arguments}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            status = self._process.wait()
+            raise BackendError(f"llama.cpp ended with status {status} during {operation}. {INSTALL_HINT}")
+        reply: dict[str, Any] = json.loads(line)
+        if "error" in reply:
+            raise BackendError(f"llama.cpp: {operation}: {reply['error']}")
+        return reply
+
+    def close(self) -> None:
+        """End the process. Safe to call twice."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class LlamaCppContender:
+    """llama.cpp with flash attention on or off."""
+
+    def __init__(self, process: LlamaCppProcess, *, flash: bool) -> None:
+        self._process = process
+        self._flash = flash
+
+    def decode(self, prompt_token_ids: Sequence[int], max_tokens: int) -> Decoded:
+        """llama_decode a token at a time, argmax between."""
+        reply = self._process.ask(
+            "decode", token_ids=list(prompt_token_ids), max_tokens=max_tokens, flash=self._flash
+        )
+        return Decoded(tuple(reply["token_ids"]), reply["ttft_s"], reply["decode_s"])
+
+    def step(self, rows: int, runs: int) -> list[float]:
+        """llama_decode of one batch."""
+        return self._process.ask("step", rows=rows, context=CONTEXT, runs=runs, flash=self._flash)["seconds"]
+
+    def prefill(self, num_tokens: int) -> float:
+        """llama_decode of the prompt."""
+        return float(self._process.ask("prefill", tokens=num_tokens, flash=self._flash)["seconds"])

@@ -1,0 +1,94 @@
+"""Reports for people (tables) and for programs (one line of JSON)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from rich.console import Group
+from rich.table import Table
+
+from outpace.bench.generate import GenerateReport, RequestFigures
+from outpace.bench.peer import Figures, PeerReport
+from outpace.bench.step import StepReport
+
+MISSING = "-"
+
+
+def as_json(report: StepReport | GenerateReport | PeerReport) -> str:
+    """The report on one line."""
+    return json.dumps(asdict(report))
+
+
+def step_table(report: StepReport) -> Group:
+    """`bench step` for people."""
+    title = (
+        f"{report.model}: {report.isa}, {report.threads} threads, {report.weight_bytes / 1e6:.0f} MB a step"
+    )
+    table = Table("figure", "value")
+    for rows, milliseconds in report.step_ms.items():
+        table.add_row(f"step, rows {rows}", f"{milliseconds:.2f} ms")
+    for length, speed in report.prefill_tok_s.items():
+        table.add_row(f"prefill {length}", _number(speed, "{:.0f} tokens/s"))
+    table.add_row("read bandwidth", _number(report.bandwidth_gb_s, "{:.1f} GB/s"))
+    table.add_row("MBU", _number(report.mbu, "{:.0%}"))
+    table.add_row("load", f"{report.load_s:.2f} s")
+    table.add_row("peak memory", f"{report.peak_rss_bytes / 1e6:.0f} MB")
+    return Group(title, table)
+
+
+def generate_table(report: GenerateReport) -> Group:
+    """`bench generate` for people."""
+    title = f"{report.model}: {report.workload}, draft {report.draft}"
+    table = Table("request", "prompt", "output", "TTFT ms", "tokens/s", "tokens/step", "sha256")
+    for number, request in enumerate(report.requests, 1):
+        table.add_row(str(number), *_generate_cells(request))
+    table.add_section()
+    table.add_row("all", *_generate_cells(report))
+    return Group(title, table)
+
+
+def _generate_cells(figures: RequestFigures | GenerateReport) -> list[str]:
+    return [
+        str(figures.prompt_tokens),
+        str(figures.completion_tokens),
+        _number(figures.ttft_ms, "{:.0f}"),
+        _number(figures.tok_s, "{:.1f}"),
+        _number(figures.acceptance_length, "{:.2f}"),
+        figures.output_sha256[:12],
+    ]
+
+
+def peer_table(report: PeerReport) -> Group:
+    """`bench peer` for people. A ratio above 1: Outpace is faster."""
+    title = f"{report.model}: {report.workload}, {report.threads} threads, median of {report.rounds} rounds"
+    table = Table("figure", "Outpace", "llama.cpp", "ratio")
+    columns = [_peer_rows(figures) for figures in (report.outpace, report.peer, report.ratio)]
+    for (name, form, ours), (_, _, theirs), (_, _, ratio) in zip(*columns, strict=True):
+        table.add_row(name, form.format(ours), form.format(theirs), f"{ratio:.2f}")
+    return Group(title, table)
+
+
+def peer_builds(report: PeerReport) -> str:
+    """Both builds, a line each."""
+    ours = ", ".join(f"{name} {value}" for name, value in report.outpace_build.items())
+    theirs = ", ".join(f"{name} {value}" for name, value in report.peer_build.items())
+    return (
+        f"Outpace: {ours}; loaded in {report.outpace_load_s:.2f} s\n"
+        f"llama.cpp: {theirs}; loaded in {report.peer_load_s:.2f} s\n"
+        f"equal tokens before the first difference: {report.equal_tokens:.0%}"
+    )
+
+
+def _peer_rows(figures: Figures) -> list[tuple[str, str, float]]:
+    """(name, format, value) of each figure."""
+    return [
+        ("decode", "{:.1f} tokens/s", figures.decode_tok_s),
+        ("TTFT", "{:.0f} ms", figures.ttft_ms),
+        *((f"step, rows {rows}", "{:.2f} ms", value) for rows, value in figures.step_ms.items()),
+        *((f"prefill {length}", "{:.0f} tokens/s", value) for length, value in figures.prefill_tok_s.items()),
+    ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return MISSING if value is None else form.format(value)

@@ -1,0 +1,91 @@
+"""Workloads: JSON lines of requests, `{"messages": [...], "max_tokens": N, "temperature"?: T}`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from outpace.errors import UsageError
+from outpace.types import SamplingParams
+
+SHIPPED = Path(__file__).parent / "workloads"
+KEYS = {"messages", "max_tokens", "temperature"}
+SEED = 0  # a workload with a temperature must still give the same tokens every time
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadRequest:
+    """One request of a workload."""
+
+    messages: tuple[dict[str, Any], ...]  # OpenAI chat messages
+    max_tokens: int
+    temperature: float = 0.0
+
+    @property
+    def params(self) -> SamplingParams:
+        """How its tokens are chosen."""
+        return SamplingParams(max_tokens=self.max_tokens, temperature=self.temperature, seed=SEED)
+
+
+def shipped_names() -> list[str]:
+    """The workloads that come with Outpace."""
+    return sorted(path.stem for path in SHIPPED.glob("*.jsonl"))
+
+
+def load(workload: str) -> list[WorkloadRequest]:
+    """Read a workload: a file, or the name of a shipped one. Raises UsageError naming line and field."""
+    path = Path(workload)
+    if not path.is_file():
+        path = SHIPPED / f"{workload}.jsonl"
+        if workload not in shipped_names():
+            raise UsageError(
+                f"no workload {workload!r}: it is neither a file nor one of {', '.join(shipped_names())}"
+            )
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    requests = [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not requests:
+        raise UsageError(f"{path}: no requests in it")
+    return requests
+
+
+def _parse(line: str, where: str) -> WorkloadRequest:
+    try:
+        parsed: object = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{where}: not JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise UsageError(f"{where}: not an object")
+    record = cast("dict[str, Any]", parsed)
+    if unknown := sorted(record.keys() - KEYS):
+        raise UsageError(f"{where}: unknown field {unknown[0]!r}; there are: {', '.join(sorted(KEYS))}")
+    return WorkloadRequest(
+        _messages(record.get("messages"), where),
+        _max_tokens(record.get("max_tokens"), where),
+        _temperature(record.get("temperature", 0.0), where),
+    )
+
+
+def _messages(value: Any, where: str) -> tuple[dict[str, Any], ...]:
+    if not isinstance(value, list) or not value:
+        raise UsageError(f"{where}: messages: must be a list of at least one message")
+    for message in cast("list[Any]", value):
+        if not isinstance(message, dict) or not isinstance(cast("dict[str, Any]", message).get("role"), str):
+            raise UsageError(f"{where}: messages: each must be an object with a role")
+    return tuple(cast("list[dict[str, Any]]", value))
+
+
+def _max_tokens(value: Any, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UsageError(f"{where}: max_tokens: must be a whole number of at least 1")
+    return value
+
+
+def _temperature(value: Any, where: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
+        raise UsageError(f"{where}: temperature: must be a number of at least 0")
+    return float(value)

@@ -1,0 +1,1 @@
+"""The command line: one small module per verb. It knows the rooms below it and nothing knows it."""

@@ -1,0 +1,127 @@
+"""`outpace bench`: one step, a workload, or against a peer. With --json the last line is the report."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from outpace.cli.loading import download_progress, open_llm
+from outpace.cli.options import EngineFlags, flatten
+from outpace.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+ModelFlag = Annotated[
+    str | None, typer.Option("--model", "-m", help="A model's short name, path or repository.")
+]
+WorkloadFlag = Annotated[
+    str,
+    typer.Option(help="A file of JSON lines, or one of: chat, write_code, edit_file, agent_turns."),
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print the report as JSON, on the last line.")]
+
+
+@bench.command("step")
+@flatten
+def step(model: ModelFlag = None, *, as_json: JsonFlag = False, engine: EngineFlags) -> None:
+    """What one step costs by the number of rows, prefill speed, and the share of memory bandwidth used."""
+    from outpace.bench import report
+    from outpace.bench.step import bench_step
+
+    with open_llm(_or_default(model), engine) as llm:
+        result = bench_step(
+            llm.model_name,
+            llm.backend,
+            max_batch_tokens=llm.config.max_batch_tokens,
+            load_seconds=llm.load_seconds,
+            close=llm.close,
+        )
+    _print(report.as_json(result) if as_json else report.step_table(result))
+
+
+@bench.command("generate")
+@flatten
+def generate(
+    model: ModelFlag = None,
+    *,
+    workload: WorkloadFlag = "chat",
+    as_json: JsonFlag = False,
+    engine: EngineFlags,
+) -> None:
+    """Run a workload's requests one after the other: TTFT, tokens/s, acceptance length, output hash."""
+    from outpace.bench import report
+    from outpace.bench.generate import bench_generate
+    from outpace.bench.workload import load
+
+    requests = load(workload)
+    with open_llm(_or_default(model), engine) as llm:
+        result = bench_generate(
+            lambda request: llm.stream(request.messages, request.params),
+            requests,
+            model=llm.model_name,
+            workload=workload,
+            draft=llm.config.draft,
+            on_request=lambda done: _say(f"{done.completion_tokens} tokens"),
+        )
+    _print(report.as_json(result) if as_json else report.generate_table(result))
+
+
+@bench.command("peer")
+@flatten
+def peer(
+    model: ModelFlag = None,
+    *,
+    workload: WorkloadFlag = "chat",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of turns; figures are medians.")] = 3,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Longest generation of a request.")] = 64,
+    as_json: JsonFlag = False,
+    engine: EngineFlags,
+) -> None:
+    """Compare with llama.cpp on the same GGUF file in the same run, taking turns. Drafts are off here."""
+    from outpace.bench import report
+    from outpace.bench.peer import bench_peer
+    from outpace.bench.workload import load
+    from outpace.models.hub import resolve
+
+    requests = load(workload)
+    name = _or_default(model)
+    with download_progress(name) as progress:
+        path = resolve(name, progress=progress)
+    if path.suffix != ".gguf":
+        raise UsageError(f"{path} is no GGUF file; llama.cpp reads nothing else")
+    plain = replace(engine, draft="off", prefix_cache=False)
+    with open_llm(name, plain) as llm:
+        result = bench_peer(
+            llm, path, requests, workload=workload, rounds=rounds, max_tokens=max_tokens, on_turn=_say
+        )
+    if as_json:
+        _print(report.as_json(result))
+    else:
+        _print(report.peer_table(result))
+        _print(report.peer_builds(result))
+
+
+def _or_default(model: str | None) -> str:
+    from outpace.models.hub import DEFAULT_MODEL
+
+    return model or DEFAULT_MODEL
+
+
+def _say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+def _print(report: str | Group) -> None:
+    """JSON as it is, a table as the terminal can show it."""
+    if isinstance(report, str):
+        print(report)
+        return
+    from rich.console import Console
+
+    Console().print(report)

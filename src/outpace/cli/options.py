@@ -1,0 +1,192 @@
+"""Options that several verbs share, declared once as dataclasses of typer annotations.
+
+`@flatten` turns a verb that takes such a dataclass into one that takes its fields as options.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
+
+import typer
+
+from outpace.types import SamplingParams
+
+if TYPE_CHECKING:
+    from outpace.config import EngineOptions
+
+ENGINE_PANEL = "Engine"
+SAMPLING_PANEL = "Sampling"
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Bytes from `512MiB`, `1.5GB`, `4g` (powers of 1000; with an `i` powers of 1024) or a plain number."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is no size; write for instance 512MiB or 2GB")
+    number, prefix, binary = match.groups()
+    power = " kmgt".index(prefix.lower() or " ")
+    return int(float(number) * (1024 if binary else 1000) ** power)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFlags:
+    """The engine's settings as options. None leaves a setting to the environment or the default."""
+
+    backend: Annotated[
+        Literal["native", "torch", "null"] | None,
+        typer.Option(help="What runs the forward pass; null has no weights.", rich_help_panel=ENGINE_PANEL),
+    ] = None
+    num_threads: Annotated[
+        int | None,
+        typer.Option("--threads", help="CPU threads; default: one per core.", rich_help_panel=ENGINE_PANEL),
+    ] = None
+    isa: Annotated[
+        str | None,
+        typer.Option(help="Force an instruction set tier, e.g. portable.", rich_help_panel=ENGINE_PANEL),
+    ] = None
+    weight_format: Annotated[
+        Literal["keep", "q8_0", "q4_0"] | None,
+        typer.Option(help="What float weights become at load.", rich_help_panel=ENGINE_PANEL),
+    ] = None
+    kv_format: Annotated[
+        Literal["int8", "f16"] | None,
+        typer.Option(help="How the KV cache is kept.", rich_help_panel=ENGINE_PANEL),
+    ] = None
+    max_context: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens per request; default: the model's own limit.", rich_help_panel=ENGINE_PANEL
+        ),
+    ] = None
+    kv_cache_bytes: Annotated[
+        int | None,
+        typer.Option(
+            "--kv-cache",
+            metavar="SIZE",
+            parser=parse_size,
+            help="Memory for the KV cache, e.g. 512MiB; default: from free memory.",
+            rich_help_panel=ENGINE_PANEL,
+        ),
+    ] = None
+    max_num_seqs: Annotated[
+        int | None,
+        typer.Option(help="Requests that run at once; more wait.", rich_help_panel=ENGINE_PANEL),
+    ] = None
+    max_batch_tokens: Annotated[
+        int | None, typer.Option(help="Rows in one step.", rich_help_panel=ENGINE_PANEL)
+    ] = None
+    prefix_cache: Annotated[
+        bool | None,
+        typer.Option(
+            "--prefix-cache/--no-prefix-cache",
+            help="Reuse the KV cache of equal prompt beginnings.",
+            rich_help_panel=ENGINE_PANEL,
+        ),
+    ] = None
+    draft: Annotated[
+        Literal["off", "auto"] | None,
+        typer.Option(help="Speculative decoding; never changes an answer.", rich_help_panel=ENGINE_PANEL),
+    ] = None
+    max_draft_tokens: Annotated[
+        int | None,
+        typer.Option(help="Draft tokens per request and step.", rich_help_panel=ENGINE_PANEL),
+    ] = None
+
+    def as_config(self) -> EngineOptions:
+        """The fields of `EngineConfig` that were given, as `LLM` takes them."""
+        values = {spec.name: getattr(self, spec.name) for spec in fields(self)}
+        given = {name: value for name, value in values.items() if value is not None}
+        return cast("EngineOptions", given)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingFlags:
+    """How tokens are chosen, as options. None leaves a field to the verb's own default."""
+
+    max_tokens: Annotated[
+        int | None,
+        typer.Option("--max-tokens", "-n", help="Longest answer.", rich_help_panel=SAMPLING_PANEL),
+    ] = None
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", "-t", help="0: greedy.", rich_help_panel=SAMPLING_PANEL)
+    ] = None
+    top_k: Annotated[int | None, typer.Option(help="0: off.", rich_help_panel=SAMPLING_PANEL)] = None
+    top_p: Annotated[float | None, typer.Option(help="1: off.", rich_help_panel=SAMPLING_PANEL)] = None
+    min_p: Annotated[float | None, typer.Option(help="0: off.", rich_help_panel=SAMPLING_PANEL)] = None
+    repetition_penalty: Annotated[
+        float | None,
+        typer.Option(help="1: off; over prompt and answer.", rich_help_panel=SAMPLING_PANEL),
+    ] = None
+    presence_penalty: Annotated[
+        float | None, typer.Option(help="0: off.", rich_help_panel=SAMPLING_PANEL)
+    ] = None
+    frequency_penalty: Annotated[
+        float | None, typer.Option(help="0: off.", rich_help_panel=SAMPLING_PANEL)
+    ] = None
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Same seed, same answer; default: drawn.", rich_help_panel=SAMPLING_PANEL),
+    ] = None
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="End before this text; may be repeated.", rich_help_panel=SAMPLING_PANEL),
+    ] = None
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Go on to --max-tokens.", rich_help_panel=SAMPLING_PANEL)
+    ] = False
+
+    def as_params(self, *, temperature: float) -> SamplingParams:
+        """The sampling parameters; `temperature` is the verb's default."""
+        values: dict[str, Any] = {"temperature": temperature}
+        for spec in fields(self):
+            if (value := getattr(self, spec.name)) is not None:
+                values[spec.name] = tuple(value) if spec.name == "stop" else value
+        return SamplingParams(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """One dataclass parameter of a verb and the option names that stand for it."""
+
+    name: str
+    type: Callable[..., object]
+    fields: tuple[str, ...] = field(default=())
+
+
+def flatten(verb: Callable[..., None]) -> Callable[..., None]:
+    """Replace each parameter of `verb` whose type is a dataclass by that dataclass's fields."""
+    hints = get_type_hints(verb, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    groups: list[_Group] = []
+    for parameter in inspect.signature(verb).parameters.values():
+        hint = hints[parameter.name]
+        if not (isinstance(hint, type) and is_dataclass(hint)):
+            parameters.append(parameter.replace(annotation=hint))
+            continue
+        group_hints = get_type_hints(hint, include_extras=True)
+        groups.append(_Group(parameter.name, hint, tuple(spec.name for spec in fields(hint))))
+        parameters += [
+            inspect.Parameter(
+                spec.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if spec.default is MISSING else spec.default,
+                annotation=group_hints[spec.name],
+            )
+            for spec in fields(hint)
+        ]
+
+    def call(**values: Any) -> None:
+        for group in groups:
+            values[group.name] = group.type(**{name: values.pop(name) for name in group.fields})
+        verb(**values)
+
+    call.__name__, call.__doc__, call.__module__ = verb.__name__, verb.__doc__, verb.__module__
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    call.__dict__["__signature__"] = inspect.Signature(parameters)
+    return call

@@ -1,0 +1,21 @@
+"""`outpace rm`: remove models from this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from outpace.models import hub
+from outpace.models.transfer import size_text
+
+
+def rm(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="As `outpace list` names them.")],
+) -> None:
+    """Remove models from Outpace's own cache or from the Hugging Face cache.
+
+    Without a file, a Hugging Face repository goes as a whole. Files outside the caches are left alone.
+    """
+    for model in models:
+        typer.echo(f"removed {model}: {size_text(hub.remove(model))}")

@@ -1,0 +1,112 @@
+"""`outpace serve`: a model behind the OpenAI API over HTTP."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from outpace.cli.loading import open_llm
+from outpace.cli.options import EngineFlags, flatten, parse_size
+from outpace.errors import UsageError
+from outpace.models.hub import DEFAULT_MODEL
+
+SERVER_PANEL = "Server"
+
+
+@flatten
+def serve(
+    model: Annotated[str, typer.Argument(help="A model's short name, path or repository.")] = DEFAULT_MODEL,
+    *,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on.", rich_help_panel=SERVER_PANEL)
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port; 0: any free one.", rich_help_panel=SERVER_PANEL)
+    ] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="OUTPACE_API_KEY",
+            help="Ask clients for this key. The environment is the safer place: arguments show in ps.",
+            rich_help_panel=SERVER_PANEL,
+        ),
+    ] = None,
+    served_model_name: Annotated[
+        str | None,
+        typer.Option(help="The model's name for clients; default: its own.", rich_help_panel=SERVER_PANEL),
+    ] = None,
+    max_body: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SIZE",
+            parser=parse_size,
+            help="Longest request body; default: 32MiB.",
+            rich_help_panel=SERVER_PANEL,
+        ),
+    ] = None,
+    grace: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=3600,
+            help="Seconds that running requests get to finish at shutdown.",
+            rich_help_panel=SERVER_PANEL,
+        ),
+    ] = 3.0,
+    engine: EngineFlags,
+) -> None:
+    """Serve a model over HTTP until Ctrl-C or SIGTERM.
+
+    The OpenAI API is under /v1; /health and /metrics are for operators. Only this machine can reach it
+    unless --host says otherwise.
+    """
+    from outpace.server.run import listen, serve, url_of
+    from outpace.server.settings import DEFAULT_MAX_BODY_BYTES, ServerSettings
+
+    settings = ServerSettings(
+        host=host,
+        port=port,
+        api_key=_clean_key(api_key),
+        max_body_bytes=DEFAULT_MAX_BODY_BYTES if max_body is None else max_body,
+        shutdown_grace=grace,
+    )
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+    # The port first: finding it in use after a long load would be a waste.
+    with listen(settings) as listener:
+        if not settings.is_loopback and settings.api_key is None:
+            typer.echo(
+                f"warning: anyone who can reach {host} can use this server; set OUTPACE_API_KEY", err=True
+            )
+        with open_llm(model, engine) as llm:
+            url = url_of(listener)
+
+            def tell_ready(name: str) -> None:
+                typer.echo(_welcome(url, name, has_key=settings.api_key is not None))
+                sys.stdout.flush()
+
+            serve(llm, settings, listener, model_name=served_model_name, on_ready=tell_ready)
+    typer.echo("stopped", err=True)
+
+
+def _clean_key(api_key: str | None) -> str | None:
+    """The key, or None where none is set. Raises `UsageError` for one that no header can carry."""
+    if api_key is None or not api_key.strip():
+        return None
+    key = api_key.strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError("--api-key: only printable ASCII characters can be sent in a header")
+    return key
+
+
+def _welcome(url: str, model: str, *, has_key: bool) -> str:
+    authorization = ' -H "Authorization: Bearer $OUTPACE_API_KEY"' if has_key else ""
+    return (
+        f"serving {model} at {url}/v1 (Ctrl-C stops)\n"
+        f"try: curl {url}/v1/chat/completions -H 'Content-Type: application/json'{authorization} "
+        """-d '{"messages": [{"role": "user", "content": "Hello!"}]}'"""
+    )

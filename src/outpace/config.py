@@ -1,0 +1,215 @@
+"""Settings, resolved once: the only place that reads the environment and looks at the machine.
+
+`OUTPACE_CACHE` is Outpace's own cache folder; `HF_*` variables mean what they mean to huggingface_hub.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Literal, TypedDict, get_args
+
+from outpace.errors import OutOfMemoryError, UsageError
+from outpace.types import BLOCK_SIZE, EngineConfig, KVFormat, ModelSpec, WeightFormat
+
+# --- folders and the hub ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class HuggingFaceSettings:
+    """How the Hugging Face hub is reached, as its own client resolves it."""
+
+    cache_dir: Path  # the standard cache, shared with transformers and others
+    endpoint: str  # without a slash at the end
+    token: str | None  # None: the one that `hf auth login` stored, if any
+    offline: bool
+
+
+def cache_dir() -> Path:
+    """Outpace's own cache folder: `$OUTPACE_CACHE`, `$XDG_CACHE_HOME/outpace` or `~/.cache/outpace`."""
+    own = os.environ.get("OUTPACE_CACHE")
+    return Path(own).expanduser().absolute() if own else _user_cache() / "outpace"
+
+
+def state_dir() -> Path:
+    """Where what a user typed is kept: `$XDG_STATE_HOME/outpace` or `~/.local/state/outpace`."""
+    return (_path("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "outpace"
+
+
+def huggingface_settings() -> HuggingFaceSettings:
+    """`HF_HUB_CACHE`, `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE`, with the hub's defaults."""
+    home = _path("HF_HOME") or _user_cache() / "huggingface"
+    return HuggingFaceSettings(
+        cache_dir=_path("HF_HUB_CACHE") or _path("HUGGINGFACE_HUB_CACHE") or home / "hub",
+        endpoint=os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/"),
+        token=os.environ.get("HF_TOKEN") or None,
+        offline=_flag("HF_HUB_OFFLINE") or _flag("TRANSFORMERS_OFFLINE"),
+    )
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """The environment for a child process: this one's, with some variables set."""
+    return {**os.environ, **changes}
+
+
+def _user_cache() -> Path:
+    return _path("XDG_CACHE_HOME") or Path.home() / ".cache"
+
+
+def _path(variable: str) -> Path | None:
+    value = os.environ.get(variable)
+    return Path(os.path.expandvars(value)).expanduser().absolute() if value else None
+
+
+def _flag(variable: str) -> bool:
+    return os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+# --- the engine ----------------------------------------------------------------------------------
+
+
+class EngineOptions(TypedDict, total=False):
+    """The fields of `EngineConfig` as keyword arguments; what is absent has that class's default."""
+
+    backend: Literal["native", "torch", "null"]
+    num_threads: int
+    isa: str
+    weight_format: WeightFormat
+    kv_format: KVFormat
+    max_context: int
+    kv_cache_bytes: int
+    max_num_seqs: int
+    max_batch_tokens: int
+    prefix_cache: bool
+    draft: Literal["off", "auto"]
+    max_draft_tokens: int
+
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "backend": ("native", "torch", "null"),
+    "weight_format": get_args(WeightFormat),
+    "kv_format": get_args(KVFormat),
+    "draft": ("off", "auto"),
+}
+_LIMITS: Mapping[str, tuple[int, int]] = {
+    "num_threads": (0, 1024),
+    "max_context": (0, 2**31 - 1),
+    "kv_cache_bytes": (0, 2**62),
+    "max_num_seqs": (1, 4096),
+    "max_batch_tokens": (1, 65536),
+    "max_draft_tokens": (0, 255),
+}
+
+
+def resolve_engine_config(spec: ModelSpec, options: EngineOptions) -> EngineConfig:
+    """Check the options and choose what they leave open; nothing in the result is 0 for "choose".
+
+    Raises `UsageError` where an option is unknown or out of its limits, `OutOfMemoryError` where the KV cache
+    does not fit in memory.
+    """
+    _check_options(options)
+    config = EngineConfig(**options)
+    if config.max_context > spec.max_context:
+        raise UsageError(
+            f"max_context is {config.max_context}, but the model's own limit is {spec.max_context}"
+        )
+    context = config.max_context or spec.max_context
+    return replace(
+        config,
+        num_threads=config.num_threads or usable_cores(),
+        max_context=context,
+        kv_cache_bytes=_kv_budget(spec, config, context),
+    )
+
+
+def _check_options(options: EngineOptions) -> None:
+    known = {field.name for field in fields(EngineConfig)}
+    for name, value in options.items():
+        if name not in known:
+            raise UsageError(f"{name} is no option; there are {', '.join(sorted(known))}")
+        if name in _CHOICES and value not in _CHOICES[name]:
+            raise UsageError(f"{name} must be one of {', '.join(_CHOICES[name])}, not {value!r}")
+        if name == "prefix_cache" and not isinstance(value, bool):
+            raise UsageError(f"prefix_cache must be True or False, not {value!r}")
+        if name in _LIMITS:
+            low, high = _LIMITS[name]
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise UsageError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+
+
+def kv_bytes_per_block(spec: ModelSpec, kv_format: KVFormat) -> int:
+    """Bytes of keys and values of one block of BLOCK_SIZE tokens, all layers.
+
+    int8: a byte for each element, a float32 scale for each token and head; f16: two bytes for each element.
+    Heads are padded to a multiple of 16 elements, as in native/forward.cpp.
+    """
+    heads = spec.num_layers * spec.num_kv_heads
+    head_dim = -(-spec.head_dim // 16) * 16
+    if kv_format == "f16":
+        return heads * 2 * 2 * head_dim * BLOCK_SIZE
+    return heads * 2 * (head_dim + 4) * BLOCK_SIZE
+
+
+def _kv_budget(spec: ModelSpec, config: EngineConfig, context: int) -> int:
+    """Bytes for the KV cache: as asked; else a full context (or 4 of 8192) in at most 1/4 of free memory."""
+    per_block = kv_bytes_per_block(spec, config.kv_format)
+    available = available_memory()
+    if config.kv_cache_bytes:
+        if config.kv_cache_bytes < per_block:
+            raise OutOfMemoryError(
+                f"kv_cache_bytes is {config.kv_cache_bytes}, but one block of {BLOCK_SIZE} tokens "
+                f"takes {per_block}; raise it"
+            )
+        if config.kv_cache_bytes > available:
+            raise OutOfMemoryError(
+                f"kv_cache_bytes is {config.kv_cache_bytes}, but only {available} bytes of memory are free; "
+                "lower it, or free memory"
+            )
+        return config.kv_cache_bytes
+    blocks = -(-max(context, 4 * 8192) // BLOCK_SIZE)
+    budget = min(blocks * per_block, available // 4)
+    if budget < per_block:
+        raise OutOfMemoryError(
+            f"{available} bytes of memory are free: too little for a KV cache; free memory"
+        )
+    return budget // per_block * per_block
+
+
+def available_memory() -> int:
+    """Bytes of memory that this process may still take: the machine's, and its control group's if less."""
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for line in _lines(Path("/proc/meminfo")):
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+    group = Path("/sys/fs/cgroup")
+    limit = "".join(_lines(group / "memory.max"))
+    if limit.isdigit():
+        used = int("".join(_lines(group / "memory.current")) or 0)
+        for line in _lines(group / "memory.stat"):  # the page cache can be dropped
+            if line.startswith("inactive_file "):
+                used -= int(line.split()[1])
+        available = min(available, max(0, int(limit) - used))
+    return available
+
+
+def usable_cores() -> int:
+    """Physical cores that this process may run on: its affinity, and its control group's quota if less."""
+    cpus = os.sched_getaffinity(0)
+    cores: set[str] = set()
+    for cpu in cpus:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add("".join(_lines(siblings)) or str(cpu))
+    quota = "".join(_lines(Path("/sys/fs/cgroup/cpu.max"))).split()
+    if len(quota) == 2 and quota[0].isdigit():
+        return max(1, min(len(cores), int(quota[0]) // int(quota[1])))
+    return len(cores)
+
+
+def _lines(path: Path) -> list[str]:
+    """A small system file's lines; none where this system has no such file."""
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,334 @@
+"""The step loop's body: schedule, propose, pack, step, commit.
+
+One thread owns an Engine; only `prepare` and `check_queue` may be called from others. `EngineLoop` is that
+thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from outpace.draft import NoDrafter
+from outpace.engine import sampling
+from outpace.engine.block_pool import BlockPool
+from outpace.engine.metrics import EngineMetrics
+from outpace.engine.output import take_tokens, terminal_delta, token_delta, token_logprobs
+from outpace.engine.packer import BatchPacker
+from outpace.engine.prefix_cache import PrefixCache
+from outpace.engine.request import Request
+from outpace.engine.scheduler import Scheduler, StepPlan
+from outpace.errors import ContextLengthError, InvalidParameterError, OutOfMemoryError, OverloadedError
+from outpace.text.detokenizer import Detokenizer
+from outpace.text.tokenizer import Tokenizer
+from outpace.types import (
+    BLOCK_SIZE,
+    Backend,
+    Draft,
+    Drafter,
+    EngineConfig,
+    FinishReason,
+    SamplingParams,
+    StepOutput,
+    StepStats,
+    TokenDelta,
+)
+
+__all__ = ["MAX_WAITING", "Engine"]
+
+MAX_WAITING = 1024
+"""Choices that may wait beyond those that run; one more is refused with `OverloadedError`."""
+
+_log = logging.getLogger(__name__)
+_NO_DRAFT: tuple[int, ...] = ()
+
+
+class Engine:
+    """Turns requests into tokens. `step` does one step; `has_work` says whether another is due.
+
+    Attributes: `scheduler`; `pool`, the KV blocks; `metrics`; `last_stats`, of the latest step that ran;
+    `max_context`, the tokens that one request may have, prompt and output.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        tokenizer: Tokenizer,
+        config: EngineConfig,
+        drafter: Drafter | None = None,
+        *,
+        max_waiting: int = MAX_WAITING,
+    ) -> None:
+        self.backend = backend
+        self.tokenizer = tokenizer
+        self.config = config
+        self.drafter = drafter or NoDrafter()
+        drafts = config.draft != "off" and not isinstance(self.drafter, NoDrafter)
+        self._context = config.max_context or backend.spec.max_context
+        self.max_context = min(self._context, backend.num_blocks * BLOCK_SIZE)
+        self.pool = BlockPool(backend.num_blocks, PrefixCache() if config.prefix_cache else None)
+        self.scheduler = Scheduler(self.pool, config, config.max_draft_tokens if drafts else 0)
+        self.metrics = EngineMetrics(self.scheduler)
+        self.last_stats: StepStats | None = None
+        width = -(-self.max_context // BLOCK_SIZE)
+        self._packer = BatchPacker(config.max_num_seqs, config.max_batch_tokens, width)
+        self._open: dict[str, list[Request]] = {}  # request_id -> its choices that have not ended
+        self._num_open = 0  # choices
+        self._max_open = config.max_num_seqs + max_waiting
+        self._pending: list[TokenDelta] = []  # ends that happened between steps
+
+    # --- in ---------------------------------------------------------------------------------------
+
+    def prepare(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, request_id: str
+    ) -> list[Request]:
+        """Check a request and make its choices. Changes nothing; any thread may call it.
+
+        Raises `InvalidParameterError`, `ContextLengthError`, and `OutOfMemoryError` where the KV cache can
+        never hold the prompt. An answer may be shorter than `max_tokens`: it ends with the context.
+        """
+        vocab_size = self.backend.spec.vocab_size
+        sampling.validate(params, vocab_size)
+        params = sampling.with_seed(params)
+        prompt = _as_prompt(prompt_token_ids, vocab_size)
+        self._check_length(len(prompt))
+        limit = self.max_context
+        if params.max_tokens is not None:
+            limit = min(limit, len(prompt) + params.max_tokens)
+        stop_ids = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            stop_ids |= self.tokenizer.eos_ids
+        return [
+            Request(
+                request_id,
+                index,
+                prompt,
+                params,
+                sampling.pack(params, index, len(prompt)),
+                stop_ids=stop_ids,
+                max_total_tokens=limit,
+                detokenizer=Detokenizer(self.tokenizer),
+            )
+            for index in range(params.n)
+        ]
+
+    def _check_length(self, num_tokens: int) -> None:
+        if num_tokens >= self._context:
+            raise ContextLengthError(num_tokens, self._context)
+        if num_tokens >= self.max_context:
+            raise OutOfMemoryError(
+                f"the prompt has {num_tokens} tokens, but the KV cache holds {self.max_context} "
+                "(one of them must be left for the answer); shorten the prompt or raise --kv-cache-bytes"
+            )
+
+    def check_queue(self, num_choices: int) -> None:
+        """Raise `OverloadedError` where so many more choices would wait in too long a queue."""
+        if self._num_open + num_choices > self._max_open:
+            raise OverloadedError(
+                f"{self._num_open} requests run or wait, and {self._max_open} is the limit; try again later"
+            )
+
+    def enqueue(self, requests: list[Request]) -> None:
+        """Queue the choices that `prepare` made. The first goes ahead where they share full prompt blocks."""
+        first = requests[0]
+        now = time.perf_counter()
+        self._open[first.request_id] = requests.copy()
+        self._num_open += len(requests)
+        for request in requests:
+            request.submitted_at = now
+        self.scheduler.add(first)
+        if self.pool.cache is not None and first.num_prompt_tokens > BLOCK_SIZE:
+            first.followers = requests[1:]
+        else:
+            for request in requests[1:]:
+                self.scheduler.add(request)
+
+    def submit(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, request_id: str
+    ) -> SamplingParams:
+        """`prepare`, `check_queue` and `enqueue`. Returns the parameters with the seed that is used."""
+        if request_id in self._open:
+            raise InvalidParameterError(f"request_id {request_id!r} is in use already", "request_id")
+        requests = self.prepare(prompt_token_ids, params, request_id)
+        self.check_queue(len(requests))
+        self.enqueue(requests)
+        return requests[0].params
+
+    def abort(self, request_id: str) -> None:
+        """End a request's open choices; the next `step` returns their ends. Unknown ids are ignored."""
+        self._end_all(self._open.get(request_id, ()), FinishReason.ABORT)
+
+    def abort_all(self) -> list[TokenDelta]:
+        """End everything and return what is left to deliver."""
+        for requests in list(self._open.values()):
+            self._end_all(requests, FinishReason.ABORT)
+        return self._take_pending()
+
+    def fail_all(self, error: str) -> list[TokenDelta]:
+        """End everything with `FinishReason.ERROR` and return what is left to deliver."""
+        for requests in list(self._open.values()):
+            self._end_all(requests, FinishReason.ERROR, error)
+        return self._take_pending()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has something to do or to return."""
+        return self._num_open > 0 or bool(self._pending)
+
+    # --- one step ---------------------------------------------------------------------------------
+
+    def step(self) -> list[TokenDelta]:
+        """Do one step; return the new tokens and the ends, those of aborts since the last step included.
+
+        A failed backend step ends the requests that it carried, with `FinishReason.ERROR`.
+        """
+        start = time.perf_counter()
+        plan = self.scheduler.schedule()
+        if not plan.requests:
+            assert not self._num_open, "a request alone always fits"
+            return self._take_pending()
+        drafts = self._propose(plan)
+        batch = self._packer.pack(plan, drafts)
+        backend_start = time.perf_counter()
+        try:
+            out = self.backend.step(batch)
+        except Exception as error:  # whatever a backend raises must not end more than its own requests
+            return self._fail(plan, error)
+        backend_end = time.perf_counter()
+        num_new, num_accepted = self._commit(plan, out, backend_end)
+        now = time.perf_counter()
+        self.last_stats = StepStats(
+            num_rows=batch.num_rows,
+            num_requests=len(plan.requests),
+            num_draft_tokens=sum(map(len, drafts)),
+            num_accepted_tokens=num_accepted,
+            num_new_tokens=num_new,
+            step_seconds=now - start,
+            backend_seconds=backend_end - backend_start,
+        )
+        self.metrics.step(self.last_stats)
+        return self._take_pending()
+
+    def _propose(self, plan: StepPlan) -> list[Sequence[int]]:
+        """Ask the drafter for each request that has room."""
+        drafts: list[Sequence[int]] = [_NO_DRAFT] * len(plan.requests)
+        for i, room in enumerate(plan.max_draft):
+            if room:
+                request = plan.requests[i]
+                drafts[i] = self._ask_drafter(request, room)
+                request.num_drafted += len(drafts[i])
+        return drafts
+
+    def _ask_drafter(self, request: Request, room: int) -> list[int]:
+        try:
+            draft = self.drafter.propose(request.key, request.token_ids, room)
+        except Exception:  # a drafter may be wrong in any way without harm to the answer
+            _log.exception("the drafter failed; this step goes without its draft")
+            return []
+        return [] if draft is None else _chain(draft, room, self.backend.spec.vocab_size)
+
+    def _commit(self, plan: StepPlan, out: StepOutput, now: float) -> tuple[int, int]:
+        """Append what was chosen, advance, finish. Returns how many tokens are new, and drafts accepted."""
+        chosen: list[list[int]] = out.token_ids.tolist()
+        accepted: list[int] = out.num_accepted.tolist()
+        num_new = num_accepted = 0
+        for i, request in enumerate(plan.requests):
+            if plan.sample[i]:
+                num_accepted += accepted[i]
+                num_new += self._commit_tokens(
+                    request, i, plan.num_new[i], chosen[i][: accepted[i] + 1], out, now
+                )
+            else:
+                self.scheduler.advance(request, plan.num_new[i])
+            if request.followers and request.num_computed_tokens >= request.num_prompt_tokens:
+                self._release_followers(request)
+        return num_new, num_accepted
+
+    def _commit_tokens(
+        self, request: Request, row: int, num_computed: int, token_ids: list[int], out: StepOutput, now: float
+    ) -> int:
+        """Take a request's tokens: the accepted drafts, whose KV entries are valid, and the bonus token."""
+        num_accepted = len(token_ids) - 1
+        request.num_accepted += num_accepted
+        try:
+            taken, text = take_tokens(request, token_ids)
+            logprobs = token_logprobs(out, row, taken, request.sampling.num_logprobs)
+        except Exception as error:  # a text defect is that one request's
+            _log.exception("request %s: its output failed", request.request_id)
+            self._end(request, FinishReason.ERROR, f"{type(error).__name__}: {error}")
+            return 0
+        self.scheduler.advance(request, num_computed + num_accepted)
+        self.metrics.tokens(request, len(taken), now)
+        self._pending.append(token_delta(request, taken, text, logprobs))
+        if request.finish_reason is not None:
+            self._forget(request, request.finish_reason)
+        return len(taken)
+
+    def _fail(self, plan: StepPlan, error: Exception) -> list[TokenDelta]:
+        _log.error("a step of %d requests failed", len(plan.requests), exc_info=error)
+        for request in plan.requests:
+            self._end(request, FinishReason.ERROR, str(error) or type(error).__name__)
+        return self._take_pending()
+
+    # --- out --------------------------------------------------------------------------------------
+
+    def _take_pending(self) -> list[TokenDelta]:
+        pending, self._pending = self._pending, []
+        return pending
+
+    def _end_all(self, requests: Sequence[Request], reason: FinishReason, error: str | None = None) -> None:
+        for request in requests:
+            request.followers = []  # they end too
+        for request in list(requests):
+            self._end(request, reason, error)
+
+    def _end(self, request: Request, reason: FinishReason, error: str | None = None) -> None:
+        """End a request without new tokens."""
+        self._pending.append(terminal_delta(request, reason, error))
+        self._forget(request, reason)
+
+    def _forget(self, request: Request, reason: FinishReason) -> None:
+        """Drop an ended request; its blocks come back and its followers go on without it."""
+        self.scheduler.remove(request)
+        self.drafter.forget(request.key)
+        self.metrics.finished(request, reason, time.perf_counter())
+        self._release_followers(request)
+        self._num_open -= 1
+        choices = self._open[request.request_id]
+        choices.remove(request)
+        if not choices:
+            del self._open[request.request_id]
+
+    def _release_followers(self, request: Request) -> None:
+        for follower in request.followers:
+            self.scheduler.add(follower)
+        request.followers = []
+
+
+def _as_prompt(token_ids: Sequence[int], vocab_size: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    """The prompt as an array; `InvalidParameterError` where it is empty or has an id that the model lacks."""
+    if len(token_ids) == 0:
+        raise InvalidParameterError("the prompt is empty; give at least one token", "prompt")
+    try:
+        prompt = np.asarray(token_ids)
+    except (ValueError, OverflowError):  # ragged, or beyond 64 bits
+        prompt = np.empty(0)
+    if prompt.ndim != 1 or prompt.dtype.kind not in "iu":
+        raise InvalidParameterError("the prompt must be a flat sequence of whole numbers, its token ids", "prompt")
+    if prompt.min() < 0 or prompt.max() >= vocab_size:
+        raise InvalidParameterError(f"the prompt's token ids must be from 0 to {vocab_size - 1}", "prompt")
+    return prompt.astype(np.int32)
+
+
+def _chain(draft: Draft, room: int, vocab_size: int) -> list[int]:
+    """The draft's first path, cut to the room there is and at the first id that is no token."""
+    chain: list[int] = []
+    for i, token_id in enumerate(draft.token_ids[:room]):
+        follows = draft.parents is None or draft.parents[i] == i - 1
+        if not (follows and 0 <= token_id < vocab_size):
+            break
+        chain.append(int(token_id))
+    return chain

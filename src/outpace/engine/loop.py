@@ -1,0 +1,220 @@
+"""The step loop on its own thread, and the streams that carry its tokens out.
+
+A plain thread and a condition variable: no asyncio in a step, no work while idle. A stream's consumer
+waits either as a thread or as an asyncio task; only a waiting task is woken through its event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+from outpace.engine.engine import Engine
+from outpace.engine.request import Request
+from outpace.errors import InvalidParameterError, OutpaceError
+from outpace.types import SamplingParams, TokenDelta
+
+__all__ = ["EngineLoop", "RequestStream"]
+
+_log = logging.getLogger(__name__)
+
+
+class RequestStream:
+    """One request's deltas, for `for` or `async for`, in the order in which they came.
+
+    Exactly one delta of each choice carries a `finish_reason`; the iteration ends after the last of them.
+    One consumer at a time. Times are `time.perf_counter()` seconds, None until they happen.
+    """
+
+    def __init__(
+        self, request_id: str, params: SamplingParams, num_prompt_tokens: int, cancel: Callable[[str], None]
+    ) -> None:
+        self.request_id = request_id
+        self.params = params  # as submitted, with the seed that is used
+        self.num_prompt_tokens = num_prompt_tokens
+        self.submitted_at = time.perf_counter()
+        self.first_token_at: float | None = None
+        self.finished_at: float | None = None
+        self._cancel = cancel
+        self._deltas: deque[TokenDelta] = deque()
+        self._open_choices = params.n
+        self._lock = threading.Lock()
+        self._wake: Callable[[], object] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether every choice has ended (there may still be deltas to read)."""
+        return self._open_choices == 0
+
+    def cancel(self) -> None:
+        """End the request; its open choices get a delta with `FinishReason.ABORT`. Safe to call twice."""
+        if not self.finished:
+            self._cancel(self.request_id)
+
+    def push(self, delta: TokenDelta) -> None:
+        """Add a delta and wake the consumer if it waits. The loop's thread calls this."""
+        if self.first_token_at is None and delta.token_ids:
+            self.first_token_at = time.perf_counter()
+        with self._lock:
+            self._deltas.append(delta)
+            if delta.finish_reason is not None:
+                self._open_choices -= 1
+                if self._open_choices == 0:
+                    self.finished_at = time.perf_counter()
+            wake, self._wake = self._wake, None
+        if wake is not None:
+            wake()
+
+    def _pop_or_wait(self, wake: Callable[[], object]) -> TokenDelta | None:
+        """The next delta; None after the last one, or where there is none yet: then `wake` will be called."""
+        with self._lock:
+            if self._deltas:
+                return self._deltas.popleft()
+            if not self.finished:
+                self._wake = wake
+            return None
+
+    def __iter__(self) -> RequestStream:
+        """Iterate in a thread."""
+        return self
+
+    def __next__(self) -> TokenDelta:
+        """Wait for the next delta."""
+        while True:
+            if self._deltas:  # only this consumer pops, so no lock is needed
+                return self._deltas.popleft()
+            event = threading.Event()
+            delta = self._pop_or_wait(event.set)
+            if delta is not None:
+                return delta
+            if self.finished and not self._deltas:
+                raise StopIteration
+            event.wait()
+
+    def __aiter__(self) -> RequestStream:
+        """Iterate in an asyncio task."""
+        return self
+
+    async def __anext__(self) -> TokenDelta:
+        """Wait for the next delta."""
+        while True:
+            if self._deltas:
+                return self._deltas.popleft()
+            loop = asyncio.get_running_loop()
+            arrived: asyncio.Future[None] = loop.create_future()
+            delta = self._pop_or_wait(partial(_wake_task, loop, arrived))
+            if delta is not None:
+                return delta
+            if self.finished and not self._deltas:
+                raise StopAsyncIteration
+            await arrived
+
+
+def _wake_task(loop: asyncio.AbstractEventLoop, arrived: asyncio.Future[None]) -> None:
+    """Resolve a future of another thread's event loop, if that loop still runs."""
+
+    def resolve() -> None:
+        if not arrived.done():
+            arrived.set_result(None)
+
+    try:
+        loop.call_soon_threadsafe(resolve)
+    except RuntimeError:  # the consumer's event loop is closed: nobody is left to wake
+        _log.debug("a stream's event loop closed before its request ended")
+
+
+class EngineLoop:
+    """Runs `engine.step()` on a thread while there is work; sleeps, at no cost, while there is none."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._wakeup = threading.Condition()
+        self._inbox: list[tuple[RequestStream, list[Request]]] = []
+        self._cancelled: list[str] = []
+        self._streams: dict[str, RequestStream] = {}
+        self._closing = False
+        # A daemon, so that a program which forgets to close still ends; LLM closes it at exit.
+        self._thread = threading.Thread(target=self._run, name="outpace-engine", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, request_id: str | None = None
+    ) -> RequestStream:
+        """Queue a request and return its stream. Validation happens here, in the caller's thread.
+
+        Raises `InvalidParameterError`, `ContextLengthError`, `OutOfMemoryError` (the KV cache can never hold
+        the prompt) and `OverloadedError`.
+        """
+        request_id = request_id or uuid.uuid4().hex
+        requests = self.engine.prepare(prompt_token_ids, params, request_id)
+        stream = RequestStream(request_id, requests[0].params, len(prompt_token_ids), self.cancel)
+        with self._wakeup:
+            if self._closing:
+                raise OutpaceError("the engine is closed")
+            if request_id in self._streams:
+                raise InvalidParameterError(f"request_id {request_id!r} is in use already", "request_id")
+            self.engine.check_queue(len(requests) + sum(len(waiting) for _, waiting in self._inbox))
+            self._streams[request_id] = stream
+            self._inbox.append((stream, requests))
+            self._wakeup.notify()
+        return stream
+
+    def cancel(self, request_id: str) -> None:
+        """End a request, wherever it is. Unknown ids are ignored: it may have ended just now."""
+        with self._wakeup:
+            if request_id in self._streams:
+                self._cancelled.append(request_id)
+                self._wakeup.notify()
+
+    def close(self) -> None:
+        """Abort what runs, end the thread and wait for it. Safe to call twice."""
+        with self._wakeup:
+            self._closing = True
+            self._wakeup.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def __enter__(self) -> EngineLoop:
+        """Close at the end of a `with`."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    def _run(self) -> None:
+        engine = self.engine
+        while True:
+            with self._wakeup:
+                while not (self._inbox or self._cancelled or self._closing or engine.has_work):
+                    self._wakeup.wait()
+                inbox, self._inbox = self._inbox, []
+                cancelled, self._cancelled = self._cancelled, []
+                closing = self._closing
+            for _, requests in inbox:
+                engine.enqueue(requests)
+            for request_id in cancelled:
+                engine.abort(request_id)
+            if closing:
+                self._deliver(engine.abort_all())
+                return
+            try:
+                deltas = engine.step()
+            except Exception as error:  # a defect of the engine's own must not leave anyone waiting
+                _log.exception("the engine's step failed")
+                deltas = engine.fail_all(f"{type(error).__name__}: {error}")
+            self._deliver(deltas)
+
+    def _deliver(self, deltas: Iterable[TokenDelta]) -> None:
+        for delta in deltas:
+            stream = self._streams[delta.request_id]
+            stream.push(delta)
+            if delta.finish_reason is not None and stream.finished:
+                with self._wakeup:
+                    del self._streams[delta.request_id]

@@ -1,0 +1,128 @@
+"""The engine's figures for Prometheus.
+
+A step adds to plain numbers, which costs well under a microsecond each; Prometheus' own objects are made
+when somebody reads them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from outpace.engine.request import Request
+from outpace.engine.scheduler import Scheduler
+from outpace.types import FinishReason, StepStats
+
+__all__ = ["EngineMetrics"]
+
+_LATENCY = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)  # seconds
+_TOKEN_TIME = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds
+
+
+class _Histogram:
+    """Counts per bucket; `bounds` are the buckets' upper ends."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def add(self, value: float, times: int = 1) -> None:
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.total += value * times
+
+    def family(self, name: str, text: str) -> HistogramMetricFamily:
+        names = [*map(str, self.bounds), "+Inf"]
+        buckets = list(zip(names, map(float, accumulate(self.counts)), strict=True))
+        return HistogramMetricFamily(name, text, buckets=buckets, sum_value=self.total)
+
+
+class EngineMetrics(Collector):
+    """Counts of one engine. `registry` is what a metrics endpoint renders."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.registry = CollectorRegistry()
+        self._scheduler = scheduler
+        self._prompt_tokens = 0
+        self._cached_tokens = 0
+        self._finished = dict.fromkeys(FinishReason, 0)
+        self._steps = self._rows = self._new_tokens = self._drafted = self._accepted = 0
+        self._step_seconds = self._backend_seconds = 0.0
+        self._ttft = _Histogram(_LATENCY)
+        self._total = _Histogram(_LATENCY)
+        self._token_time = _Histogram(_TOKEN_TIME)
+        self.registry.register(self)
+
+    def step(self, stats: StepStats) -> None:
+        """A step was done."""
+        self._steps += 1
+        self._rows += stats.num_rows
+        self._new_tokens += stats.num_new_tokens
+        self._drafted += stats.num_draft_tokens
+        self._accepted += stats.num_accepted_tokens
+        self._step_seconds += stats.step_seconds
+        self._backend_seconds += stats.backend_seconds
+
+    def tokens(self, request: Request, count: int, now: float) -> None:
+        """A request got `count` tokens at `now` (`time.perf_counter()` seconds)."""
+        if request.last_token_at:
+            self._token_time.add((now - request.last_token_at) / count, count)
+        else:
+            self._ttft.add(now - request.submitted_at)
+            self._prompt_tokens += request.num_prompt_tokens
+            self._cached_tokens += request.num_cached_tokens
+        request.last_token_at = now
+
+    def finished(self, request: Request, reason: FinishReason, now: float) -> None:
+        """A request has ended."""
+        self._finished[reason] += 1
+        self._total.add(now - request.submitted_at)
+
+    def collect(self) -> Iterator[Metric]:
+        """Everything, as Prometheus' metric families."""
+        scheduler, pool = self._scheduler, self._scheduler.pool
+        gauges = (
+            ("requests_running", "Requests that run now.", len(scheduler.running)),
+            ("requests_waiting", "Requests that wait for room.", len(scheduler.waiting)),
+            ("kv_blocks", "Blocks of the KV cache.", pool.num_blocks),
+            ("kv_blocks_held", "Blocks that requests hold now.", pool.num_held),
+            ("prefix_cache_blocks", "Blocks that the prefix cache knows.", 0 if pool.cache is None else len(pool.cache)),
+        )
+        for name, text, value in gauges:
+            yield GaugeMetricFamily(f"outpace_{name}", text, value)
+        counters = (
+            (
+                "prompt_tokens",
+                "Prompt tokens of requests that reached their first token.",
+                self._prompt_tokens,
+            ),
+            ("prefix_cache_hit_tokens", "Of these, found in the prefix cache.", self._cached_tokens),
+            ("generated_tokens", "Tokens generated.", self._new_tokens),
+            ("draft_tokens", "Draft tokens verified.", self._drafted),
+            ("accepted_draft_tokens", "Draft tokens accepted.", self._accepted),
+            ("steps", "Engine steps.", self._steps),
+            ("step_rows", "Rows of all steps.", self._rows),
+            ("step_seconds", "Time in steps.", self._step_seconds),
+            ("backend_seconds", "Time in the backend.", self._backend_seconds),
+            (
+                "preemptions",
+                "Requests that gave their blocks back for an older one.",
+                scheduler.num_preemptions,
+            ),
+        )
+        for name, text, value in counters:
+            yield CounterMetricFamily(f"outpace_{name}", text, value)
+        ends = CounterMetricFamily(
+            "outpace_requests_finished", "Requests that ended.", labels=["finish_reason"]
+        )
+        for reason, count in self._finished.items():
+            ends.add_metric([reason.value], count)
+        yield ends
+        yield self._ttft.family("outpace_time_to_first_token_seconds", "From submit to the first token.")
+        yield self._token_time.family("outpace_time_per_output_token_seconds", "Between tokens.")
+        yield self._total.family("outpace_request_seconds", "From submit to the end.")

@@ -1,0 +1,108 @@
+"""From the tokens that a step chose to what the caller gets: where the request ends, text, deltas.
+
+A step with accepted drafts brings several tokens. They are taken one by one, so a stop inside them ends the
+request exactly where plain decoding would.
+"""
+
+from __future__ import annotations
+
+from outpace.engine.request import Request
+from outpace.types import FinishReason, StepOutput, TokenDelta, TokenLogprob
+
+__all__ = ["take_tokens", "terminal_delta", "token_delta", "token_logprobs"]
+
+
+def take_tokens(request: Request, token_ids: list[int]) -> tuple[list[int], str]:
+    """Append the chosen tokens up to where the request ends; return those taken and the text they complete.
+
+    Sets `request.finish_reason` where it ends: at a stop id (taken, without text), at a stop string (its text
+    and what follows is dropped), at `max_total_tokens`.
+    """
+    if request.stop_matcher is None:
+        return _take_plain(request, token_ids)
+    taken: list[int] = []
+    text = ""
+    for token_id in token_ids:
+        one, piece = _take_plain(request, [token_id])
+        taken += one
+        emit, stopped = request.stop_matcher.push(piece)
+        text += emit
+        if stopped:
+            request.finish_reason = FinishReason.STOP
+        if request.finish_reason is not None:
+            return taken, text if stopped else text + request.stop_matcher.flush()
+    return taken, text
+
+
+def _take_plain(request: Request, token_ids: list[int]) -> tuple[list[int], str]:
+    """Without stop strings."""
+    stop_ids, limit = request.stop_ids, request.max_total_tokens
+    for count, token_id in enumerate(token_ids, 1):
+        request.append(token_id)
+        if token_id in stop_ids:
+            request.finish_reason = FinishReason.STOP
+            text = request.detokenizer.push(token_ids[: count - 1]) + request.detokenizer.flush()
+            return token_ids[:count], text
+        if request.num_tokens >= limit:
+            request.finish_reason = FinishReason.LENGTH
+            text = request.detokenizer.push(token_ids[:count]) + request.detokenizer.flush()
+            return token_ids[:count], text
+    return token_ids, request.detokenizer.push(token_ids)
+
+
+def token_delta(
+    request: Request, taken: list[int], text: str, logprobs: tuple[TokenLogprob, ...]
+) -> TokenDelta:
+    """The delta of a step's tokens; terminal where the request has ended."""
+    return TokenDelta(
+        request.request_id,
+        request.index,
+        tuple(taken),
+        text,
+        logprobs,
+        request.finish_reason,
+        None,
+        request.num_prompt_tokens,
+        request.num_cached_tokens,
+        request.num_tokens - request.num_prompt_tokens,
+        request.num_drafted,
+        request.num_accepted,
+    )
+
+
+def terminal_delta(request: Request, reason: FinishReason, error: str | None = None) -> TokenDelta:
+    """The end of a request, without a token. Text that was held back, a stop's possible start, comes too."""
+    request.finish_reason = reason
+    text = ""
+    if reason is FinishReason.ABORT:
+        text = request.detokenizer.flush()
+        if request.stop_matcher is not None:
+            text = request.stop_matcher.push(text)[0] + request.stop_matcher.flush()
+    return TokenDelta(
+        request_id=request.request_id,
+        index=request.index,
+        token_ids=(),
+        text=text,
+        finish_reason=reason,
+        error=error,
+        num_prompt_tokens=request.num_prompt_tokens,
+        num_cached_tokens=request.num_cached_tokens,
+        num_output_tokens=request.num_output_tokens,
+        num_drafted=request.num_drafted,
+        num_accepted=request.num_accepted,
+    )
+
+
+def token_logprobs(out: StepOutput, row: int, taken: list[int], k: int) -> tuple[TokenLogprob, ...]:
+    """The log probabilities of request `row`'s tokens, with the k likeliest of each; k = -1: none."""
+    if k < 0 or out.logprobs is None:
+        return ()
+    chosen = out.logprobs[row].tolist()
+    if k == 0 or out.top_token_ids is None or out.top_logprobs is None:
+        return tuple(TokenLogprob(token_id, chosen[i]) for i, token_id in enumerate(taken))
+    ids = out.top_token_ids[row, :, :k].tolist()
+    values = out.top_logprobs[row, :, :k].tolist()
+    return tuple(
+        TokenLogprob(token_id, chosen[i], tuple(zip(ids[i], values[i], strict=True)))
+        for i, token_id in enumerate(taken)
+    )

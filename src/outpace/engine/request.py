@@ -1,0 +1,118 @@
+"""One choice of one request: its tokens, its blocks, how far it is."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from outpace.engine.prefix_cache import extend_digests
+from outpace.engine.sampling import PackedSampling
+from outpace.text.detokenizer import Detokenizer
+from outpace.text.stop import StopMatcher
+from outpace.types import BLOCK_SIZE, FinishReason, Int32Array, SamplingParams
+
+__all__ = ["Request"]
+
+
+class Request:
+    """A choice from submit to finish. The engine's thread alone changes it after submit.
+
+    Tokens `0 .. num_computed_tokens` have their keys and values in the blocks of `block_ids`, in order.
+    """
+
+    __slots__ = (
+        "_digests",
+        "_token_buffer",
+        "block_ids",
+        "block_version",
+        "detokenizer",
+        "finish_reason",
+        "followers",
+        "index",
+        "key",
+        "last_token_at",
+        "last_token_id",
+        "max_total_tokens",
+        "num_accepted",
+        "num_cached_tokens",
+        "num_computed_tokens",
+        "num_drafted",
+        "num_prompt_tokens",
+        "num_registered_blocks",
+        "num_tokens",
+        "params",
+        "prompt_counted",
+        "request_id",
+        "sampling",
+        "stop_ids",
+        "stop_matcher",
+        "submitted_at",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        index: int,
+        prompt_token_ids: Int32Array,
+        params: SamplingParams,
+        sampling: PackedSampling,
+        *,
+        stop_ids: frozenset[int],
+        max_total_tokens: int,
+        detokenizer: Detokenizer,
+    ) -> None:
+        self.request_id = request_id
+        self.index = index  # which of the n choices
+        self.key = f"{request_id}/{index}"  # unique among choices; the drafter's id
+        self.params = params
+        self.sampling = sampling
+        self.stop_ids = stop_ids
+        self.max_total_tokens = max_total_tokens  # prompt and output: max_tokens or the context ends here
+        self.detokenizer = detokenizer
+        self.stop_matcher = StopMatcher(params.stop) if params.stop else None
+        self.num_prompt_tokens = len(prompt_token_ids)
+        self.num_tokens = self.num_prompt_tokens
+        self.num_computed_tokens = 0
+        self.num_cached_tokens = 0  # of the prompt, when it was first admitted
+        self.prompt_counted = False  # whether num_cached_tokens is known
+        self.num_drafted = 0
+        self.num_accepted = 0
+        self.last_token_id = int(prompt_token_ids[-1])
+        self.submitted_at = 0.0  # time.perf_counter() seconds, as is
+        self.last_token_at = 0.0  # when the newest tokens came
+        self.finish_reason: FinishReason | None = None
+        self.followers: list[Request] = []  # choices that wait for this one's prompt blocks
+        self.block_ids: list[int] = []
+        self.block_version = 0  # changes when block_ids is emptied
+        self.num_registered_blocks = 0  # full blocks that the prefix cache has been told of
+        self._digests: list[bytes] = []
+        self._token_buffer = np.empty(self.num_prompt_tokens + 64, np.int32)
+        self._token_buffer[: self.num_prompt_tokens] = prompt_token_ids
+
+    @property
+    def token_ids(self) -> Int32Array:
+        """Prompt and output so far: a view, [num_tokens]."""
+        return self._token_buffer[: self.num_tokens]
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens generated so far."""
+        return self.num_tokens - self.num_prompt_tokens
+
+    def append(self, token_id: int) -> None:
+        """Append a generated token."""
+        if self.num_tokens == len(self._token_buffer):
+            self._token_buffer = np.concatenate([self._token_buffer, np.empty_like(self._token_buffer)])
+        self._token_buffer[self.num_tokens] = token_id
+        self.num_tokens += 1
+        self.last_token_id = token_id
+
+    def digests(self, num_blocks: int) -> list[bytes]:
+        """The chained digests of at least the first `num_blocks` full blocks."""
+        if len(self._digests) < num_blocks:
+            extend_digests(self._digests, self.token_ids, num_blocks)
+        return self._digests
+
+    @property
+    def num_blocks_needed(self) -> int:
+        """Blocks that hold all of its present tokens."""
+        return -(-self.num_tokens // BLOCK_SIZE)

@@ -1,0 +1,203 @@
+"""Which requests run in the next step, with how many rows; and the blocks that this takes.
+
+There is no prefill phase and no decode phase: each request's `num_computed_tokens` catches up with its
+`num_tokens` (and its draft), within one budget of rows per step. Requests that decode go first, so a long
+prompt stalls nobody. A prompt's blocks are reserved when it is admitted; where a decoding request finds no
+block, the youngest request gives its blocks back and is computed again later.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from outpace.engine.block_pool import BlockPool
+from outpace.engine.request import Request
+from outpace.types import BLOCK_SIZE, EngineConfig
+
+__all__ = ["Scheduler", "StepPlan"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step: request i computes its next `num_new[i]` tokens and may carry `max_draft[i]` drafts.
+
+    A request whose last known token is among them (`sample[i]`) yields a token.
+    """
+
+    requests: list[Request]
+    num_new: list[int]
+    max_draft: list[int]
+    sample: list[bool]
+
+
+class Scheduler:
+    """Holds the waiting and the running requests, oldest first; all that run are older than all that wait.
+
+    `max_draft_tokens` is per request and step; 0: no drafts.
+    """
+
+    def __init__(self, pool: BlockPool, config: EngineConfig, max_draft_tokens: int) -> None:
+        self.pool = pool
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self.num_preemptions = 0
+        self._max_rows = config.max_batch_tokens
+        self._max_running = min(config.max_num_seqs, config.max_batch_tokens)  # a row for everyone
+        self._max_draft_tokens = max_draft_tokens
+        self._refused_at = -1  # pool.num_releases when the first in the queue last found no room
+
+    def add(self, request: Request) -> None:
+        """Queue a new request."""
+        self.waiting.append(request)
+
+    def schedule(self) -> StepPlan:
+        """Choose the next step's rows and take the blocks they need. The plan may be empty."""
+        plan = StepPlan([], [], [], [])
+        prefilling = self._schedule_decodes(plan)
+        budget = self._max_rows - len(plan.requests)
+        draft_budget = 0
+        if self._max_draft_tokens and plan.requests:
+            # Drafts may take all that is left, or half where a prompt wants it too.
+            draft_budget = budget // 2 if prefilling or self.waiting else budget
+            draft_budget = self._allow_drafts(plan, draft_budget)
+        budget -= draft_budget
+        for request in prefilling:
+            budget -= self._schedule_prefill(plan, request, budget)
+        while budget > 0 and self.waiting and len(self.running) < self._max_running:
+            request = self.waiting[0]
+            if not self._admit(request):
+                break
+            budget -= self._schedule_prefill(plan, request, budget)
+        return plan
+
+    def _schedule_decodes(self, plan: StepPlan) -> list[Request]:
+        """Give each decoding request its row; return those that are still in their prompt."""
+        prefilling: list[Request] = []
+        for request in self.running.copy():
+            if request.num_tokens - request.num_computed_tokens != 1:
+                prefilling.append(request)
+            elif self._make_room(request):
+                plan.requests.append(request)
+                plan.num_new.append(1)
+                plan.max_draft.append(0)
+                plan.sample.append(True)
+        return [request for request in prefilling if request.block_ids]  # some may be preempted since
+
+    def _make_room(self, request: Request) -> bool:
+        """See that a decoding request has a block for its next row. False where it was preempted itself.
+
+        Requests are visited oldest first, so whoever is preempted here has no row in the plan yet.
+        """
+        if not request.block_ids:  # preempted earlier in this step
+            return False
+        while len(request.block_ids) * BLOCK_SIZE < request.num_tokens:
+            block = self.pool.allocate()
+            if block is not None:
+                request.block_ids.append(block)
+                continue
+            youngest = self.running[-1]
+            self._preempt(youngest)
+            if youngest is request:
+                return False
+        return True
+
+    def _allow_drafts(self, plan: StepPlan, budget: int) -> int:
+        """Share `budget` rows among the plan's requests as room for drafts; return what was given."""
+        given = 0
+        for i, request in enumerate(plan.requests):
+            share = (budget - given) // (len(plan.requests) - i)
+            # Of a draft of k tokens, k + 1 tokens may come; more than may still be generated is waste.
+            wanted = min(self._max_draft_tokens, request.max_total_tokens - request.num_tokens - 1, share)
+            if wanted <= 0:
+                continue
+            while len(request.block_ids) * BLOCK_SIZE < request.num_tokens + wanted:
+                if self.pool.num_free <= len(self.running):  # drafts never push anyone out
+                    break
+                block = self.pool.allocate()
+                assert block is not None
+                request.block_ids.append(block)
+            wanted = min(wanted, len(request.block_ids) * BLOCK_SIZE - request.num_tokens)
+            plan.max_draft[i] = wanted
+            given += wanted
+        return given
+
+    def _schedule_prefill(self, plan: StepPlan, request: Request, budget: int) -> int:
+        """Give a request in its prompt up to `budget` rows; return how many it takes."""
+        missing = request.num_tokens - request.num_computed_tokens
+        rows = min(budget, missing)
+        if rows > 0:
+            plan.requests.append(request)
+            plan.num_new.append(rows)
+            plan.max_draft.append(0)
+            plan.sample.append(rows == missing)
+        return rows
+
+    def _admit(self, request: Request) -> bool:
+        """Move the first waiting request to the running ones, with blocks for all of its tokens, if they fit.
+
+        One block for each running request is left free, so that admission does not lead to preemption.
+        """
+        pool = self.pool
+        if self.running and self._refused_at == pool.num_releases:
+            return False
+        cached = self._find_cached(request)
+        pool.share(cached)
+        missing = request.num_blocks_needed - len(cached)
+        if pool.num_free < missing + len(self.running):
+            pool.release(cached)
+            self._refused_at = pool.num_releases
+            return False
+        request.num_registered_blocks = len(cached)
+        request.num_computed_tokens = len(cached) * BLOCK_SIZE
+        request.block_ids = cached
+        for _ in range(missing):
+            block = pool.allocate()
+            assert block is not None, "the free blocks were counted"
+            request.block_ids.append(block)
+        self.running.append(self.waiting.popleft())
+        if not request.prompt_counted:
+            request.prompt_counted = True
+            request.num_cached_tokens = request.num_computed_tokens
+        return True
+
+    def _find_cached(self, request: Request) -> list[int]:
+        if self.pool.cache is None:
+            return []
+        # The last token is always computed: its logits choose the next one.
+        limit = (request.num_tokens - 1) // BLOCK_SIZE
+        return self.pool.cache.find(request.digests(limit), limit)
+
+    def _preempt(self, request: Request) -> None:
+        self.num_preemptions += 1
+        self.running.remove(request)
+        self._give_back(request)
+        self.waiting.appendleft(request)
+
+    def _give_back(self, request: Request) -> None:
+        self.pool.release(request.block_ids)
+        request.block_ids = []
+        request.block_version += 1
+        request.num_computed_tokens = 0
+        request.num_registered_blocks = 0
+
+    def advance(self, request: Request, num_computed: int) -> None:
+        """`num_computed` more tokens of the request are in the KV cache; full blocks become shareable."""
+        request.num_computed_tokens += num_computed
+        cache = self.pool.cache
+        full = min(request.num_computed_tokens, request.num_tokens) // BLOCK_SIZE
+        if cache is None or full <= request.num_registered_blocks:
+            return
+        digests = request.digests(full)
+        for index in range(request.num_registered_blocks, full):
+            cache.insert(digests[index], request.block_ids[index])
+        request.num_registered_blocks = full
+
+    def remove(self, request: Request) -> None:
+        """Drop a request that has ended, wherever it is, and free its blocks."""
+        if request.block_ids:
+            self.running.remove(request)
+            self._give_back(request)
+        elif request in self.waiting:
+            self.waiting.remove(request)
+            self._refused_at = -1  # another one may be the first in the queue now

@@ -1,0 +1,263 @@
+"""The offline API: a model, its tokenizer and its engine behind one object."""
+
+from __future__ import annotations
+
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Unpack, cast
+
+from outpace import backends, draft
+from outpace.config import EngineOptions, resolve_engine_config
+from outpace.engine.engine import Engine
+from outpace.engine.loop import EngineLoop, RequestStream
+from outpace.errors import InvalidParameterError, OverloadedError
+from outpace.models.checkpoint import Checkpoint, open_checkpoint
+from outpace.models.hub import DEFAULT_MODEL, resolve
+from outpace.text.tokenizer import Tokenizer
+from outpace.types import Backend, FinishReason, SamplingParams, TokenDelta, TokenLogprob
+
+__all__ = ["LLM", "CompletionOutput", "RequestOutput"]
+
+Prompt = str | Sequence[int]
+Messages = Sequence[Mapping[str, object]]
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionOutput:
+    """One choice of a finished request."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]  # the stop id that ended it, if one did, included
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] = ()  # one for each token, where SamplingParams.logprobs asks
+    error: str | None = None  # with FinishReason.ERROR
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """A finished request: its choices, what it took and how long."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    outputs: list[CompletionOutput]  # one for each of `n`
+    seed: int  # given or drawn; the same seed gives the same answer
+    num_cached_tokens: int  # prompt tokens found in the prefix cache
+    num_drafted: int  # draft tokens proposed, all choices
+    num_accepted: int  # draft tokens accepted, all choices
+    ttft_seconds: float  # from submit to the first token
+    total_seconds: float  # from submit to the end
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens of all choices."""
+        return sum(len(output.token_ids) for output in self.outputs)
+
+
+class LLM:
+    """A model ready to generate.
+
+    `model` is a path, a short name, a Hugging Face repository or a file in a Python package (see
+    `outpace pull --help`); the further arguments are the fields of `EngineConfig`. `progress` is called
+    with (bytes done, bytes in all) while the model is brought.
+
+    Attributes: `model_name`; `spec`, the architecture; `tokenizer`; `chat_template` (None where the model
+    has none); `backend`; `config`, resolved; `loop`, which takes requests from any thread; `load_seconds`,
+    from opening the file to being ready, downloads excluded.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = DEFAULT_MODEL,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        **config: Unpack[EngineOptions],
+    ) -> None:
+        path = resolve(str(model), progress=progress)
+        start = time.perf_counter()
+        self._open(open_checkpoint(path), config)
+        self.model_name = str(model)
+        self.load_seconds = time.perf_counter() - start
+
+    def _open(self, checkpoint: Checkpoint, options: EngineOptions) -> None:
+        self.config = resolve_engine_config(checkpoint.spec, options)
+        self.spec = checkpoint.spec
+        self.tokenizer = Tokenizer.from_checkpoint(checkpoint)
+        self.chat_template = self.tokenizer.chat_template
+        self.backend = backends.create(checkpoint, self.config)
+        self.loop = EngineLoop(Engine(self.backend, self.tokenizer, self.config, draft.create(self.config)))
+        self._finalizer = weakref.finalize(self, _shut_down, self.loop, self.backend)
+
+    # --- generation -----------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete one prompt or many, text or token ids; the results are in the prompts' order.
+
+        `params` is one for all or one for each. Ctrl-C aborts them all. A request whose step failed has
+        `FinishReason.ERROR`. Raises `InvalidParameterError`, `ContextLengthError`, `OutOfMemoryError`.
+        """
+        return self._run([self.encode_prompt(prompt) for prompt in _as_prompts(prompts)], params)
+
+    def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or many. As `generate`; `UnsupportedModelError` without a template."""
+        conversations = _as_conversations(messages)
+        return self._run([self.encode_chat(each, tools=tools) for each in conversations], params)
+
+    def stream(
+        self, prompt_or_messages: Prompt | Messages, params: SamplingParams | None = None
+    ) -> Iterator[TokenDelta]:
+        """Complete a prompt, or answer a conversation, piece by piece. Closing the iterator aborts it."""
+        stream = self.loop.submit(self._encode(prompt_or_messages), params or SamplingParams())
+        return _iterate(stream)
+
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """A prompt's token ids: text is encoded, special tokens in it recognised; ids pass unchanged."""
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, parse_special=True)
+        return list(prompt)
+
+    def encode_chat(
+        self, messages: Messages, *, tools: Sequence[Mapping[str, object]] | None = None, **template: object
+    ) -> list[int]:
+        """A conversation's token ids through the model's chat template; `template` goes to the template."""
+        text = self.tokenizer.render_chat(messages, tools=tools, **template)
+        return self.tokenizer.encode(text, add_special=False, parse_special=True)
+
+    def _encode(self, prompt_or_messages: Prompt | Messages) -> list[int]:
+        first = None if isinstance(prompt_or_messages, str) else next(iter(prompt_or_messages), None)
+        if isinstance(first, Mapping):
+            return self.encode_chat(cast(Messages, prompt_or_messages))
+        return self.encode_prompt(cast(Prompt, prompt_or_messages))
+
+    def _run(
+        self, prompts: list[list[int]], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[RequestOutput]:
+        each = _params_for(len(prompts), params)
+        streams: list[RequestStream] = []
+        outputs: list[RequestOutput] = []
+        try:
+            for prompt, sampling in zip(prompts, each, strict=True):
+                streams.append(self._submit(prompt, sampling, prompts, streams, outputs))
+            while len(outputs) < len(streams):
+                outputs.append(_collect(streams[len(outputs)], prompts[len(outputs)]))
+        finally:  # an error or Ctrl-C: nothing keeps running unseen
+            for stream in streams[len(outputs) :]:
+                stream.cancel()
+        return outputs
+
+    def _submit(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        prompts: list[list[int]],
+        streams: list[RequestStream],
+        outputs: list[RequestOutput],
+    ) -> RequestStream:
+        """Submit; while the queue is full, wait for the oldest request that is still open."""
+        while True:
+            try:
+                return self.loop.submit(prompt, params, uuid.uuid4().hex)
+            except OverloadedError:
+                if len(outputs) == len(streams):
+                    raise
+                outputs.append(_collect(streams[len(outputs)], prompts[len(outputs)]))
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Abort what runs and give the memory back. Safe to call twice; also happens at exit."""
+        self._finalizer()
+
+    def __enter__(self) -> LLM:
+        """Close at the end of a `with`."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+
+def _shut_down(loop: EngineLoop, backend: Backend) -> None:
+    loop.close()
+    backend.close()
+
+
+def _iterate(stream: RequestStream) -> Iterator[TokenDelta]:
+    try:
+        yield from stream
+    finally:
+        stream.cancel()
+
+
+def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if prompts and isinstance(prompts[0], int):
+        return [cast(Sequence[int], prompts)]
+    return cast(Sequence[Prompt], prompts)
+
+
+def _as_conversations(messages: Messages | Sequence[Messages]) -> Sequence[Messages]:
+    if messages and isinstance(messages[0], Mapping):
+        return [cast(Messages, messages)]
+    return cast(Sequence[Messages], messages)
+
+
+def _params_for(
+    num_prompts: int, params: SamplingParams | Sequence[SamplingParams] | None
+) -> Sequence[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * num_prompts
+    if len(params) != num_prompts:
+        raise InvalidParameterError(
+            f"params: {len(params)} given for {num_prompts} prompts; give one for all or one for each",
+            "params",
+        )
+    return params
+
+
+def _collect(stream: RequestStream, prompt: list[int]) -> RequestOutput:
+    """Read a stream to its end."""
+    num_choices = stream.params.n
+    deltas: list[list[TokenDelta]] = [[] for _ in range(num_choices)]
+    for delta in stream:
+        deltas[delta.index].append(delta)
+    last = [choice[-1] for choice in deltas]
+    finished_at = stream.finished_at or stream.submitted_at
+    return RequestOutput(
+        request_id=stream.request_id,
+        prompt_token_ids=tuple(prompt),
+        outputs=[_completion(choice) for choice in deltas],
+        seed=stream.params.seed or 0,
+        num_cached_tokens=last[0].num_cached_tokens,
+        num_drafted=sum(delta.num_drafted for delta in last),
+        num_accepted=sum(delta.num_accepted for delta in last),
+        ttft_seconds=(stream.first_token_at or finished_at) - stream.submitted_at,
+        total_seconds=finished_at - stream.submitted_at,
+    )
+
+
+def _completion(deltas: list[TokenDelta]) -> CompletionOutput:
+    last = deltas[-1]
+    return CompletionOutput(
+        index=last.index,
+        text="".join(delta.text for delta in deltas),
+        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+        finish_reason=last.finish_reason or FinishReason.ERROR,
+        logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
+        error=last.error,
+    )

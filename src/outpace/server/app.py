@@ -1,0 +1,54 @@
+"""The application: routes, doors and errors put together."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.middleware import Middleware
+from starlette.responses import Response
+
+from outpace import __version__
+from outpace.llm import LLM
+from outpace.server import errors
+from outpace.server.metrics import HTTPMetrics
+from outpace.server.middleware import BearerAuth, LoopbackOnly
+from outpace.server.openai.events import json_response
+from outpace.server.openai.routes import openai_router
+from outpace.server.served import ServedModel
+from outpace.server.settings import ServerSettings
+
+
+def create_app(llm: LLM, *, model_name: str | None = None, settings: ServerSettings | None = None) -> FastAPI:
+    """The application over `llm`, which the caller closes.
+
+    `model_name` is the model's id on the wire; by default it follows from what was loaded. The
+    `ServedModel` is kept as `app.state.served`.
+    """
+    settings = settings or ServerSettings()
+    served = ServedModel(llm, model_name, settings)
+    http_registry = CollectorRegistry()
+    middleware = [Middleware(HTTPMetrics, registry=http_registry)]
+    if settings.is_loopback:
+        middleware.append(Middleware(LoopbackOnly))
+    if settings.api_key:
+        middleware.append(Middleware(BearerAuth, api_key=settings.api_key))
+    # No interactive pages: they load scripts from elsewhere.
+    app = FastAPI(title="Outpace", version=__version__, docs_url=None, redoc_url=None, middleware=middleware)
+    app.state.served = served
+    errors.install(app)
+    app.include_router(openai_router(served))
+
+    @app.get("/health")
+    async def health() -> Response:  # pyright: ignore[reportUnusedFunction] - a route
+        """200 while requests are served; 503 during shutdown."""
+        if served.live.draining:
+            raise errors.APIError(503, "shutting down", type=errors.SERVER_ERROR, code="shutting_down")
+        return json_response({"status": "ok", "model": served.name})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:  # pyright: ignore[reportUnusedFunction] - a route
+        """Metrics in Prometheus' text format."""
+        text = generate_latest(llm.loop.engine.metrics.registry) + generate_latest(http_registry)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+    return app

@@ -1,0 +1,102 @@
+"""Request bodies: read within limits, then checked against a schema."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any, TypeVar, cast
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from starlette.requests import ClientDisconnect, Request
+
+from outpace.server.errors import APIError
+from outpace.server.settings import ServerSettings
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+async def read_json(request: Request, schema: type[Model], settings: ServerSettings) -> Model:
+    """Read the request's body and check it against `schema`.
+
+    Raises `APIError`: 413 for a body over the limit, 408 for one that does not arrive, 400 for what
+    is not UTF-8, not JSON or not what the schema asks for.
+    """
+    try:
+        async with asyncio.timeout(settings.read_timeout):
+            body = await _read(request, settings.max_body_bytes)
+    except TimeoutError:
+        limit = f"{settings.read_timeout:g} s"
+        raise APIError(408, f"the request's body did not arrive within {limit}", code="timeout") from None
+    try:
+        return schema.model_validate_json(body)
+    except ValidationError as error:
+        raise _explain(body, error.errors(include_url=False, include_context=False)) from None
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    """The body. One over `limit` is read on (up to twice the limit) so that the client gets our answer."""
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size <= limit:
+                chunks.append(chunk)
+            elif size > 2 * limit:
+                break
+    except ClientDisconnect:
+        raise APIError(499, "the client closed the connection", code="client_disconnected") from None
+    if size > limit:
+        raise APIError(413, f"the request's body is over the limit of {limit} bytes", code="body_too_large")
+    return b"".join(chunks)
+
+
+def _explain(body: bytes, errors: Sequence[ErrorDetails]) -> APIError:
+    """The error that points deepest into the request, in OpenAI's words."""
+    if errors[0]["type"] == "json_invalid":
+        try:
+            body.decode()
+        except UnicodeDecodeError as error:
+            return APIError(
+                400, f"the body is not UTF-8: {error.reason} at byte {error.start}", code="invalid_utf8"
+            )
+        return APIError(400, f"the body is not JSON: {errors[0]['msg']}", code="invalid_json")
+    value: object = json.loads(body)
+    located = [(_path(value, error["loc"]), error) for error in errors]
+    deepest = max((path for path, _ in located), key=_depth)
+    at_deepest = [error for path, error in located if path == deepest]
+    # Errors of a union's members say the same of one place: "a string" or "a list".
+    messages = " or ".join(dict.fromkeys(_message(error) for error in at_deepest))
+    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in deepest).lstrip(".")
+    missing = at_deepest[0]["type"] == "missing"
+    wrong_type = at_deepest[0]["type"].endswith("_type")
+    code = "missing_required_parameter" if missing else "invalid_type" if wrong_type else "invalid_value"
+    where = f"'{param}'" if param else "the body"
+    return APIError(400, f"invalid {where}: {messages}", param=param or None, code=code)
+
+
+def _depth(path: list[int | str]) -> tuple[int, list[int]]:
+    """Orders places in a request: how deep, then how far into lists."""
+    return len(path), [part if isinstance(part, int) else -1 for part in path]
+
+
+def _message(error: ErrorDetails) -> str:
+    message = error["msg"].removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
+
+
+def _path(value: object, loc: tuple[int | str, ...]) -> list[int | str]:
+    """Pydantic's location without the names of union members: only what is in the request."""
+    path: list[int | str] = []
+    for position, part in enumerate(loc):
+        if isinstance(value, list) and isinstance(part, int):
+            items = cast("list[Any]", value)
+            value = items[part] if part < len(items) else None
+        elif isinstance(value, dict) and part in value:
+            value = cast("dict[str, Any]", value)[str(part)]
+        elif not (isinstance(value, dict) and position == len(loc) - 1):
+            continue
+        path.append(part)
+    return path

@@ -1,0 +1,138 @@
+"""Errors on the wire: every failure becomes one JSON body in OpenAI's form.
+
+`{"error": {"message", "type", "param", "code"}}`, with the status that makes the `openai` client
+raise the exception its users expect.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from outpace.errors import (
+    ContextLengthError,
+    InvalidParameterError,
+    OutOfMemoryError,
+    OutpaceError,
+    OverloadedError,
+    UsageError,
+)
+
+logger = logging.getLogger("outpace.server")
+
+INVALID_REQUEST = "invalid_request_error"
+SERVER_ERROR = "server_error"
+
+
+class APIError(Exception):
+    """An error as the client sees it.
+
+    Attributes: `status`, the HTTP status; `message`; `type`, OpenAI's class of the error; `param`,
+    the request's field at fault or None; `code`, for programs, or None; `headers`, extra ones.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = INVALID_REQUEST,  # noqa: A002 - the wire's own name
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.type = type
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+
+    def body(self) -> str:
+        """The error as JSON text."""
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return json.dumps({"error": error}, ensure_ascii=False)
+
+    def response(self) -> Response:
+        """The error as an HTTP response."""
+        return Response(self.body(), self.status, self.headers, media_type="application/json")
+
+
+def unsupported(param: str, message: str) -> APIError:
+    """A well-formed request for something that Outpace does not do."""
+    return APIError(400, message, param=param, code="unsupported_parameter")
+
+
+def from_exception(error: Exception, renamed: Mapping[str, str] | None = None) -> APIError:
+    """Translate what the engine raised.
+
+    `renamed` maps the engine's parameter names to the wire's where they differ. What is not one of
+    Outpace's own errors is logged with its traceback and told to the client as an internal error.
+    """
+    match error:
+        case APIError():
+            answer = error
+        case InvalidParameterError(parameter=param):
+            code = "context_length_exceeded" if isinstance(error, ContextLengthError) else "invalid_value"
+            name = (renamed or {}).get(param or "", param)
+            message = str(error)
+            if param and name and message.startswith(param):
+                message = name + message.removeprefix(param)
+            answer = APIError(400, message, param=name, code=code)
+        case OutOfMemoryError():  # the KV cache can never hold this prompt
+            answer = APIError(400, str(error), code="context_length_exceeded")
+        case UsageError():
+            answer = APIError(400, str(error), code="invalid_request")
+        case OverloadedError():
+            headers = {"retry-after": "1"}
+            answer = APIError(429, str(error), type="rate_limit_error", code="overloaded", headers=headers)
+        case OutpaceError():
+            logger.error("request failed: %s", error)
+            answer = APIError(500, str(error), type=SERVER_ERROR, code="engine_error")
+        case _:
+            logger.error("internal error", exc_info=error)
+            answer = _internal_error()
+    return answer
+
+
+def _internal_error() -> APIError:
+    message = "internal error; the server's log has the details"
+    return APIError(500, message, type=SERVER_ERROR, code="internal_error")
+
+
+def install(app: FastAPI) -> None:
+    """Make `app` answer every error in this form."""
+
+    async def on_error(_request: Request, error: Exception) -> Response:
+        return from_exception(error).response()
+
+    async def on_defect(_request: Request, _error: Exception) -> Response:
+        # Raised again after this; the server then logs it and closes the connection, so it should say so.
+        answer = _internal_error()
+        answer.headers["connection"] = "close"
+        return answer.response()
+
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        what = f"{request.method} {request.url.path}"
+        match error.status_code:
+            case 404:
+                api_error = APIError(404, f"no such address: {what}", code="unknown_url")
+            case 405:
+                api_error = APIError(405, f"method not allowed: {what}", code="method_not_allowed")
+            case status:
+                api_error = APIError(status, str(error.detail))
+        api_error.headers.update(error.headers or {})
+        return api_error.response()
+
+    app.add_exception_handler(APIError, on_error)
+    app.add_exception_handler(OutpaceError, on_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(Exception, on_defect)

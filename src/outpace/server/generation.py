@@ -1,0 +1,162 @@
+"""The engine requests behind one HTTP request, as one stream that ends exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from outpace.engine.loop import RequestStream
+from outpace.server.errors import SERVER_ERROR, APIError
+from outpace.types import FinishReason, TokenDelta
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+
+class LiveGenerations:
+    """The generations that run now, so that a shutdown can end them."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        self._live: set[Generation] = set()
+
+    def __len__(self) -> int:
+        """How many run."""
+        return len(self._live)
+
+    def drain(self) -> None:
+        """Let no new generation in."""
+        self.draining = True
+
+    def cancel_all(self) -> None:
+        """Cancel what still runs."""
+        for generation in list(self._live):
+            generation.cancel()
+
+    def add(self, generation: Generation) -> None:
+        """A generation starts."""
+        self._live.add(generation)
+
+    def discard(self, generation: Generation) -> None:
+        """A generation has ended. Safe to call twice."""
+        self._live.discard(generation)
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens in and out of one HTTP request, counted as the deltas pass."""
+
+    prompt_tokens: list[int]  # [num_prompts]
+    cached_tokens: list[int]  # [num_prompts] of those, found in the prefix cache
+    completion_tokens: dict[int, int] = field(default_factory=dict[int, int])  # choice -> tokens
+
+    def to_wire(self) -> dict[str, Any]:
+        """The `usage` object of an answer."""
+        prompt, completion = sum(self.prompt_tokens), sum(self.completion_tokens.values())
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": sum(self.cached_tokens)},
+        }
+
+
+class Generation:
+    """One or more prompts with the same number of choices each, merged into one stream of deltas.
+
+    Whatever happens, `release` must be called at the end; it gives the engine's memory back.
+    """
+
+    def __init__(self, streams: Sequence[RequestStream], num_choices: int, live: LiveGenerations) -> None:
+        self._streams = streams
+        self._num_choices = num_choices
+        self._live = live
+        self._disconnected = False
+        self.usage = Usage([0] * len(streams), [0] * len(streams))
+        live.add(self)
+
+    @property
+    def num_choices(self) -> int:
+        """Choices of all prompts together."""
+        return len(self._streams) * self._num_choices
+
+    def cancel(self) -> None:
+        """End every request now. `deltas` then raises. Safe to call at any time, and twice."""
+        for stream in self._streams:
+            stream.cancel()
+
+    def release(self) -> None:
+        """The answer is out, or nobody wants it: cancel what still runs and forget the rest."""
+        self.cancel()
+        self._live.discard(self)
+
+    async def deltas(self) -> AsyncIterator[tuple[int, TokenDelta]]:
+        """The deltas as they come, each with its choice's index over all prompts.
+
+        Ends when every choice has its finish reason. Raises `APIError` as soon as one fails or is
+        cancelled.
+        """
+        usage = self.usage
+        async for prompt, delta in self._merged():
+            index = prompt * self._num_choices + delta.index
+            usage.prompt_tokens[prompt] = delta.num_prompt_tokens
+            usage.cached_tokens[prompt] = delta.num_cached_tokens
+            usage.completion_tokens[index] = delta.num_output_tokens
+            if delta.finish_reason is FinishReason.ERROR:
+                message = delta.error or "the engine failed"
+                raise APIError(500, message, type=SERVER_ERROR, code="engine_error")
+            if delta.finish_reason is FinishReason.ABORT:
+                raise self._aborted()
+            yield index, delta
+
+    def _aborted(self) -> APIError:
+        if self._disconnected:
+            return APIError(499, "the client closed the connection", code="client_disconnected")
+        return APIError(503, "the server is shutting down", type=SERVER_ERROR, code="shutting_down")
+
+    async def _merged(self) -> AsyncIterator[tuple[int, TokenDelta]]:
+        if len(self._streams) == 1:
+            async for delta in self._streams[0]:
+                yield 0, delta
+            return
+        queue: asyncio.Queue[tuple[int, TokenDelta | None]] = asyncio.Queue()
+
+        async def pump(prompt: int, stream: RequestStream) -> None:
+            try:
+                async for delta in stream:
+                    queue.put_nowait((prompt, delta))
+            finally:
+                queue.put_nowait((prompt, None))
+
+        tasks = [asyncio.create_task(pump(prompt, stream)) for prompt, stream in enumerate(self._streams)]
+        try:
+            running = len(tasks)
+            while running:
+                prompt, delta = await queue.get()
+                if delta is None:
+                    running -= 1
+                else:
+                    yield prompt, delta
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    @asynccontextmanager
+    async def cancelled_on_disconnect(self, receive: Receive) -> AsyncGenerator[None]:
+        """While inside: when the client closes its connection, cancel at once. Releases at the end."""
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self._disconnected = True
+            self.cancel()
+
+        watcher = asyncio.create_task(watch())
+        try:
+            yield
+        finally:
+            self.release()
+            watcher.cancel()

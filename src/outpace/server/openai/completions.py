@@ -1,0 +1,121 @@
+"""`POST /v1/completions`."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from outpace.server.body import read_json
+from outpace.server.errors import APIError, from_exception
+from outpace.server.generation import Generation
+from outpace.server.openai.choices import Choice, collect
+from outpace.server.openai.events import EventText, json_response
+from outpace.server.openai.logprobs import CompletionLogprobs
+from outpace.server.openai.params import completion_params
+from outpace.server.openai.schema import CompletionRequest
+from outpace.server.served import ServedModel
+from outpace.server.sse import DONE, EventStream
+from outpace.types import TokenDelta
+
+Prompt = str | list[int]
+
+
+async def create_completion(served: ServedModel, request: Request) -> Response:
+    """Complete one prompt or several, in one piece or as a stream. Raises `APIError`."""
+    body = await read_json(request, CompletionRequest, served.settings)
+    served.check_name(body.model)
+    wire = completion_params(body)
+    prompts = _prompts(body, served)
+    num_chars = sum(len(prompt) for prompt in prompts)
+    encode_prompt, decode = served.llm.encode_prompt, served.llm.tokenizer.decode
+    try:
+        encoded = await served.encode(num_chars, lambda: [encode_prompt(prompt) for prompt in prompts])
+        echoes = (
+            [decode(p) if isinstance(p, list) else p for p in prompts] if body.echo else [""] * len(prompts)
+        )
+        generation = served.start(encoded, wire.params)
+    except Exception as error:
+        raise from_exception(error, {"messages": "prompt", **wire.renamed}) from error
+    answer = CompletionAnswer(served, echoes, wire.params.n, with_logprobs=wire.params.logprobs is not None)
+    if body.stream:
+        with_usage = bool(body.stream_options and body.stream_options.include_usage)
+        return EventStream(answer.events(generation, with_usage=with_usage), generation)
+    async with generation.cancelled_on_disconnect(request.receive):
+        choices = await collect(generation)
+    return json_response(answer.whole(choices, generation))
+
+
+def _prompts(body: CompletionRequest, served: ServedModel) -> list[Prompt]:
+    """The prompts, each text or token ids. A list of numbers is one prompt."""
+    prompt, vocab_size = body.prompt, served.llm.spec.vocab_size
+    limit = served.settings.max_choices // max(1, body.n or 1)
+    prompts: list[Prompt]
+    if isinstance(prompt, str):
+        prompts = [prompt]
+    elif prompt and isinstance(prompt[0], int):
+        prompts = [[token_id for token_id in prompt if isinstance(token_id, int)]]
+    else:
+        prompts = [each for each in prompt if not isinstance(each, int)]
+    if not 0 < len(prompts) <= limit:
+        message = f"'prompt' must hold 1 to {limit} prompts (for this 'n'), not {len(prompts)}"
+        raise APIError(400, message, param="prompt", code="invalid_value")
+    if any(not 0 <= token < vocab_size for each in prompts if isinstance(each, list) for token in each):
+        message = f"'prompt': token ids are from 0 to {vocab_size - 1}"
+        raise APIError(400, message, param="prompt", code="invalid_value")
+    return prompts
+
+
+class CompletionAnswer:
+    """Writes one answer in the text completion format. `echoes` come before the text of each prompt."""
+
+    def __init__(
+        self, served: ServedModel, echoes: list[str], num_choices: int, *, with_logprobs: bool
+    ) -> None:
+        self._served = served
+        self._head = {
+            "id": f"cmpl-{uuid.uuid4().hex}",
+            "object": "text_completion",
+            "created": served.created_now(),
+            "model": served.name,
+        }
+        self._echoes = [echo for echo in echoes for _ in range(num_choices)]
+        self._logprobs: list[CompletionLogprobs] | None = None
+        if with_logprobs:
+            self._logprobs = [CompletionLogprobs(served.llm.tokenizer) for _ in self._echoes]
+
+    def whole(self, choices: list[Choice], generation: Generation) -> dict[str, Any]:
+        """The answer in one piece."""
+        wire = [
+            {
+                "index": index,
+                "text": self._echoes[index] + choice.text,
+                "logprobs": self._logprobs[index].push(choice.logprobs) if self._logprobs else None,
+                "finish_reason": choice.finish_reason,
+            }
+            for index, choice in enumerate(choices)
+        ]
+        return {**self._head, "choices": wire, "usage": generation.usage.to_wire()}
+
+    async def events(self, generation: Generation, *, with_usage: bool) -> AsyncGenerator[bytes]:
+        """The answer as server-sent events, the terminal one included."""
+        event = EventText(self._head, with_usage=with_usage)
+        async for index, delta in generation.deltas():
+            text = self._event(event, index, delta)
+            if text:
+                yield text.encode()
+        if with_usage:
+            yield event.usage(generation.usage.to_wire()).encode()
+        yield DONE
+
+    def _event(self, event: EventText, index: int, delta: TokenDelta) -> str:
+        text, self._echoes[index] = self._echoes[index] + delta.text, ""
+        if not text and not delta.logprobs and delta.finish_reason is None:
+            return ""
+        logprobs = self._logprobs[index].push(delta.logprobs) if self._logprobs else None
+        content = '"text":' + json.dumps(text, ensure_ascii=False)
+        return event.choice(index, content, logprobs=logprobs, finish_reason=delta.finish_reason)

@@ -1,0 +1,134 @@
+"""From the wire's fields to `SamplingParams`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from outpace.server.errors import APIError, unsupported
+from outpace.server.openai.schema import ChatRequest, CompletionRequest, SamplingFields
+from outpace.types import SamplingParams
+
+COMPLETION_MAX_TOKENS = 16
+"""The API's default for text completions; chats run to the end of the context."""
+
+_PLAIN_FIELDS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "seed",
+    "n",
+    "ignore_eos",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WireParams:
+    """The sampling parameters, and how the engine's names for them are spelt in this request."""
+
+    params: SamplingParams
+    renamed: Mapping[str, str]
+
+
+def chat_params(request: ChatRequest) -> WireParams:
+    """The parameters of a chat. Raises `APIError` for what is not supported or contradicts itself."""
+    _check_chat_features(request)
+    if request.top_logprobs is not None and not request.logprobs:
+        raise APIError(
+            400, "'top_logprobs' needs 'logprobs': true", param="top_logprobs", code="invalid_value"
+        )
+    logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    max_tokens, renamed = request.max_tokens, {"logprobs": "top_logprobs"}
+    if request.max_completion_tokens is not None:
+        max_tokens = request.max_completion_tokens
+        renamed["max_tokens"] = "max_completion_tokens"
+    return WireParams(_params(request, max_tokens, logprobs), renamed)
+
+
+def completion_params(request: CompletionRequest) -> WireParams:
+    """The parameters of a text completion. Raises `APIError` for what is not supported."""
+    _check_response_format(request.response_format)
+    if request.suffix:
+        raise unsupported("suffix", "'suffix' (fill in the middle) is not supported yet; leave it out")
+    if request.best_of is not None and request.best_of != (request.n or 1):
+        raise unsupported("best_of", "'best_of' other than 'n' is not supported; leave it out")
+    if request.echo and request.logprobs is not None:
+        raise unsupported("echo", "'echo' together with 'logprobs' is not supported; ask for one of them")
+    max_tokens = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    return WireParams(_params(request, max_tokens, request.logprobs), {})
+
+
+def _params(request: SamplingFields, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+    if request.stream_options is not None and not request.stream:
+        message = "'stream_options' is for streams; set 'stream': true or leave it out"
+        raise APIError(400, message, param="stream_options", code="invalid_value")
+    given: dict[str, Any] = {
+        name: value for name in _PLAIN_FIELDS if (value := getattr(request, name)) is not None
+    }
+    if request.top_k == -1:  # how vLLM's users say "off"
+        given["top_k"] = 0
+    stop = request.stop
+    return SamplingParams(
+        max_tokens=max_tokens,
+        logprobs=logprobs,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
+        stop_token_ids=tuple(request.stop_token_ids or ()),
+        **given,
+    )
+
+
+def _check_chat_features(request: ChatRequest) -> None:
+    if request.tools and request.tool_choice != "none":
+        raise unsupported(
+            "tools", "tools are not supported yet; leave them out or set 'tool_choice': \"none\""
+        )
+    if request.functions and request.function_call != "none":
+        raise unsupported("functions", "functions are not supported; leave them out")
+    if any(modality != "text" for modality in request.modalities or ()):
+        raise unsupported("modalities", "'modalities' other than text are not supported")
+    _check_response_format(request.response_format)
+
+
+def _check_response_format(response_format: Mapping[str, Any] | None) -> None:
+    if response_format is not None and response_format.get("type") != "text":
+        message = 'only {"type": "text"} is supported yet; leave \'response_format\' out'
+        raise unsupported("response_format", message)
+
+
+def chat_messages(request: ChatRequest) -> list[dict[str, str]]:
+    """The messages as chat templates take them: role and text. Raises `APIError` for other content."""
+    messages: list[dict[str, str]] = []
+    for index, message in enumerate(request.messages):
+        where = f"messages[{index}]"
+        if message.role in {"tool", "function"} or message.tool_calls or message.function_call:
+            raise unsupported(where, f"{where} is about a tool call; tools are not supported yet")
+        # Templates of open models do not know the newer name.
+        role = "system" if message.role == "developer" else message.role
+        messages.append({"role": role, "content": _text(message.content, where)})
+    return messages
+
+
+def _text(content: Any, where: str) -> str:
+    if isinstance(content, str):
+        return content
+    if content is None:
+        raise APIError(
+            400, f"{where} has no 'content'", param=f"{where}.content", code="missing_required_parameter"
+        )
+    texts: list[str] = []
+    for index, part in enumerate(content):
+        param = f"{where}.content[{index}]"
+        if part.type != "text":
+            raise unsupported(param, f"{param} is of type {part.type[:40]!r}; this model reads text only")
+        if part.text is None:
+            raise APIError(
+                400, f"{param} has no 'text'", param=f"{param}.text", code="missing_required_parameter"
+            )
+        texts.append(part.text)
+    return "\n".join(texts)

@@ -1,0 +1,101 @@
+"""What the OpenAI dialect's requests look like on the wire.
+
+Types are strict: `"1"` is no number. Ranges are the engine's business (`engine.sampling.validate`),
+except where the wire is narrower. Fields that are not named here are let through and have no
+effect; fields that ask for what Outpace does not do are named, so that the answer can say so.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, FailFast, Field
+
+
+class FirstError(FailFast):
+    """Stop at a list's first error: a prompt of 100,000 ids is no list of strings, which one id shows."""
+
+    def __hash__(self) -> int:
+        """Pydantic's own has none, and a union's members need one."""
+        return hash(self.fail_fast)
+
+
+class Wire(BaseModel):
+    """The common rules: strict types, unknown fields let through, finite numbers."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
+
+
+class TextPart(Wire):
+    """One part of a message's content. Only text is supported, but other types get a clear refusal."""
+
+    type: str
+    text: str | None = None
+
+
+class Message(Wire):
+    """One message of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | Annotated[list[TextPart], FirstError()] | None = None
+    tool_calls: list[Any] | None = None
+    function_call: Any = None
+
+
+class StreamOptions(Wire):
+    """How a stream reports."""
+
+    include_usage: bool | None = None
+
+
+class SamplingFields(Wire):
+    """The fields that chat and text completions share; None means the default."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+
+
+class ChatRequest(SamplingFields):
+    """The body of `POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], FirstError(), Field(min_length=1)]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    functions: list[Any] | None = None
+    function_call: Any = None
+    response_format: dict[str, Any] | None = None
+    modalities: list[str] | None = None
+
+
+class CompletionRequest(SamplingFields):
+    """The body of `POST /v1/completions`."""
+
+    prompt: (
+        str
+        | Annotated[list[str], FirstError()]
+        | Annotated[list[int], FirstError()]
+        | Annotated[list[Annotated[list[int], FirstError()]], FirstError()]
+    )
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+    response_format: dict[str, Any] | None = None

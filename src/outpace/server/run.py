@@ -1,0 +1,129 @@
+"""Listening, serving and stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import math
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from outpace.errors import OutpaceError, PortInUseError, UsageError
+from outpace.llm import LLM
+from outpace.server.app import create_app
+from outpace.server.served import ServedModel
+from outpace.server.settings import ServerSettings
+
+BACKLOG = 512
+KEEP_ALIVE = 75
+"""Seconds that an idle connection stays open; agents pause between turns."""
+
+
+def listen(settings: ServerSettings) -> socket.socket:
+    """Take the port, before anything slow happens; connections wait until `serve` runs.
+
+    Raises `PortInUseError`, `UsageError` for an unknown host, `OutpaceError` where binding is refused.
+    """
+    host, port = settings.host, settings.port
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError) as error:
+        raise UsageError(f"--host {host}: no such host ({error})") from None
+    family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+    try:
+        listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            message = f"port {port} on {host} is in use; stop what listens there or choose another --port"
+            raise PortInUseError(message) from None
+        raise OutpaceError(f"can't listen on {host}, port {port}: {error.strerror or error}") from None
+    # Accepted connections inherit it. asyncio sets it only on sockets made with IPPROTO_TCP by name, and
+    # without it Nagle's algorithm and delayed acknowledgements hold events back for 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """The address to tell the user, with the real port."""
+    host, port = listener.getsockname()[:2]
+    if host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve(
+    llm: LLM,
+    settings: ServerSettings,
+    listener: socket.socket,
+    *,
+    model_name: str | None = None,
+    on_ready: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Serve `llm` on `listener` until SIGTERM or Ctrl-C, then end gracefully and return.
+
+    `on_ready` is called with the model's name on the wire once requests are answered. A second signal ends
+    at once.
+    """
+    make_server(llm, settings, model_name=model_name, on_ready=on_ready).run([listener])
+
+
+def make_server(
+    llm: LLM,
+    settings: ServerSettings,
+    *,
+    model_name: str | None = None,
+    on_ready: Callable[[str], None] = lambda _: None,
+) -> GracefulServer:
+    """The server, not yet running."""
+    app = create_app(llm, model_name=model_name, settings=settings)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,  # would keep what users ask in the terminal's history
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_grace) + 2,
+    )
+    return GracefulServer(config, app.state.served, on_ready)
+
+
+class GracefulServer(uvicorn.Server):
+    """Gives running requests some seconds to finish, then ends each of them with an error event."""
+
+    def __init__(self, config: uvicorn.Config, served: ServedModel, on_ready: Callable[[str], None]) -> None:
+        super().__init__(config)
+        self._name = served.name
+        self._live = served.live
+        self._grace = served.settings.shutdown_grace
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then tell."""
+        await super().startup(sockets)
+        self._on_ready(self._name)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Refuse new requests, wait, cancel."""
+        self._live.drain()
+        timer = asyncio.get_running_loop().call_later(self._grace, self._live.cancel_all)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+            self._live.cancel_all()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+        """Stop at a signal; at the second one at once.
+
+        Unlike uvicorn's own, it does not raise the signal again afterwards: the caller still has a
+        model to close.
+        """
+        if self.should_exit:
+            self.force_exit = True
+            self._live.cancel_all()
+        self.should_exit = True

@@ -1,0 +1,79 @@
+"""The model that the server serves: what every dialect needs of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from outpace.engine.loop import RequestStream
+from outpace.llm import LLM
+from outpace.server.errors import SERVER_ERROR, APIError
+from outpace.server.generation import Generation, LiveGenerations
+from outpace.server.settings import ServerSettings
+from outpace.types import SamplingParams
+
+T = TypeVar("T")
+
+INLINE_CHARS = 8192
+"""Prompts up to this length are encoded on the event loop (well under 1 ms); longer ones on a thread."""
+
+
+class ServedModel:
+    """An `LLM` under its name on the wire, with its running generations.
+
+    Attributes: `llm`; `name`, the model's id on the wire; `created`, Unix seconds; `settings`; `live`.
+    """
+
+    def __init__(self, llm: LLM, name: str | None, settings: ServerSettings) -> None:
+        self.llm = llm
+        self.name = name or short_name(llm.model_name)
+        self.created = self.created_now()
+        self.settings = settings
+        self.live = LiveGenerations()
+        self._names = {self.name, llm.model_name}
+
+    def check_name(self, model: str | None) -> None:
+        """Raise `APIError` 404 unless `model` is the served one. None, no model named, is fine."""
+        if model is not None and model not in self._names:
+            message = f"the model {model[:200]!r} is not served here; this server has {self.name!r}"
+            raise APIError(404, message, param="model", code="model_not_found")
+
+    @staticmethod
+    def created_now() -> int:
+        """An answer's `created`, Unix seconds."""
+        return int(time.time())
+
+    async def encode(self, num_chars: int, encode: Callable[[], T]) -> T:
+        """Run `encode`, which tokenizes about `num_chars`, without holding up the other streams."""
+        if num_chars <= INLINE_CHARS:
+            return encode()
+        return await asyncio.to_thread(encode)
+
+    def start(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> Generation:
+        """Submit one request for each prompt; all of them or none.
+
+        Raises what `EngineLoop.submit` raises, and `APIError` 503 during shutdown.
+        """
+        if self.live.draining:
+            message = "the server is shutting down"
+            raise APIError(
+                503, message, type=SERVER_ERROR, code="shutting_down", headers={"retry-after": "5"}
+            )
+        streams: list[RequestStream] = []
+        try:
+            for prompt in prompts:
+                streams.append(self.llm.loop.submit(prompt, params))
+        except BaseException:
+            for stream in streams:
+                stream.cancel()
+            raise
+        return Generation(streams, params.n, self.live)
+
+
+def short_name(model: str) -> str:
+    """A model's id on the wire: the file's name without its ending for a path, else the name as given."""
+    path = Path(model)
+    return path.name.removesuffix(".gguf") if path.exists() else model

@@ -1,0 +1,43 @@
+"""Server-sent events: the response that streams, and ends exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from outpace.server.errors import from_exception
+from outpace.server.generation import Generation
+
+DONE = b"data: [DONE]\n\n"
+
+
+class EventStream(Response):
+    """Sends `events` as they come, each already encoded, and cancels `generation` when the client leaves.
+
+    `events` ends with its own terminal event. Where it raises instead, the error is the terminal
+    event, since the status line is long gone.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes], generation: Generation) -> None:
+        self.status_code = 200
+        self.background = None
+        self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
+        self._events = events
+        self._generation = generation
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's
+        """Run the response (ASGI)."""
+        async with self._generation.cancelled_on_disconnect(receive), aclosing(self._events) as events:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            end = b""
+            try:
+                async for event in events:
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
+            except Exception as error:  # whatever it is, the client must learn that the stream has ended
+                end = f"data: {from_exception(error).body()}\n\n".encode()
+            await send({"type": "http.response.body", "body": end, "more_body": False})

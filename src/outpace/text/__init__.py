@@ -1,0 +1,4 @@
+"""Text in, token ids out, and back: tokenizers, incremental detokenization, stop strings, chat templates.
+
+Knows checkpoints' tokenizer data; knows nothing of engines, requests or HTTP.
+"""

@@ -1,0 +1,147 @@
+"""Byte-pair encoding by the `tokenizers` library, set up from a GGUF vocabulary.
+
+Two kinds: byte-level (GPT-2 and all that followed), whose merges are listed in the file, and scored
+(SentencePiece), where two neighbours merge if their joint text is a token, the best score first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import repeat
+
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+from outpace.text.pretokenizers import PreTokenizer
+
+SPACE_MARK = "▁"
+"""U+2581, which stands for a space in SentencePiece vocabularies."""
+
+
+MAX_TOKEN_CHARACTERS = 1024
+"""Of a scored token; it may be made in as many ways as it has characters."""
+
+
+def _byte_characters() -> dict[int, str]:
+    """GPT-2's printable stand-in for each byte."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+BYTE_CHARACTERS = _byte_characters()
+"""By byte, the character that stands for it in byte-level vocabularies."""
+_BYTE_OF = {character: byte for byte, character in BYTE_CHARACTERS.items()}
+
+
+def byte_level_bytes(token: str) -> bytes:
+    """The bytes that a byte-level token's text stands for; a text that is not byte-level is itself."""
+    try:
+        return bytes([_BYTE_OF[character] for character in token])
+    except KeyError:
+        return token.encode("utf-8", "replace")
+
+
+def marked_bytes(token: str) -> bytes:
+    """The bytes that a SentencePiece token's text stands for."""
+    return token.replace(SPACE_MARK, " ").encode("utf-8", "replace")
+
+
+def byte_token_value(token: str) -> bytes | None:
+    """The one byte that "<0xE2>" stands for; None for any other text."""
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        try:
+            return bytes([int(token[3:5], 16)])
+        except ValueError:
+            return None
+    return None
+
+
+def _split_merge(merge: str) -> tuple[str, str]:
+    left, _, right = merge[1:].partition(" ")
+    return merge[:1] + left, right
+
+
+class ByteLevelBPE:
+    """Encodes plain text with listed merges over bytes."""
+
+    def __init__(self, vocab: dict[str, int], merges: Sequence[str], splitter: PreTokenizer) -> None:
+        """`merges` are "left right", best first. Raises `ValueError` where a merge makes no token."""
+        unique = merges if len(set(merges)) == len(merges) else list(dict.fromkeys(merges))
+        pairs = [(left, right) for left, _, right in map(str.partition, unique, repeat(" "))]
+        if any(not left for left, _ in pairs):  # a token that starts with a space
+            pairs = [_split_merge(merge) for merge in unique]
+        try:
+            model = models.BPE(vocab=vocab, merges=pairs, ignore_merges=splitter.ignore_merges)
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(str(error)) from None
+        self._tokenizer = Tokenizer(model)
+        self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in splitter.patterns),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of text without special tokens."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+
+class ScoredBPE:
+    """Encodes plain text by merging the pair of neighbours whose joint token scores best.
+
+    Equal to SentencePiece and llama.cpp where scores differ, as training makes them. Among tokens of equal
+    score the first of the vocabulary goes first, where those two take the leftmost in the text.
+    """
+
+    def __init__(self, vocab: Mapping[str, int], scores: Sequence[float]) -> None:
+        """`scores` are by id. Tokens "<0x00>" to "<0xFF>" spell what has no token of its own.
+
+        Raises `ValueError` for a token that no real vocabulary would hold or a score that is no number.
+        """
+        longest = max(map(len, vocab), default=0)
+        if longest > MAX_TOKEN_CHARACTERS:
+            raise ValueError(f"a token has {longest} characters; the limit is {MAX_TOKEN_CHARACTERS}")
+        if any(math.isnan(score) for score in scores):
+            raise ValueError("a score is not a number")
+        self._size = len(vocab)
+        full = dict(vocab)
+        # A character without a token can still be half of one: it gets an id past the end, for a while.
+        characters = dict.fromkeys(c for token in vocab for c in token if c not in vocab)
+        full.update((character, self._size + i) for i, character in enumerate(characters))
+        self._spellings = [
+            [vocab[byte] for byte in _spelling(character) if byte in vocab] for character in characters
+        ]
+        merges = _scored_merges(vocab, full, scores)
+        self._tokenizer = Tokenizer(models.BPE(vocab=full, merges=merges, byte_fallback=True))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of text without special tokens; its spaces are already marked or kept by the caller."""
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        size = self._size
+        if not self._spellings or max(ids, default=0) < size:
+            return ids
+        spelled: list[int] = []
+        for token_id in ids:
+            spelled.extend([token_id] if token_id < size else self._spellings[token_id - size])
+        return spelled
+
+
+def _spelling(character: str) -> list[str]:
+    return [f"<0x{byte:02X}>" for byte in character.encode("utf-8", "surrogatepass")]
+
+
+def _scored_merges(
+    vocab: Mapping[str, int], known: Mapping[str, int], scores: Sequence[float]
+) -> list[tuple[str, str]]:
+    ranked: list[tuple[float, int, bool, str, str]] = []
+    for token, token_id in vocab.items():
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in known and right in known:
+                # Two ways to make one token can overlap (x, y, z with xy = yz): the left one goes first.
+                leads = token.startswith(right)
+                ranked.append((-scores[token_id], token_id, not leads, left, right))
+    ranked.sort(key=lambda each: each[:3])
+    return [(left, right) for *_, left, right in ranked]

@@ -1,0 +1,300 @@
+"""The nouns and the Protocols of Outpace, on one page.
+
+Everything that crosses a room's wall is defined here. The rooms import this module; it imports
+nothing of theirs. Array comments give the shape and the unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int32Array = NDArray[np.int32]
+Float32Array = NDArray[np.float32]
+
+BLOCK_SIZE = 32
+"""Tokens in one block of the paged KV cache."""
+
+
+class FinishReason(StrEnum):
+    """Why a request ended."""
+
+    STOP = "stop"  # a stop id or a stop string
+    LENGTH = "length"  # max_tokens or the end of the context
+    ABORT = "abort"  # the caller cancelled, or the client went away
+    ERROR = "error"  # the step that carried it failed
+
+
+# --- what a caller asks for ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen. The names and the meanings are those of the OpenAI API and of vLLM.
+
+    The token at a position is a pure function of the model, the token ids before it, these
+    parameters and the seed. `outpace.engine.sampling.validate` states the limits of every field.
+    """
+
+    max_tokens: int | None = None  # None: up to the end of the context
+    temperature: float = 1.0  # 0 is greedy
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0  # 1: off
+    min_p: float = 0.0  # 0: off
+    repetition_penalty: float = 1.0  # over prompt and output; 1: off
+    presence_penalty: float = 0.0  # over the output; 0: off
+    frequency_penalty: float = 0.0  # over the output; 0: off
+    logit_bias: Mapping[int, float] = field(default_factory=dict[int, float])
+    seed: int | None = None  # None: drawn once per request, and reported
+    n: int = 1  # choices for each prompt
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None  # None: none; k: that of the token and of the k likeliest
+
+
+SAMPLING_DTYPE = np.dtype(
+    [
+        ("seed", np.uint64),
+        ("temperature", np.float32),
+        ("top_p", np.float32),
+        ("min_p", np.float32),
+        ("repetition_penalty", np.float32),
+        ("presence_penalty", np.float32),
+        ("frequency_penalty", np.float32),
+        ("top_k", np.int32),
+        ("num_logprobs", np.int32),  # -1: none
+        ("num_prompt_tokens", np.int32),  # where the output starts, for the penalties
+        ("padding", np.int32),
+    ]
+)
+"""One request's sampling parameters as the backends read them; 48 bytes, laid out as in api.h."""
+
+
+# --- what a model is ----------------------------------------------------------------------------
+
+RopeKind = Literal["none", "interleaved", "half"]
+"""`interleaved` rotates pairs (2i, 2i+1), `half` rotates pairs (i, i + d/2) (GPT-NeoX style)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """All that the generic decoder forward needs to know of an architecture.
+
+    A new architecture is a page in `outpace.models.architectures` that fills one of these in.
+    """
+
+    architecture: str  # the family's name, as in GGUF: "llama", "qwen2", ...
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    max_context: int  # tokens, as the model states it
+    norm_eps: float
+    qk_norm: bool = False  # RMS norm of each query and key head (Qwen3)
+    rope_kind: RopeKind = "half"
+    rope_inv_freq: tuple[float, ...] = ()  # [rotary_dim / 2], radians per token, scaling applied
+    rope_attention_factor: float = 1.0  # multiplies cos and sin (YaRN)
+    attention_scale: float = 0.0  # 0: 1 / sqrt(head_dim)
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    tied_embeddings: bool = False
+    sliding_window: int = 0  # tokens that a query sees, itself included; 0: all
+    attention_softcap: float = 0.0  # 0: off
+    logit_softcap: float = 0.0  # 0: off
+    embedding_scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRef:
+    """Where one tensor's bytes lie on disk. Nothing is read before a backend asks for it."""
+
+    name: str  # canonical, see `outpace.models.names`: "embed", "layers.0.q", "output_norm", ...
+    path: Path
+    offset: int  # bytes from the start of the file
+    num_bytes: int
+    dtype: str  # ggml's name: "F32", "F16", "BF16", "Q4_K", ...
+    shape: tuple[int, ...]  # (rows, columns) = (outputs, inputs), or (elements,)
+
+
+WeightFormat = Literal["keep", "q8_0", "q4_0"]
+"""What float matrices become at load; matrices that are quantized in the file stay as they are."""
+
+KVFormat = Literal["int8", "f16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """The engine's settings, resolved once by `outpace.config` and never changed."""
+
+    backend: Literal["native", "torch", "null"] = "native"
+    num_threads: int = 0  # 0: one per physical core that this process may use
+    isa: str = "auto"  # "portable", "avx2", "avx512vnni"
+    weight_format: WeightFormat = "keep"
+    kv_format: KVFormat = "int8"
+    max_context: int = 0  # tokens per request; 0: the model's own
+    kv_cache_bytes: int = 0  # budget of the KV cache, reserved up front; 0: chosen from free memory
+    max_num_seqs: int = 64  # requests that run at once; more wait
+    max_batch_tokens: int = 512  # rows in one step, decode, drafts and prefill chunks together
+    prefix_cache: bool = True
+    draft: Literal["off", "auto"] = "auto"
+    max_draft_tokens: int = 15  # per request and step
+
+
+# --- one step -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Tokens that a drafter proposes to follow a request's last token.
+
+    `parents[i]` is the index of the draft token before token i, or -1 for the request's last token;
+    None is a chain. A draft changes when a token comes, never which.
+    """
+
+    token_ids: Sequence[int]
+    parents: Sequence[int] | None = None
+
+
+@dataclass(slots=True)
+class StepBatch:
+    """One step's rows as flat arrays; a row is one token at one position of one request.
+
+    The rows of request i are `row_start[i] : row_start[i + 1]`, consecutive positions from
+    `num_computed_tokens[i]` on. The last `num_draft_tokens[i]` of them are drafts. Where `sample[i]`
+    is set, the row before the drafts and every draft row yield a token; else the request is in the
+    midst of its prompt and the rows only fill the KV cache.
+    """
+
+    token_ids: Int32Array  # [num_rows]
+    row_start: Int32Array  # [num_requests + 1]
+    num_computed_tokens: Int32Array  # [num_requests] tokens already in the KV cache
+    num_draft_tokens: Int32Array  # [num_requests]
+    sample: NDArray[np.uint8]  # [num_requests] 0 or 1
+    block_tables: Int32Array  # [num_requests, width] block ids, -1 past the end
+    sampling: NDArray[np.void]  # [num_requests] of SAMPLING_DTYPE
+    # Only what some requests need; None where no request of the batch needs it.
+    history: list[Int32Array | None] | None = None  # prompt and output ids, for the penalties
+    logit_bias: list[tuple[Int32Array, Float32Array] | None] | None = None  # (token ids, biases)
+    want_logits: bool = False  # return the logits of every row (oracle, perplexity)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in the step."""
+        return len(self.token_ids)
+
+    @property
+    def num_requests(self) -> int:
+        """Requests in the step."""
+        return len(self.num_computed_tokens)
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """What a step chose.
+
+    Request i gets `token_ids[i, : num_accepted[i] + 1]`: the drafts that equal what plain decoding
+    picks, then the bonus token. A request whose `sample` is 0 gets nothing.
+    """
+
+    token_ids: Int32Array  # [num_requests, 1 + max draft]
+    num_accepted: Int32Array  # [num_requests] draft tokens accepted
+    logprobs: Float32Array | None = None  # [num_requests, 1 + max draft] nats, of the raw logits
+    top_token_ids: Int32Array | None = None  # [num_requests, 1 + max draft, k] likeliest first
+    top_logprobs: Float32Array | None = None  # [num_requests, 1 + max draft, k]
+    logits: Float32Array | None = None  # [num_rows, vocab_size], when the batch asks
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """What one engine step did and took; the raw material of the metrics."""
+
+    num_rows: int
+    num_requests: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
+    num_new_tokens: int
+    step_seconds: float  # all of Engine.step
+    backend_seconds: float  # of that, inside Backend.step
+
+
+# --- what a caller gets -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A chosen token's log probability and its likeliest rivals, in nats, of the raw logits."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDelta:
+    """One piece of a request's stream: new tokens, the text they complete, and the end if it is one."""
+
+    request_id: str
+    index: int  # which of the n choices
+    token_ids: tuple[int, ...]
+    text: str  # whole characters only; may be empty while one is incomplete
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    error: str | None = None  # with FinishReason.ERROR
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0  # prompt tokens found in the prefix cache
+    num_output_tokens: int = 0  # so far
+    num_drafted: int = 0  # draft tokens proposed so far
+    num_accepted: int = 0  # draft tokens accepted so far
+
+
+class Backend(Protocol):
+    """Runs the forward pass and picks tokens. One call per step; not reentrant."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model that it runs."""
+        ...
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of BLOCK_SIZE tokens in the KV cache that it holds."""
+        ...
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that one decode step reads."""
+        ...
+
+    @property
+    def description(self) -> Mapping[str, str | int]:
+        """What a report needs: isa, threads, kv format and the like."""
+        ...
+
+    def step(self, batch: StepBatch) -> StepOutput:
+        """Run one step. Raises `BackendError`; the KV cache then holds garbage in the batch's new slots."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back. Safe to call twice."""
+        ...
+
+
+class Drafter(Protocol):
+    """Proposes tokens. Must be quick and may be wrong: what is wrong is thrown away."""
+
+    def propose(self, request_id: str, token_ids: Int32Array, max_tokens: int) -> Draft | None:
+        """Propose up to `max_tokens` tokens to follow `token_ids` (prompt and output so far)."""
+        ...
+
+    def forget(self, request_id: str) -> None:
+        """The request has ended; drop what is kept for it."""
+        ...

@@ -1,0 +1,81 @@
+"""The native core on real models, against transformers in float32 on the same weights.
+
+The references are stored (tests/tools/make_reference.py makes them); `test_bounds.py` proves that the
+bounds notice a wrong rope, norm, mask or scale. The divergence here is over the 64 likeliest tokens and
+the rest as one class, a lower bound of the true one; `test_exact_divergence` takes all of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from golden.agreement import Agreement, compare, figures
+from golden.reference import Reference, exact_kl, load
+from outpace.backends import create
+from outpace.backends.torch_backend import TorchBackend
+from outpace.config import EngineOptions, resolve_engine_config
+from outpace.models.checkpoint import open_checkpoint
+from outpace.types import Backend, EngineConfig
+from stepping import run_logits
+
+LONG = 2000  # positions from here on are judged on their own, too
+
+Agreements = Callable[[str], tuple[Reference, list[Agreement]]]
+MODELS = {"smollm2-135m": "model_135m", "qwen2.5-coder-0.5b": "model_05b", "qwen2.5-coder-1.5b": "model_15b"}
+
+
+def native(path: Path, **options: object) -> Backend:
+    checkpoint = open_checkpoint(path)
+    chosen = EngineOptions(max_context=4096, **options)  # type: ignore[typeddict-item]  # passed through
+    return create(checkpoint, resolve_engine_config(checkpoint.spec, chosen))
+
+
+def check(agreements: list[Agreement]) -> None:
+    """All bounds for code, for prose, and for positions beyond 2,000."""
+    for kind in ("code", "prose"):
+        of_kind = [agreement for agreement in agreements if agreement.document.kind == kind]
+        got = figures(of_kind)
+        print(f"{kind}: {got}")
+        assert got.num_tokens >= 4000
+        assert got.within_bounds, f"{kind}: {got}"
+    late = figures([a for a in agreements if len(a.best) > LONG], from_position=LONG)
+    print(f"beyond position {LONG}: {late}")
+    assert late.num_tokens >= 2000
+    assert late.within_bounds, f"beyond position {LONG}: {late}"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_agrees_with_transformers(name: str, request: pytest.FixtureRequest) -> None:
+    path: Path = request.getfixturevalue(MODELS[name])
+    reference = load(name)
+    with path.open("rb") as file:
+        assert hashlib.file_digest(file, "sha256").hexdigest() == reference.model_sha256, (
+            f"the reference was made of another file than {path}: run tests/tools/make_reference.py"
+        )
+    backend = native(path)
+    try:
+        check([compare(backend, document) for document in reference.documents])
+    finally:
+        backend.close()
+
+
+def test_f16_kv_cache_agrees_with_transformers(model_135m: Path) -> None:
+    backend = native(model_135m, kv_format="f16")
+    check([compare(backend, document) for document in load("smollm2-135m").documents])
+
+
+@pytest.mark.parametrize("kv_format", ["int8", "f16"])
+def test_exact_divergence(model_135m: Path, kv_format: str) -> None:
+    """Over the whole vocabulary, against the oracle (which equals transformers, see test_bounds.py)."""
+    checkpoint = open_checkpoint(model_135m)
+    backend = native(model_135m, kv_format=kv_format)
+    oracle = TorchBackend(checkpoint, EngineConfig())
+    for document in load("smollm2-135m").documents[1::2]:
+        ids = document.token_ids[:200].tolist()
+        divergence = exact_kl(run_logits(oracle, ids), run_logits(backend, ids)).mean()
+        print(f"{document.name}: {divergence:.5f} nats")
+        assert divergence < 0.01

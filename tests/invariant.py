@@ -1,0 +1,193 @@
+"""The invariant as a check over any backend: speed never changes an answer.
+
+`check_invariant(factory, tokenizer, scenario)` runs a random scenario (batch mix, chunks, KV budget, drafts,
+cancellations, failing steps) and compares every choice with the same request alone, without drafts, prefix
+cache or chunks: token ids, text, log probabilities and finish reasons, bit for bit. All blocks must be back.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from hypothesis import strategies as st
+
+from engine_harness import Answer, Answers, BackendFactory, FailingBackend, collect, drain, make_engine
+from oracle_drafter import DraftMode, OracleDrafter
+from outpace.engine.sampling import choice_seed
+from outpace.text.tokenizer import Tokenizer
+from outpace.types import BLOCK_SIZE, FinishReason, SamplingParams
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One request of a scenario."""
+
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    at_step: int
+    cancel_at_step: int | None
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What happens to an engine, and how it is set."""
+
+    arrivals: tuple[Arrival, ...]
+    num_blocks: int
+    max_num_seqs: int
+    max_batch_tokens: int
+    prefix_cache: bool
+    draft: DraftMode | None
+    max_draft_tokens: int
+    failing_steps: frozenset[int]
+
+
+@st.composite
+def sampling_params(draw: st.DrawFn, vocab_size: int, max_tokens: int) -> SamplingParams:
+    """Any parameters, greedy and plain ones often."""
+
+    def often(usual: float, others: st.SearchStrategy[float]) -> float:
+        return draw(st.one_of(st.just(usual), st.just(usual), others))
+
+    tokens = st.integers(0, vocab_size - 1)
+    return SamplingParams(
+        max_tokens=draw(st.one_of(st.just(max_tokens), st.integers(1, max_tokens))),
+        temperature=draw(st.sampled_from([0.0, 0.0, 0.7, 1.0, 1.5])),
+        top_k=draw(st.sampled_from([0, 0, 1, 5, 40])),
+        top_p=often(1.0, st.floats(0.05, 1.0)),
+        min_p=often(0.0, st.floats(0.0, 0.5)),
+        repetition_penalty=often(1.0, st.floats(0.5, 2.0)),
+        presence_penalty=often(0.0, st.floats(-2, 2)),
+        frequency_penalty=often(0.0, st.floats(-2, 2)),
+        logit_bias=draw(st.one_of(st.just({}), st.dictionaries(tokens, st.floats(-20, 20), max_size=4))),
+        seed=draw(st.integers(0, 2**64 - 1)),
+        n=draw(st.sampled_from([1, 1, 1, 2, 3])),
+        stop=draw(st.sampled_from([(), (), ("a",), ("the", "Q", "\ufffd\ufffd\ufffd")])),
+        stop_token_ids=tuple(draw(st.lists(tokens, max_size=4))),
+        ignore_eos=draw(st.booleans()),
+        logprobs=draw(st.sampled_from([None, None, 0, 3])),
+    )
+
+
+@st.composite
+def scenarios(
+    draw: st.DrawFn, vocab_size: int, *, max_requests: int = 6, max_prompt: int = 150, max_tokens: int = 70
+) -> Scenario:
+    """Scenarios with prompts that share beginnings, and KV budgets that force eviction and preemption."""
+    shared = draw(st.lists(st.integers(0, vocab_size - 1), min_size=max_prompt, max_size=max_prompt))
+    arrivals: list[Arrival] = []
+    for _ in range(draw(st.integers(1, max_requests))):
+        whole_blocks = [32, 64, 96]  # the last block is full: its end must still be computed
+        kept = draw(st.one_of(st.integers(0, max_prompt - 8), st.sampled_from(whole_blocks)))
+        fewest = 1 if kept == 0 else 0
+        own = draw(st.lists(st.integers(0, vocab_size - 1), min_size=fewest, max_size=8))
+        arrivals.append(
+            Arrival(
+                prompt=(*shared[:kept], *own),
+                params=draw(sampling_params(vocab_size, max_tokens)),
+                at_step=draw(st.one_of(st.just(0), st.integers(0, 30))),
+                cancel_at_step=draw(st.one_of(st.none(), st.none(), st.integers(0, 60))),
+            )
+        )
+    smallest = max(len(arrival.prompt) for arrival in arrivals) // BLOCK_SIZE + 1
+    return Scenario(
+        arrivals=tuple(arrivals),
+        num_blocks=smallest + draw(st.sampled_from([0, 1, 2, 3, 4, 12])),
+        max_num_seqs=draw(st.sampled_from([1, 2, 4, 16])),
+        max_batch_tokens=draw(st.sampled_from([1, 3, 16, 33, 64, 512])),
+        prefix_cache=draw(st.booleans()),
+        draft=draw(st.sampled_from([None, "right", "wrong", "half", "mixed", "broken"])),
+        max_draft_tokens=draw(st.sampled_from([1, 3, 15])),
+        failing_steps=draw(st.one_of(st.just(frozenset()), st.frozensets(st.integers(0, 60), max_size=2))),
+    )
+
+
+def alone(
+    factory: BackendFactory, tokenizer: Tokenizer, arrival: Arrival, index: int, num_blocks: int
+) -> Answer:
+    """One choice's answer with the machine to itself: one request, no drafts, no cache, the prompt in one step."""
+    seed = choice_seed(arrival.params.seed or 0, index)
+    engine = make_engine(
+        factory(num_blocks), tokenizer, max_batch_tokens=4096, max_num_seqs=1, prefix_cache=False, draft="off"
+    )
+    engine.submit(arrival.prompt, replace(arrival.params, n=1, seed=seed), "alone")
+    return drain(engine)["alone", 0]
+
+
+def check_invariant(factory: BackendFactory, tokenizer: Tokenizer, scenario: Scenario) -> None:
+    """Run the scenario and compare; see the module."""
+    expected: Answers = {}
+    for number, arrival in enumerate(scenario.arrivals):
+        for index in range(arrival.params.n):
+            expected[str(number), index] = alone(factory, tokenizer, arrival, index, scenario.num_blocks)
+    answers, steps_failed = _run(factory, tokenizer, scenario, expected)
+    assert set(answers) == set(expected), "every choice is answered"
+    for key, answer in answers.items():
+        arrival = scenario.arrivals[int(key[0])]
+        _compare(answer, expected[key], cancelled=arrival.cancel_at_step is not None, failed=steps_failed)
+
+
+def _run(
+    factory: BackendFactory, tokenizer: Tokenizer, scenario: Scenario, expected: Answers
+) -> tuple[Answers, bool]:
+    backend = FailingBackend(factory(scenario.num_blocks), scenario.failing_steps)
+    backend.max_rows = scenario.max_batch_tokens
+    drafter = None
+    if scenario.draft:
+        sequences = {
+            f"{number}/{index}": [*scenario.arrivals[int(number)].prompt, *answer.token_ids]
+            for (number, index), answer in expected.items()
+        }
+        drafter = OracleDrafter(sequences, scenario.draft, backend.spec.vocab_size)
+    engine = make_engine(
+        backend,
+        tokenizer,
+        drafter,
+        max_num_seqs=scenario.max_num_seqs,
+        max_batch_tokens=scenario.max_batch_tokens,
+        prefix_cache=scenario.prefix_cache,
+        max_draft_tokens=scenario.max_draft_tokens,
+    )
+    answers: Answers = {}
+    logging.disable(logging.CRITICAL)  # failures on purpose
+    try:
+        _play(engine, scenario.arrivals, answers)
+    finally:
+        logging.disable(logging.NOTSET)
+    assert engine.pool.num_held == 0, "all blocks come back"
+    engine.pool.check()
+    if drafter:
+        assert sorted(drafter.forgotten) == sorted(f"{number}/{index}" for number, index in expected)
+    return answers, any(step < len(backend.batches) for step in scenario.failing_steps)
+
+
+def _play(engine, arrivals: Sequence[Arrival], answers: Answers) -> None:
+    """Submit, cancel and step in the scenario's order, then to the end."""
+    last = max(max(arrival.at_step, arrival.cancel_at_step or 0) for arrival in arrivals)
+    for step in range(last + 1):
+        for number, arrival in enumerate(arrivals):
+            if arrival.at_step == step:
+                engine.submit(arrival.prompt, arrival.params, str(number))
+            if arrival.cancel_at_step == step:
+                engine.abort(str(number))  # unknown before its arrival: then it just runs
+        collect(answers, engine.step())
+    drain(engine, answers)
+
+
+def _compare(answer: Answer, expected: Answer, *, cancelled: bool, failed: bool) -> None:
+    allowed = {expected.finish_reason}
+    if cancelled:
+        allowed.add(FinishReason.ABORT)
+    if failed:
+        allowed.add(FinishReason.ERROR)
+    assert answer.finish_reason in allowed
+    if answer.finish_reason is expected.finish_reason:
+        assert answer.token_ids == expected.token_ids
+        assert answer.text == expected.text
+        assert answer.logprobs == expected.logprobs
+    else:  # ended before its time: what came until then is right
+        count = len(answer.token_ids)
+        assert answer.token_ids == expected.token_ids[:count]
+        assert answer.logprobs == expected.logprobs[: len(answer.logprobs)]

@@ -1,0 +1,118 @@
+"""`outpace serve` as a user starts and stops it: a real process."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+LIMITS = ["--max-context", "512", "--kv-cache", "64MiB"]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "outpace.cli.main", "serve", *arguments]
+
+
+@contextmanager
+def serving(model: Path, *arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process and its address, once it says that it serves."""
+    process = subprocess.Popen(
+        command(str(model), "--port", "0", "--backend", "null", *LIMITS, *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"at (http://127\.0\.0\.1:\d+)/v1", line)
+        assert found, line + process.communicate(timeout=10)[1]
+        assert process.stdout.readline().startswith(f"try: curl {found[1]}/v1/chat/completions ")
+        yield process, found[1]
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=10)
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_it_gracefully(model_135m: Path, sig: signal.Signals) -> None:
+    with serving(model_135m, "--grace", "0.2") as (process, url):
+        models = httpx.get(f"{url}/v1/models").json()["data"]
+        assert models[0]["id"] == model_135m.stem
+        body = {"prompt": "a", "n": 8, "max_tokens": 500, "ignore_eos": True, "stream": True, "logprobs": 5}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=20) as stream:
+            lines = stream.iter_lines()
+            assert next(lines).startswith("data: ")
+            process.send_signal(sig)
+            start = time.monotonic()
+            rest = [line for line in lines if line]
+        assert '"shutting_down"' in rest[-1] or rest[-1] == "data: [DONE]"
+        err = process.communicate(timeout=10)[1]
+        assert time.monotonic() - start < 5
+        assert process.returncode == 0, err
+        assert err == "stopped\n"
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/health")
+
+
+def test_the_key_comes_from_the_environment(model_135m: Path) -> None:
+    with serving(model_135m, OUTPACE_API_KEY="sk-secret") as (process, url):
+        assert httpx.get(f"{url}/v1/models").status_code == 401
+        key = {"authorization": "Bearer sk-secret"}
+        assert httpx.get(f"{url}/v1/models", headers=key).status_code == 200
+        process.terminate()
+        out, err = process.communicate(timeout=10)
+    assert "sk-secret" not in out + err
+
+
+def test_port_in_use(tmp_path: Path) -> None:
+    """Found before the model loads: here there is not even one."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            command(str(tmp_path / "none.gguf"), "--port", str(port)),
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+    assert done.returncode == 1
+    assert f"port {port} on 127.0.0.1 is in use" in done.stderr
+    assert "--port" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--port", "70000"], "65535"),
+        (["--host", "no such host!"], "no such host"),
+        (["--api-key", "schlüssel"], "ASCII"),
+        (["--max-body", "big"], "no size"),
+    ],
+)
+def test_wrong_options(arguments: list[str], says: str) -> None:
+    done = subprocess.run(command(*arguments), check=False, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_warning_beyond_loopback(tmp_path: Path) -> None:
+    arguments = command(str(tmp_path / "none.gguf"), "--host", "0.0.0.0", "--port", "0")
+    environment = {name: value for name, value in os.environ.items() if name != "OUTPACE_API_KEY"}
+    done = subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=20, env=environment)
+    assert "warning: anyone who can reach 0.0.0.0" in done.stderr
+    assert done.returncode == 2  # no such model

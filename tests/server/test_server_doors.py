@@ -1,0 +1,212 @@
+"""Who may come in: keys, hosts, sizes; and what operators see."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+
+import httpx
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from serving import RunningServer, running
+
+from outpace.errors import OutpaceError, PortInUseError, UsageError
+from outpace.llm import LLM
+from outpace.server.run import listen, url_of
+from outpace.server.settings import ServerSettings, is_loopback
+
+KEY = "sk-correct-horse"
+PROMPT = {"prompt": "a", "max_tokens": 2}
+
+
+def test_api_key(
+    served_llm: LLM, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    settings = ServerSettings(port=0, api_key=KEY)
+    assert KEY not in repr(settings)
+    with running(served_llm, settings) as server, httpx.Client(base_url=server.url) as http:
+        assert http.get("/health").status_code == 200
+        for headers in (
+            {},
+            {"authorization": KEY},
+            {"authorization": f"Basic {KEY}"},
+            {"authorization": "Bearer"},
+            {"authorization": f"Bearer {KEY}x"},
+            {"authorization": f"Bearer {KEY[:-1]}"},
+            {"authorization": "Bearer sk-\xe9".encode("latin-1")},
+        ):
+            for path in ("/v1/models", "/metrics", "/openapi.json", "/nowhere"):
+                answer = http.get(path, headers=headers)
+                assert answer.status_code == 401, (path, headers)
+                assert answer.json()["error"]["code"] == "invalid_api_key"
+                assert answer.headers["www-authenticate"] == "Bearer"
+        assert http.get("/v1/models", headers={"authorization": f"bearer {KEY}"}).status_code == 200
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY) as client:
+            assert client.completions.create(model="test-model", **PROMPT).choices
+        with (
+            openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0) as client,
+            pytest.raises(openai.AuthenticationError),
+        ):
+            client.models.list()
+    said = capfd.readouterr()
+    assert KEY not in caplog.text + said.out + said.err
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "localhost:1234"}, 200),
+        ({"host": "127.0.0.1"}, 200),
+        ({"host": "[::1]:80"}, 200),
+        ({"host": "evil.example"}, 403),
+        ({"host": "evil.example:8000"}, 403),
+        ({"host": "127.0.0.1.evil.example"}, 403),
+        ({"host": "localhost@evil.example"}, 403),
+        ({"host": "[::1"}, 403),
+        ({"origin": "http://localhost:3000"}, 200),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "null"}, 200),
+        ({"origin": "vscode-webview://abc"}, 200),
+    ],
+)
+def test_web_pages_from_elsewhere_are_refused(
+    http: httpx.Client, headers: dict[str, str], status: int
+) -> None:
+    answer = http.post("/v1/completions", json=PROMPT, headers=headers)
+    assert answer.status_code == status
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_other_hosts_are_fine_beyond_loopback(served_llm: LLM) -> None:
+    settings = ServerSettings(host="0.0.0.0", port=0)
+    with running(served_llm, settings) as server:
+        assert server.url.startswith("http://127.0.0.1:")
+        assert httpx.get(f"{server.url}/health", headers={"host": "my.lan"}).status_code == 200
+
+
+def test_no_cors(http: httpx.Client) -> None:
+    preflight = {"origin": "http://localhost:3000", "access-control-request-method": "POST"}
+    answer = http.options("/v1/completions", headers=preflight)
+    assert answer.status_code == 405
+    assert not any(name.startswith("access-control") for name in answer.headers)
+
+
+def test_long_bodies_are_refused(served_llm: LLM) -> None:
+    with running(served_llm, ServerSettings(port=0, max_body_bytes=10_000)) as server:
+        for size, status in ((9_000, 400), (10_100, 413), (1_000_000, 413)):
+            with httpx.Client(base_url=server.url) as http:
+                answer = http.post("/v1/completions", json={"prompt": "a " * (size // 2)})
+                assert answer.status_code == status, size
+                code = "context_length_exceeded" if status == 400 else "body_too_large"
+                assert answer.json()["error"]["code"] == code
+        assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_a_body_that_never_comes_times_out(served_llm: LLM) -> None:
+    with running(served_llm, ServerSettings(port=0, read_timeout=0.1)) as server:
+        address = ("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
+        with socket.create_connection(address) as connection:
+            connection.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"
+            )
+            assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
+
+
+def test_health(http: httpx.Client) -> None:
+    assert http.get("/health").json() == {"status": "ok", "model": "test-model"}
+
+
+def test_metrics(http: httpx.Client) -> None:
+    def value(name: str, **labels: str) -> float:
+        families = text_string_to_metric_families(http.get("/metrics").text)
+        samples = [sample for family in families for sample in family.samples]
+        return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
+
+    path = "/v1/completions"
+    before = {
+        status: value("outpace_http_requests_total", path=path, status=status) for status in ("200", "400")
+    }
+    tokens = value("outpace_generated_tokens_total")
+    first_tokens = value("outpace_time_to_first_token_seconds_count")
+    http.post(path, json={"prompt": "metrics", "max_tokens": 5, "ignore_eos": True})
+    http.post(path, json={})
+    http.get("/some/address/that/nobody/knows")
+    assert value("outpace_http_requests_total", path=path, status="200") == before["200"] + 1
+    assert value("outpace_http_requests_total", path=path, status="400") == before["400"] + 1
+    assert value("outpace_http_requests_total", path="unmatched", status="404") >= 1
+    assert value("outpace_http_requests_total", path="/some/address/that/nobody/knows") == 0
+    assert value("outpace_generated_tokens_total") == tokens + 5
+    assert value("outpace_time_to_first_token_seconds_count") == first_tokens + 1
+    assert value("outpace_http_requests_in_progress") == 1
+
+
+def test_openapi_page_describes_the_bodies(http: httpx.Client) -> None:
+    page = http.get("/openapi.json").json()
+    body = page["paths"]["/v1/chat/completions"]["post"]["requestBody"]
+    assert "messages" in body["content"]["application/json"]["schema"]["properties"]
+    assert "$ref" not in str(body)
+    assert http.get("/docs").status_code == 404
+
+
+def test_events_are_not_held_back() -> None:
+    with listen(ServerSettings(port=0)) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_listen_errors() -> None:
+    with listen(ServerSettings(port=0)) as taken:
+        port = taken.getsockname()[1]
+        assert url_of(taken) == f"http://127.0.0.1:{port}"
+        with pytest.raises(PortInUseError, match=f"{port}.*--port") as in_use:
+            listen(ServerSettings(port=port))
+        assert in_use.value.exit_code == 1
+    with pytest.raises(UsageError, match="no such host"):
+        listen(ServerSettings(host="no such host!", port=0))
+    with pytest.raises(OutpaceError, match=r"192\.0\.2\.1"):
+        listen(ServerSettings(host="192.0.2.1", port=0))
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.8.8", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("LOCALHOST", True),
+        ("a.localhost", True),
+        ("localhost.", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("localhost.evil.example", False),
+        ("", False),
+    ],
+)
+def test_is_loopback(host: str, *, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+def test_a_long_prompt_is_encoded_beside_the_event_loop(server: RunningServer, http: httpx.Client) -> None:
+    """While a prompt of a megabyte is encoded, others are answered."""
+    statuses: list[int] = []
+
+    def send() -> None:
+        body = {"prompt": "word and word " * 70_000}
+        statuses.append(httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).status_code)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    slowest = 0.0
+    while thread.is_alive():
+        start = time.monotonic()
+        http.get("/health")
+        slowest = max(slowest, time.monotonic() - start)
+    thread.join()
+    assert statuses == [400]
+    assert slowest < 1

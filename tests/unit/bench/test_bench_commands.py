@@ -1,0 +1,119 @@
+"""`outpace bench step` and `generate` as programs: their JSON is an interface."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outpace import LLM, SamplingParams
+
+NULL = ("--backend", "null", "--kv-cache", "64MiB")
+
+STEP_KEYS = [
+    "model", "isa", "threads", "weight_bytes", "bandwidth_gb_s", "step_ms", "prefill_tok_s", "mbu", "load_s",
+    "peak_rss_bytes",
+]  # fmt: skip
+FIGURES = ["prompt_tokens", "completion_tokens", "ttft_ms", "tok_s", "acceptance_length", "output_sha256"]
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "outpace.cli.main", "bench", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def last_line(done: subprocess.CompletedProcess[str]) -> Any:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def workload(tmp_path: Path) -> Path:
+    requests = [
+        {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 9},
+        {"messages": [{"role": "user", "content": "And now?"}], "max_tokens": 5, "temperature": 1.0},
+    ]
+    path = tmp_path / "two.jsonl"
+    path.write_text("".join(json.dumps(request) + "\n" for request in requests))
+    return path
+
+
+def test_step_reports_these_keys(model_135m: Path) -> None:
+    report = last_line(bench("step", "--model", str(model_135m), *NULL, "--json"))
+    assert list(report) == STEP_KEYS
+    assert list(report["step_ms"]) == ["1", "2", "4", "8", "16", "32"]
+    assert list(report["prefill_tok_s"]) == ["512", "2048"]
+    assert all(value > 0 for value in [*report["step_ms"].values(), *report["prefill_tok_s"].values()])
+    assert (report["weight_bytes"], report["mbu"]) == (0, None)  # the null backend reads none
+    assert 20e6 < report["peak_rss_bytes"] < 4e9
+    assert report["load_s"] > 0
+
+
+def test_step_leaves_out_what_the_context_does_not_hold(model_135m: Path) -> None:
+    report = last_line(
+        bench("step", "-m", str(model_135m), *NULL[:-1], "1MiB", "--max-context", "600", "--json")
+    )
+    assert report["prefill_tok_s"]["2048"] is None
+
+
+def test_generate_agrees_with_the_library(model_135m: Path, workload: Path) -> None:
+    report = last_line(
+        bench(
+            "generate",
+            "--model",
+            str(model_135m),
+            *NULL,
+            "--workload",
+            str(workload),
+            "--draft",
+            "off",
+            "--json",
+        )
+    )
+    assert set(report) == {*FIGURES, "model", "workload", "draft", "requests"}
+    for request in report["requests"]:
+        assert set(request) == {*FIGURES, "finish_reason"}
+    with LLM(model_135m, backend="null", kv_cache_bytes=64 << 20) as llm:
+        outputs = [
+            llm.chat(
+                [{"role": "user", "content": text}],
+                SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=0),
+            )[0]
+            for text, max_tokens, temperature in (("Hello", 9, 0.0), ("And now?", 5, 1.0))
+        ]
+    lines = [",".join(map(str, output.outputs[0].token_ids)) + "\n" for output in outputs]
+    assert report["output_sha256"] == hashlib.sha256("".join(lines).encode()).hexdigest()
+    for request, output, text in zip(report["requests"], outputs, lines, strict=True):
+        assert request["output_sha256"] == hashlib.sha256(text.encode()).hexdigest()
+        assert request["prompt_tokens"] == len(output.prompt_token_ids)
+        assert request["completion_tokens"] == len(output.outputs[0].token_ids)
+        assert request["ttft_ms"] > 0
+    assert report["completion_tokens"] == sum(r["completion_tokens"] for r in report["requests"])
+    assert report["draft"] == "off"
+
+
+def test_tables_are_for_people(model_135m: Path, workload: Path) -> None:
+    done = bench("generate", "-m", str(model_135m), *NULL, "--workload", str(workload))
+    assert done.returncode == 0, done.stderr
+    assert "tokens/s" in done.stdout
+    assert "all" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("generate", "--workload", "nonsense"), "no workload 'nonsense'"),
+        (("step", "--model", "no-such-model"), "no-such-model"),
+        (("peer", "--rounds", "0"), "--rounds"),
+    ],
+)
+def test_bad_calls_are_2(arguments: tuple[str, ...], problem: str) -> None:
+    done = bench(*arguments)
+    assert done.returncode == 2
+    assert problem in done.stderr
+    assert "Traceback" not in done.stderr

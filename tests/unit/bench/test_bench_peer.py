@@ -1,0 +1,132 @@
+"""`outpace bench peer`: turns, ratios, and llama.cpp itself where it is installed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from outpace.bench.contenders import Decoded, LlamaCppContender, LlamaCppProcess
+from outpace.bench.peer import Figures, better, compare, equal_share, ratios
+from outpace.errors import BackendError, OutpaceError
+
+FAST = Figures(decode_tok_s=20.0, ttft_ms=100.0, step_ms={"1": 50.0, "8": 70.0}, prefill_tok_s={"512": 400.0})
+SLOW = Figures(decode_tok_s=10.0, ttft_ms=50.0, step_ms={"1": 100.0, "8": 70.0}, prefill_tok_s={"512": 800.0})
+
+
+def test_a_ratio_above_one_is_faster() -> None:
+    assert ratios(FAST, SLOW) == Figures(
+        decode_tok_s=2.0, ttft_ms=0.5, step_ms={"1": 2.0, "8": 1.0}, prefill_tok_s={"512": 0.5}
+    )
+
+
+def test_the_better_of_two_counts_for_each_figure() -> None:
+    assert better([FAST, SLOW]) == Figures(
+        decode_tok_s=20.0, ttft_ms=50.0, step_ms={"1": 50.0, "8": 70.0}, prefill_tok_s={"512": 800.0}
+    )
+
+
+def test_equal_share_counts_up_to_the_first_difference() -> None:
+    assert equal_share([[1, 2, 3], [4]], [[1, 9, 3], [4]]) == pytest.approx(2 / 4)
+    assert equal_share([[1, 2]], [[1, 2]]) == 1
+
+
+class Recorder:
+    """A contender that writes down when it is asked, and answers with figures of its own."""
+
+    def __init__(self, name: str, log: list[str], seconds: float) -> None:
+        self.name, self.log, self.seconds = name, log, seconds
+
+    def decode(self, prompt_token_ids: Sequence[int], max_tokens: int) -> Decoded:
+        self.log.append(self.name)
+        return Decoded(tuple(range(max_tokens)), self.seconds, self.seconds * (max_tokens - 1))
+
+    def step(self, rows: int, runs: int) -> list[float]:
+        self.log.append(self.name)
+        return [self.seconds * rows] * runs
+
+    def prefill(self, num_tokens: int) -> float:
+        self.log.append(self.name)
+        return self.seconds * num_tokens
+
+
+def test_turns_alternate_and_rounds_reverse() -> None:
+    log: list[str] = []
+    contenders = {"a": Recorder("a", log, 0.5), "b": Recorder("b", log, 0.25)}
+    figures, outputs = compare(contenders, [([1, 2], 4)], rounds=2, max_prefill=600, pause=0)
+    measurements = 1 + 3 + 1  # decode, three steps, one prefill: 2048 does not fit
+    assert log == ["a", "b"] * measurements + ["b", "a"] * measurements
+    assert figures["a"] == Figures(
+        decode_tok_s=2.0, ttft_ms=500.0, step_ms={"1": 500.0, "8": 4000.0, "16": 8000.0},
+        prefill_tok_s={"512": 2.0},
+    )  # fmt: skip
+    assert figures["b"].decode_tok_s == 4.0
+    assert outputs["a"] == [(0, 1, 2, 3)]
+
+
+def test_a_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    with pytest.raises(OutpaceError, match=r"CC=clang-16 .*pip install \"outpace\[peer\]\""):
+        LlamaCppProcess(Path("x.gguf"), 1, 32)
+
+
+@pytest.fixture
+def installed() -> None:
+    pytest.importorskip("llama_cpp", reason="NOT TESTED: llama-cpp-python is not installed (outpace[peer])")
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_file_that_llama_cpp_refuses(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"no model")
+    with pytest.raises(BackendError, match="cannot load"):
+        LlamaCppProcess(tmp_path / "x.gguf", 1, 32)
+
+
+@pytest.mark.usefixtures("installed")
+def test_llama_cpp_does_what_it_is_asked(model_135m: Path) -> None:
+    with closing(LlamaCppProcess(model_135m, 2, 320)) as process:
+        assert "CPU" in process.flags
+        for flash in (False, True):
+            contender = LlamaCppContender(process, flash=flash)
+            first = contender.decode([504, 253, 2], 6)
+            assert len(first.token_ids) == 6
+            assert contender.decode([504, 253, 2], 6).token_ids == first.token_ids  # nothing is left over
+            seconds = contender.step(8, 2)
+            assert len(seconds) == 2
+            assert min(seconds) > 0
+        with pytest.raises(BackendError, match="prefill"):
+            process.ask("prefill", tokens=512, flash=False)  # more than its context
+        assert contender.prefill(64) > 0  # it still answers
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_command_reports_ratios(model_135m: Path, tmp_path: Path) -> None:
+    workload = tmp_path / "one.jsonl"
+    workload.write_text(json.dumps({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}) + "\n")
+    command = [
+        sys.executable, "-m", "outpace.cli.main", "bench", "peer", "-m", str(model_135m), "--backend", "null",
+        "--kv-cache", "64MiB", "--max-context", "300", "--workload", str(workload), "--rounds", "1", "--json",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert set(report["ratio"]) == {"decode_tok_s", "ttft_ms", "step_ms", "prefill_tok_s"}
+    assert set(report["ratio"]["step_ms"]) == {"1", "8", "16"}
+    assert report["peer_build"]["flags"].startswith("CPU")
+    assert report["outpace_build"]["backend"] == "null"
+    assert set(report["peer_variants"]) == {"flash_attention_off", "flash_attention_on"}
+    assert report["ratio"]["decode_tok_s"] == pytest.approx(
+        report["outpace"]["decode_tok_s"] / report["peer"]["decode_tok_s"]
+    )
+
+
+def test_only_gguf_can_be_compared(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "outpace.cli.main", "bench", "peer", "-m", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "GGUF" in done.stderr

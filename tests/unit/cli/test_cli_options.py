@@ -1,0 +1,88 @@
+"""Options that verbs share."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Annotated
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from outpace.cli.options import EngineFlags, SamplingFlags, flatten, parse_size
+from outpace.types import EngineConfig, SamplingParams
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("7", 7), ("512MiB", 512 << 20), ("1.5GB", 1_500_000_000), ("4g", 4_000_000_000), ("2 KiB", 2048)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "-1", "MB", "1XB", "1 2", "1e3"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="size"):
+        parse_size(text)
+
+
+def test_every_engine_setting_is_an_option() -> None:
+    settings = {field.name for field in dataclasses.fields(EngineConfig)}
+    assert {field.name for field in dataclasses.fields(EngineFlags)} == settings
+
+
+def test_every_sampling_option_is_a_parameter() -> None:
+    parameters = {field.name for field in dataclasses.fields(SamplingParams)}
+    assert {field.name for field in dataclasses.fields(SamplingFlags)} <= parameters
+
+
+def call(*arguments: str) -> dict[str, object]:
+    seen: dict[str, object] = {}
+
+    @flatten
+    def verb(name: Annotated[str, typer.Argument()], *, sampling: SamplingFlags, engine: EngineFlags) -> None:
+        seen.update(name=name, params=sampling.as_params(temperature=0.5), config=engine.as_config())
+
+    app = typer.Typer()
+    app.command()(verb)
+    result = CliRunner().invoke(app, ["it", *arguments])
+    assert result.exit_code == 0, result.output
+    return seen
+
+
+def test_options_arrive_in_their_dataclasses() -> None:
+    seen = call(
+        "--threads", "3", "--kv-cache", "1KiB", "--no-prefix-cache", "--draft", "off",
+        "--top-k", "5", "--stop", "a", "--stop", "b", "--ignore-eos", "-n", "9",
+    )  # fmt: skip
+    assert seen["name"] == "it"
+    assert seen["config"] == {
+        "num_threads": 3,
+        "kv_cache_bytes": 1024,
+        "prefix_cache": False,
+        "draft": "off",
+    }
+    assert seen["params"] == SamplingParams(
+        temperature=0.5, top_k=5, stop=("a", "b"), ignore_eos=True, max_tokens=9
+    )
+
+
+def test_what_is_not_given_stays_at_the_default() -> None:
+    seen = call()
+    assert seen["config"] == {}
+    assert seen["params"] == SamplingParams(temperature=0.5)
+    assert call("-t", "0")["params"] == SamplingParams(temperature=0.0)
+
+
+def test_flatten_leaves_other_parameters_alone() -> None:
+    def verb(name: str = "x", *, sampling: SamplingFlags) -> None:
+        """Docs."""
+
+    flat = flatten(verb)
+    parameters = inspect.signature(flat).parameters
+    assert parameters["name"].default == "x"
+    assert "sampling" not in parameters
+    assert "seed" in parameters
+    assert flat.__doc__ == "Docs."
