@@ -51,44 +51,42 @@ void Forward::reserve(int64_t num_rows) {
   resize(inner_, round_up(spec_.intermediate_size, kStrip));
   resize(cos_, num_pairs_);
   resize(sin_, num_pairs_);
-  for (auto* v : {&q32_, &q256_, &q256_low_}) resize(*v, widest);
-  for (auto* v : {&scale32_, &scaled_sum32_}) resize(*v, widest / kGroup + 1);
-  for (auto* v : {&scale256_, &scale256_low_}) resize(*v, widest / kSuperBlock + 1);
-  for (auto* v : {&sum16_, &sum16_low_}) resize(*v, widest / 16 + 1);
-  for (auto* v : {&sum256_, &sum256_low_}) resize(*v, widest / kGroup + 1);
-  resize(sum32_, widest / kGroup + 1);
+  per_32_.resize(num_rows, widest);
+  per_256_.resize(num_rows, widest);
   for (auto& v : scratch_) v.resize(static_cast<size_t>(2 * num_rows * kStrip + 2 * padded_head_dim_));
   reserved_rows_ = num_rows;
 }
 
-Activations Forward::activations(float* x, int64_t stride, int64_t columns) const {
-  Activations a;
-  a.columns = columns;
-  a.x = x;
-  a.stride_x = stride;
-  const auto at = [](const auto& v) { return const_cast<typename std::decay_t<decltype(v)>::value_type*>(v.data()); };
-  a.q32 = at(q32_);
-  a.scale32 = at(scale32_);
-  a.sum32 = at(sum32_);
-  a.scaled_sum32 = at(scaled_sum32_);
-  a.high = {at(q256_), at(scale256_), at(sum256_), at(sum16_)};
-  a.low = {at(q256_low_), at(scale256_low_), at(sum256_low_), at(sum16_low_)};
-  return a;
+void QuantizedRows::resize(int64_t num_rows, int64_t widest) {
+  const auto elements = [&](int64_t per) { return static_cast<size_t>(num_rows * (widest / per + 1)); };
+  for (int plane = 0; plane < 2; ++plane) {
+    q[plane].resize(elements(1));
+    scale[plane].resize(elements(kGroup));
+    scaled_sum[plane].resize(elements(kGroup));
+    sum[plane].resize(elements(16));
+    pair_sum[plane].resize(elements(kGroup));
+  }
+  num_wide.resize(static_cast<size_t>(num_rows));
+  wide.resize(elements(kGroup));
+}
+
+Quantized QuantizedRows::at(int64_t row, int64_t columns, int64_t cell) {
+  const auto plane = [&](int i) {
+    return Plane{q[i].data() + row * columns, scale[i].data() + row * (columns / cell),
+                 sum[i].data() + row * (columns / (cell == kGroup ? kGroup : 16)),
+                 scaled_sum[i].data() + row * (columns / kGroup),
+                 pair_sum[i].data() + row * (columns / kGroup)};
+  };
+  return {plane(0), plane(1), num_wide.data() + row, wide.data() + row * (columns / cell)};
+}
+
+Activations Forward::activations(float* x, int64_t stride, int64_t columns) {
+  return {columns, x, stride, per_32_.at(0, columns, kGroup), per_256_.at(0, columns, kSuperBlock)};
 }
 
 void Forward::quantize(const float* x, int64_t row, int64_t columns, const Needs& needs) {
-  const Activations a = activations(nullptr, 0, columns);
-  if (needs.per_32) {
-    const int64_t at = row * (columns / kGroup);
-    kernels_.quantize_32(x, columns, a.q32 + row * columns, a.scale32 + at, a.sum32 + at, a.scaled_sum32 + at);
-  }
-  if (needs.per_256) {
-    const auto plane = [&](const KPlane& p) {
-      return KPlane{p.q + row * columns, p.scale + row * (columns / kSuperBlock),
-                    p.sum + row * (columns / kGroup), p.sum16 + row * (columns / 16)};
-    };
-    kernels_.quantize_256(x, columns, plane(a.high), plane(a.low));
-  }
+  if (needs.per_32) kernels_.quantize_32(x, columns, per_32_.at(row, columns, kGroup));
+  if (needs.per_256) kernels_.quantize_256(x, columns, per_256_.at(row, columns, kSuperBlock));
 }
 
 int64_t Forward::grain(int64_t num_strips) const {

@@ -35,6 +35,18 @@ struct Row {
   const int32_t* block_table;
 };
 
+// Memory for rows of quantized activations of any width up to the widest.
+struct QuantizedRows {
+  std::vector<int8_t> q[2];  // of the high and of the low plane
+  std::vector<float> scale[2], scaled_sum[2];
+  std::vector<int32_t> sum[2], num_wide, wide;
+  std::vector<int16_t> pair_sum[2];
+
+  void resize(int64_t num_rows, int64_t widest);
+  // Where row `row` of `columns` activations lies; `cell` is 32 or 256.
+  Quantized at(int64_t row, int64_t columns, int64_t cell);
+};
+
 class Forward {
  public:
   Forward(const ModelSpec& spec, const Weights& weights, KVCache& cache, const Kernels& kernels,
@@ -73,7 +85,7 @@ class Forward {
     }
   };
   void quantize(const float* x, int64_t row, int64_t columns, const Needs& needs);
-  Activations activations(float* x, int64_t stride, int64_t columns) const;
+  Activations activations(float* x, int64_t stride, int64_t columns);
   // out[row][..] (+)= x W^T (+ bias); strips spread over the threads.
   void multiply(const TileMatrix& m, const Activations& a, int64_t num_rows, const float* bias, float* out,
                 int64_t stride, bool accumulate);
@@ -91,11 +103,7 @@ class Forward {
   // Rows of floats, each [reserved_rows_, its width].
   std::vector<float> x_, norm_, q_raw_, k_raw_, v_raw_, query_, attended_, inner_;
   std::vector<float> cos_, sin_;
-  // The quantized activations of the current operation, wide enough for the widest.
-  std::vector<int8_t> q32_, q256_, q256_low_;
-  std::vector<float> scale32_, scaled_sum32_, scale256_, scale256_low_;
-  std::vector<int32_t> sum32_, sum16_, sum16_low_;
-  std::vector<int16_t> sum256_, sum256_low_;
+  QuantizedRows per_32_, per_256_;  // the activations of the current operation
   std::vector<AttentionUnit> units_;
   std::vector<int64_t> num_chunks_, first_partial_;  // per row
   std::vector<float> partial_, partial_max_, partial_sum_;  // [partials, num_heads, (padded_head_dim)]

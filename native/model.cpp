@@ -182,6 +182,7 @@ double read_bandwidth(uint64_t num_bytes, int num_threads, int repeats) {
         typedef uint64_t U8x __attribute__((vector_size(64)));
         U8x acc[4] = {};
         for (int64_t l = first; l + 4 <= last; l += 4) {
+          for (int k = 0; k < 4; ++k) __builtin_prefetch(buffer.data() + (l + k) * 64 + 4096);  // as the kernels do
           for (int k = 0; k < 4; ++k) {
             U8x v;
             std::memcpy(&v, buffer.data() + (l + k) * 64, 64);

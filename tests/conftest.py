@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from tiny_checkpoint import TinyCheckpoint, TinyFactory
 
 MODEL_FILES = {
     "model_135m": "smollm2-135m-instruct-q4_1.gguf",
@@ -55,21 +52,22 @@ def model_15b() -> Path:
     return _local_model("model_15b")
 
 
-@dataclass(frozen=True)
-class TinyCheckpoint:
-    """A tiny checkpoint on disk, and the model that holds exactly the file's weights in float32."""
+@pytest.fixture(scope="session")
+def one_torch_thread() -> Iterator[None]:
+    """For the oracle's many small products: on a busy machine, threads that wait cost tenfold."""
+    import torch
 
-    path: Path
-    model: PreTrainedModel
-
-
-TinyFactory = Callable[..., TinyCheckpoint]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> TinyFactory:
     """`tiny_checkpoint(variant, form="gguf" | "safetensors", dtype="F32", output=None)`, each made once."""
-    from tiny import tiny_model, write_gguf, write_safetensors
+    from tiny import tiny_model, write_safetensors
+    from tiny_gguf import write_gguf
 
     folder = tmp_path_factory.mktemp("tiny")
     made: dict[tuple[str, str, str, str | None], TinyCheckpoint] = {}

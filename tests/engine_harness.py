@@ -77,7 +77,7 @@ def null_backend(num_blocks: int = 64, vocab_size: int = 256, max_context: int =
 
 
 class WatchedBackend:
-    """Passes steps on, and checks each batch against the contract first. May show fewer blocks than there are."""
+    """Passes steps on, each batch checked against the contract. May show fewer blocks than there are."""
 
     def __init__(self, inner: Backend, num_blocks: int | None = None) -> None:
         self.inner = inner
@@ -209,7 +209,9 @@ def make_engine(
     )
 
 
-def run(engine: Engine, prompts: Mapping[str, Sequence[int]] | Sequence[int], params: SamplingParams) -> Answers:
+def run(
+    engine: Engine, prompts: Mapping[str, Sequence[int]] | Sequence[int], params: SamplingParams
+) -> Answers:
     """Submit one prompt (as request "r") or several, and drain."""
     if not isinstance(prompts, Mapping):
         prompts = {"r": prompts}

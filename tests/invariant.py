@@ -107,7 +107,7 @@ def scenarios(
 def alone(
     factory: BackendFactory, tokenizer: Tokenizer, arrival: Arrival, index: int, num_blocks: int
 ) -> Answer:
-    """One choice's answer with the machine to itself: one request, no drafts, no cache, the prompt in one step."""
+    """One choice's answer alone: no other request, no drafts, no cache, the prompt in one step."""
     seed = choice_seed(arrival.params.seed or 0, index)
     engine = make_engine(
         factory(num_blocks), tokenizer, max_batch_tokens=4096, max_num_seqs=1, prefix_cache=False, draft="off"

@@ -23,7 +23,7 @@ struct Query {
 
 OUTPACE_INLINE void quantize_query(const float* x, int64_t n, Query& query) {
   const float largest = largest_magnitude(x, n);
-  const float inverse = largest > 0.0f ? kQuerySteps / largest : 0.0f;
+  const float inverse = inverse_step(kQuerySteps, largest);
   query.unit = largest / kQuerySteps;
   query.sum = 0;
   for (int64_t i = 0; i < n; i += 16) {
@@ -195,7 +195,7 @@ void merge_attention(float* acc, float* acc_max, float* acc_sum, const float* ou
 
 OUTPACE_INLINE void write_key_int8(const KVLayout& kv, uint8_t* block, int64_t slot, const float* k) {
   const float largest = largest_magnitude(k, kv.head_dim);
-  const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+  const float inverse = inverse_step(127.0f, largest);
   uint8_t* keys = block + slot / kTileTokens * kTileTokens * kv.head_dim + slot % kTileTokens * 4;
   for (int64_t c = 0; c < kv.head_dim; c += 16) {
     int8_t q[16];
@@ -209,7 +209,7 @@ void write_kv(const KVLayout& kv, uint8_t* block, int64_t slot, const float* k, 
   if (kv.int8) {
     write_key_int8(kv, block, slot, k);
     const float largest = largest_magnitude(v, kv.head_dim);
-    const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+    const float inverse = inverse_step(127.0f, largest);
     auto* values = reinterpret_cast<int8_t*>(block + kv.value_offset + slot * kv.head_dim);
     for (int64_t c = 0; c < kv.head_dim; c += 16) narrow16(values + c, round16(load16(v + c) * inverse));
     reinterpret_cast<float*>(block + kv.value_scale_offset)[slot] = largest / 127.0f;

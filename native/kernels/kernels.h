@@ -53,10 +53,9 @@ struct Kernels {
   // A row of floats in the file (f32, f16, bf16) -> blocks of q8_0 or q4_0 as in a GGUF file.
   void (*quantize_weights)(Format from, Format to, const uint8_t* row, int64_t columns, uint8_t* out);
 
-  void (*quantize_32)(const float* x, int64_t n, int8_t* q, float* scale, int32_t* sum,
-                      float* scaled_sum);
-  // n: a multiple of 256; the planes' pointers are those of this row.
-  void (*quantize_256)(const float* x, int64_t n, const KPlane& high, const KPlane& low);
+  // One row of activations; n is a multiple of 32 or of 256, the pointers of `out` are those of the row.
+  void (*quantize_32)(const float* x, int64_t n, const Quantized& out);
+  void (*quantize_256)(const float* x, int64_t n, const Quantized& out);
 
   void (*rms_norm)(const float* x, const float* weight, int64_t n, float eps, float* out);
   void (*add)(float* x, const float* y, int64_t n);                    // x += y

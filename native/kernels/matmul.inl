@@ -51,39 +51,32 @@ OUTPACE_INLINE Ints dot_group(const Lines (&w)[8], const int8_t* a) {
   return add(even, odd);
 }
 
+// Asks for the lines of a cell kPrefetch bytes ahead; the next strip follows this one in memory.
+constexpr int kPrefetch = 4096;
+template <int Bytes>
+OUTPACE_INLINE void prefetch(const uint8_t* cell) {
+  for (int at = 0; at < Bytes; at += 64) __builtin_prefetch(cell + kPrefetch + at);
+}
+
+// One cell of a group format: out[r] += weights . activations of the plane.
 template <Format F, int R>
-void group_rows(const TileMatrix& m, const uint8_t* strip, const Activations& a, int64_t row0, float* out,
-                int64_t out_stride) {
-  const int64_t groups = m.columns / kGroup;
-  const uint8_t* quants = strip;
-  const uint8_t* high = strip + m.high_offset;
-  const uint8_t* scales = strip + m.scale_offset;
-  Floats acc[R];
-  for (int r = 0; r < R; ++r) acc[r] = set_floats(0.0f);
-  for (int64_t g = 0; g < groups; ++g) {
-    __builtin_prefetch(quants + 3072);
-    __builtin_prefetch(quants + 3136);
-    __builtin_prefetch(quants + 3200);
-    __builtin_prefetch(quants + 3264);
-    Lines w[8];
-    unpack_group<F>(quants, high, w);
-    const Floats d = load_halves(scales);
-    for (int r = 0; r < R; ++r) {
-      const int64_t row = row0 + r, index = row * groups + g;
-      Ints sum = dot_group<F>(w, a.q32 + row * m.columns + g * kGroup);
-      if constexpr (zero_point(F) != 0) {
-        sum = sub(sum, shift_left<log2_of(zero_point(F))>(set_ints(a.sum32[index])));
-      }
-      acc[r] = add(acc[r], mul(to_floats(sum), mul(d, set_floats(a.scale32[index]))));
-      if constexpr (has_min(F)) {
-        acc[r] = add(acc[r], mul(load_halves(scales + 32), set_floats(a.scaled_sum32[index])));
-      }
+OUTPACE_INLINE void group_cell(const uint8_t* cell, const Plane& a, int64_t columns, int64_t row0, int64_t g,
+                               Floats (&out)[R]) {
+  Lines w[8];
+  unpack_group<F>(cell, cell + high_offset(F), w);
+  const uint8_t* scales = cell + scale_offset(F);
+  const Floats d = load_halves(scales);
+  for (int r = 0; r < R; ++r) {
+    const int64_t row = row0 + r, index = row * (columns / kGroup) + g;
+    Ints sum = dot_group<F>(w, a.q + row * columns + g * kGroup);
+    if constexpr (zero_point(F) != 0) {
+      sum = sub(sum, shift_left<log2_of(zero_point(F))>(set_ints(a.sum[index])));
     }
-    quants += quant_bytes(F);
-    high += high_bytes(F);
-    scales += scale_bytes(F);
+    out[r] = add(out[r], mul(to_floats(sum), mul(d, set_floats(a.scale[index]))));
+    if constexpr (has_min(F)) {
+      out[r] = add(out[r], mul(load_halves(scales + 32), set_floats(a.scaled_sum[index])));
+    }
   }
-  for (int r = 0; r < R; ++r) store(out + r * out_stride, acc[r]);
 }
 
 // ggml's 12 bytes of a super-block's eight 6-bit scales and minima, as bytes for groups 0-3 and 4-7.
@@ -113,9 +106,9 @@ OUTPACE_INLINE void k_group(const uint8_t* quants, const uint8_t* high, const In
 }
 
 template <Format F, int R>
-OUTPACE_INLINE void k_super_block(const uint8_t* quants, const uint8_t* high, const uint8_t* scales,
-                                  const KPlane& a, int64_t columns, int64_t row0, int64_t block,
-                                  Floats (&out)[R]) {
+OUTPACE_INLINE void k_super_block(const uint8_t* cell, const Plane& a, int64_t columns, int64_t row0,
+                                  int64_t block, Floats (&out)[R]) {
+  const uint8_t *quants = cell, *high = cell + high_offset(F), *scales = cell + scale_offset(F);
   Ints scale[2], min[2], acc[R];
   unpack_scales(scales, scale, min);
   for (int r = 0; r < R; ++r) acc[r] = zero_ints();
@@ -134,7 +127,7 @@ OUTPACE_INLINE void k_super_block(const uint8_t* quants, const uint8_t* high, co
   const Ints m46 = bit_and(min[1], 0x00ff00ff), m57 = bit_and(shift_right<8>(min[1]), 0x00ff00ff);
   for (int r = 0; r < R; ++r) {
     const int64_t row = row0 + r;
-    const int16_t* sum = a.sum + row * (columns / kGroup) + block * 8;
+    const int16_t* sum = a.pair_sum + row * (columns / kGroup) + block * 8;
     Ints lows = dot_pairs(dot_pairs(zero_ints(), m02, sum), m13, sum + 2);
     lows = dot_pairs(dot_pairs(lows, m46, sum + 4), m57, sum + 6);
     const Floats scale_a = set_floats(a.scale[row * (columns / kSuperBlock) + block]);
@@ -146,9 +139,9 @@ OUTPACE_INLINE void k_super_block(const uint8_t* quants, const uint8_t* high, co
 // The same for Q6_K: 16 signed scales of 8 bits, no minima.
 template <Format F, int R>
   requires(F == Format::q6_k)
-OUTPACE_INLINE void k_super_block(const uint8_t* quants, const uint8_t* high, const uint8_t* scales,
-                                  const KPlane& a, int64_t columns, int64_t row0, int64_t block,
-                                  Floats (&out)[R]) {
+OUTPACE_INLINE void k_super_block(const uint8_t* cell, const Plane& a, int64_t columns, int64_t row0,
+                                  int64_t block, Floats (&out)[R]) {
+  const uint8_t *quants = cell, *high = cell + high_offset(F), *scales = cell + scale_offset(F);
   Ints acc[R];
   for (int r = 0; r < R; ++r) acc[r] = zero_ints();
   for (int g = 0; g < 8; ++g) {
@@ -159,7 +152,7 @@ OUTPACE_INLINE void k_super_block(const uint8_t* quants, const uint8_t* high, co
     for (int r = 0; r < R; ++r) {
       const int64_t row = row0 + r;
       const int8_t* q = a.q + row * columns + block * kSuperBlock + g * kGroup;
-      const int32_t* sum = a.sum16 + row * (columns / 16) + block * 16 + 2 * g;
+      const int32_t* sum = a.sum + row * (columns / 16) + block * 16 + 2 * g;
       Ints first = zero_ints(), second = zero_ints();
       for (int i = 0; i < 4; ++i) {
         first = dot<true>(first, w[i], q + 4 * i);
@@ -177,38 +170,37 @@ OUTPACE_INLINE void k_super_block(const uint8_t* quants, const uint8_t* high, co
   }
 }
 
-// The low plane of one row's super-block; rare, so it unpacks the weights again.
-template <Format F>
-__attribute__((noinline)) void k_low_plane(const uint8_t* quants, const uint8_t* high,
-                                           const uint8_t* scales, const Activations& a, int64_t row,
-                                           int64_t block, Floats& out) {
-  Floats acc[1] = {out};
-  k_super_block<F, 1>(quants, high, scales, a.low, a.columns, row, block, acc);
-  out = acc[0];
+template <Format F, int R>
+OUTPACE_INLINE void quantized_cell(const uint8_t* cell, const Plane& a, int64_t columns, int64_t row0,
+                                   int64_t index, Floats (&out)[R]) {
+  if constexpr (is_k(F)) {
+    k_super_block<F, R>(cell, a, columns, row0, index, out);
+  } else {
+    group_cell<F, R>(cell, a, columns, row0, index, out);
+  }
 }
 
+// All cells of the high plane in their order, then the row's wide cells of the low plane in theirs.
 template <Format F, int R>
-void k_rows(const TileMatrix& m, const uint8_t* strip, const Activations& a, int64_t row0, float* out,
-            int64_t out_stride) {
-  const uint8_t* quants = strip;
-  const uint8_t* high = strip + m.high_offset;
-  const uint8_t* scales = strip + m.scale_offset;
-  const int64_t blocks = m.columns / kSuperBlock;
+void quantized_rows(const TileMatrix& m, const uint8_t* strip, const Activations& all, int64_t row0,
+                    float* out, int64_t out_stride) {
+  const Quantized& a = is_k(F) ? all.per_256 : all.per_32;
+  const int64_t cells = m.columns / cell_columns(F);
   Floats acc[R];
   for (int r = 0; r < R; ++r) acc[r] = set_floats(0.0f);
-  for (int64_t block = 0; block < blocks; ++block) {
-    for (int line = 0; line < 8 * quant_bytes(F); line += 64) __builtin_prefetch(quants + 4096 + line);
-    k_super_block<F, R>(quants, high, scales, a.high, a.columns, row0, block, acc);
-    for (int r = 0; r < R; ++r) {
-      if (a.low.scale[(row0 + r) * blocks + block] != 0.0f) {
-        k_low_plane<F>(quants, high, scales, a, row0 + r, block, acc[r]);
-      }
-    }
-    quants += 8 * quant_bytes(F);
-    high += 8 * high_bytes(F);
-    scales += scale_bytes(F);
+  const uint8_t* cell = strip;
+  for (int64_t i = 0; i < cells; ++i, cell += cell_bytes(F)) {
+    prefetch<cell_bytes(F)>(cell);
+    quantized_cell<F, R>(cell, a.high, m.columns, row0, i, acc);
   }
-  for (int r = 0; r < R; ++r) store(out + r * out_stride, acc[r]);
+  for (int r = 0; r < R; ++r) {
+    const int32_t* wide = a.wide + (row0 + r) * cells;
+    Floats one[1] = {acc[r]};
+    for (int32_t k = 0; k < a.num_wide[row0 + r]; ++k) {
+      quantized_cell<F, 1>(strip + wide[k] * cell_bytes(F), a.low, m.columns, row0 + r, wide[k], one);
+    }
+    store(out + r * out_stride, one[0]);
+  }
 }
 
 template <Format F>
@@ -236,10 +228,8 @@ OUTPACE_INLINE void rows_of(const TileMatrix& m, const uint8_t* strip, const Act
                             float* out, int64_t out_stride) {
   if constexpr (is_float(F)) {
     float_rows<F, R>(m, strip, a, row0, out, out_stride);
-  } else if constexpr (is_k(F)) {
-    k_rows<F, R>(m, strip, a, row0, out, out_stride);
   } else {
-    group_rows<F, R>(m, strip, a, row0, out, out_stride);
+    quantized_rows<F, R>(m, strip, a, row0, out, out_stride);
   }
 }
 

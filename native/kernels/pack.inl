@@ -123,19 +123,19 @@ void pack_strip_of(const TileMatrix& m, const uint8_t* const rows[kStrip], uint8
       }
     }
   } else {
-    constexpr int block_columns = is_k(F) ? kSuperBlock : kGroup;
+    constexpr int block_columns = cell_columns(F);
     uint8_t q[block_columns];
     for (int64_t b = 0; b < m.columns / block_columns; ++b) {
       for (int o = 0; o < kStrip; ++o) {
         if (rows[o] == nullptr) continue;
         const uint8_t* block = rows[o] + b * file_block_bytes(F);
         unpack_block<F>(block, q);
+        uint8_t* cell = strip + b * cell_bytes(F);
         for (int g = 0; g < block_columns / kGroup; ++g) {
-          const int64_t group = b * (block_columns / kGroup) + g;
-          pack_group<F>(q + kGroup * g, o, strip + group * quant_bytes(F),
-                        strip + m.high_offset + group * high_bytes(F));
+          pack_group<F>(q + kGroup * g, o, cell + g * quant_bytes(F),
+                        cell + high_offset(F) + g * high_bytes(F));
         }
-        pack_scales<F>(block, o, strip + m.scale_offset + b * scale_bytes(F));
+        pack_scales<F>(block, o, cell + scale_offset(F));
       }
     }
   }
@@ -198,19 +198,21 @@ void dequantize_row_of(const TileMatrix& m, int64_t row, float* out) {
   }
   constexpr int per_scale = is_k(F) ? 8 : 1;
   for (int64_t g = 0; g < m.columns / kGroup; ++g) {
+    const uint8_t* cell = strip + g / per_scale * cell_bytes(F);
+    const int64_t in_cell = g % per_scale;
     uint8_t q[32];
-    read_group<F>(strip + g * quant_bytes(F), strip + m.high_offset + g * high_bytes(F), o, q);
-    const uint8_t* scales = strip + m.scale_offset + g / per_scale * scale_bytes(F);
+    read_group<F>(cell + in_cell * quant_bytes(F), cell + high_offset(F) + in_cell * high_bytes(F), o, q);
+    const uint8_t* scales = cell + scale_offset(F);
     float factor[2], minimum = 0.0f;
     if constexpr (F == Format::q6_k) {
       float lanes[16];
       store(lanes, load_halves(scales + 256));
       for (int half = 0; half < 2; ++half) {
-        const auto s = static_cast<int8_t>(scales[16 * (2 * (g % 8) + half) + o]);
+        const auto s = static_cast<int8_t>(scales[16 * (2 * in_cell + half) + o]);
         factor[half] = lanes[o] * static_cast<float>(s);
       }
     } else {
-      group_scale<F>(scales, static_cast<int>(g % per_scale), o, factor[0], minimum);
+      group_scale<F>(scales, static_cast<int>(in_cell), o, factor[0], minimum);
       factor[1] = factor[0];
     }
     for (int i = 0; i < 32; ++i) {
@@ -278,7 +280,7 @@ void quantize_weights(Format from, Format to, const uint8_t* row, int64_t column
       }
     }
     const float d = to == Format::q8_0 ? largest / 127.0f : signed_largest / -8.0f;
-    const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
+    const float inverse = largest > 1e-30f ? 1.0f / d : 0.0f;  // below, d is 0 in f16 anyway
     uint8_t* block = out + g * file_block_bytes(to);
     store_u16(block, f32_to_f16(d));
     for (int i = 0; i < 32; ++i) {

@@ -142,57 +142,87 @@ OUTPACE_INLINE int32_t fold_ints(const I16x& v) {
   return sum;
 }
 
-void quantize_32(const float* x, int64_t n, int8_t* q, float* scale, int32_t* sum, float* scaled_sum) {
-  for (int64_t g = 0; g < n / kGroup; ++g) {
-    const float* p = x + g * kGroup;
-    const float largest = largest_magnitude(p, kGroup);
-    const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
-    const I16x a = round16(load16(p) * inverse), b = round16(load16(p + 16) * inverse);
-    narrow16(q + g * kGroup, a);
-    narrow16(q + g * kGroup + 16, b);
-    scale[g] = largest / 127.0f;
-    sum[g] = fold_ints(a + b);
-    scaled_sum[g] = scale[g] * static_cast<float>(sum[g]);
+// Integers per unit where `largest` becomes `steps`. What is so small that the quotient would overflow
+// counts as zero.
+OUTPACE_INLINE float inverse_step(float steps, float largest) {
+  return largest > 1e-30f ? steps / largest : 0.0f;
+}
+
+// How a cell of N activations becomes integers.
+struct Steps {
+  bool wide;
+  float inverse, unit;  // integers per activation and back
+};
+template <int N>
+OUTPACE_INLINE Steps steps_of(const float* x, float wide_ratio) {
+  const float largest = largest_magnitude(x, N);
+  const float mean_square = fold_sum(sum_of_squares(x, N)) / N;
+  const bool wide = largest * largest > (wide_ratio * wide_ratio) * mean_square;
+  const float steps = wide ? 127.0f * 128.0f : 127.0f;
+  return {wide, inverse_step(steps, largest), largest / steps};
+}
+
+// 16 activations -> the high plane, and the low one of a wide cell. Returns the planes' sums.
+struct Sums {
+  int32_t high, low;
+};
+OUTPACE_INLINE Sums quantize16(const float* x, const Steps& steps, int8_t* high, int8_t* low) {
+  const I16x v = round16(load16(x) * steps.inverse);
+  if (!steps.wide) {
+    narrow16(high, v);
+    return {fold_ints(v), 0};
   }
+  const I16x h = v >> 7, l = v & 127;
+  narrow16(high, h);
+  narrow16(low, l);
+  return {fold_ints(h), fold_ints(l)};
+}
+
+void quantize_32(const float* x, int64_t n, const Quantized& out) {
+  int32_t num_wide = 0;
+  for (int64_t g = 0; g < n / kGroup; ++g) {
+    const int64_t at = g * kGroup;
+    const Steps steps = steps_of<kGroup>(x + at, kWide32);
+    const Sums a = quantize16(x + at, steps, out.high.q + at, out.low.q + at);
+    const Sums b = quantize16(x + at + 16, steps, out.high.q + at + 16, out.low.q + at + 16);
+    const auto set = [&](const Plane& plane, float scale, int32_t sum) {
+      plane.scale[g] = scale;
+      plane.sum[g] = sum;
+      plane.scaled_sum[g] = scale * static_cast<float>(sum);
+    };
+    set(out.high, steps.wide ? steps.unit * 128.0f : steps.unit, a.high + b.high);
+    if (!steps.wide) continue;
+    set(out.low, steps.unit, a.low + b.low);
+    out.wide[num_wide++] = static_cast<int32_t>(g);
+  }
+  *out.num_wide = num_wide;
 }
 
 // Where group g of a super-block keeps its sum: pairs (0, 2), (1, 3), (4, 6), (5, 7).
 constexpr int kSumOrder[8] = {0, 2, 1, 3, 4, 6, 5, 7};
 
-OUTPACE_INLINE void store_sums(const KPlane& plane, int64_t block, const int32_t (&sum16)[16]) {
-  for (int i = 0; i < 16; ++i) plane.sum16[block * 16 + i] = sum16[i];
-  for (int g = 0; g < 8; ++g) {
-    plane.sum[block * 8 + kSumOrder[g]] = static_cast<int16_t>(sum16[2 * g] + sum16[2 * g + 1]);
-  }
-}
-
-void quantize_256(const float* x, int64_t n, const KPlane& high, const KPlane& low) {
+void quantize_256(const float* x, int64_t n, const Quantized& out) {
+  int32_t num_wide = 0;
   for (int64_t block = 0; block < n / kSuperBlock; ++block) {
-    const float* p = x + block * kSuperBlock;
-    const float largest = largest_magnitude(p, kSuperBlock);
-    const float mean_square = fold_sum(sum_of_squares(p, kSuperBlock)) / kSuperBlock;
-    const bool wide = largest * largest > (kWide * kWide) * mean_square;
-    const float steps = wide ? 127.0f * 128.0f : 127.0f;
-    const float inverse = largest > 0.0f ? steps / largest : 0.0f;
-    const float unit = largest / steps;
-    high.scale[block] = wide ? unit * 128.0f : unit;
-    low.scale[block] = wide ? unit : 0.0f;
-    int32_t sum_high[16], sum_low[16];
+    const Steps steps = steps_of<kSuperBlock>(x + block * kSuperBlock, kWide256);
+    Sums sums[16];
     for (int i = 0; i < 16; ++i) {
-      const I16x v = round16(load16(p + 16 * i) * inverse);
-      const I16x h = wide ? v >> 7 : v;
       const int64_t at = block * kSuperBlock + 16 * i;
-      narrow16(high.q + at, h);
-      sum_high[i] = fold_ints(h);
-      if (wide) {
-        const I16x l = v & 127;
-        narrow16(low.q + at, l);
-        sum_low[i] = fold_ints(l);
-      }
+      sums[i] = quantize16(x + at, steps, out.high.q + at, out.low.q + at);
+      out.high.sum[block * 16 + i] = sums[i].high;
+      if (steps.wide) out.low.sum[block * 16 + i] = sums[i].low;
     }
-    store_sums(high, block, sum_high);
-    if (wide) store_sums(low, block, sum_low);
+    out.high.scale[block] = steps.wide ? steps.unit * 128.0f : steps.unit;
+    for (int g = 0; g < 8; ++g) {
+      const Sums a = sums[2 * g], b = sums[2 * g + 1];
+      out.high.pair_sum[block * 8 + kSumOrder[g]] = static_cast<int16_t>(a.high + b.high);
+      if (steps.wide) out.low.pair_sum[block * 8 + kSumOrder[g]] = static_cast<int16_t>(a.low + b.low);
+    }
+    if (!steps.wide) continue;
+    out.low.scale[block] = steps.unit;
+    out.wide[num_wide++] = static_cast<int32_t>(block);
   }
+  *out.num_wide = num_wide;
 }
 
 int64_t argmax(const float* x, int64_t n) {

@@ -10,6 +10,7 @@ Importing this loads neither the engine, torch nor the web framework; the names 
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,14 +30,18 @@ __all__ = [
 __version__ = "0.1.0"
 
 
+_HOMES = {
+    "LLM": "outpace.llm",
+    "CompletionOutput": "outpace.llm",
+    "RequestOutput": "outpace.llm",
+    "FinishReason": "outpace.types",
+    "SamplingParams": "outpace.types",
+    "TokenDelta": "outpace.types",
+}
+
+
 def __getattr__(name: str) -> object:
     """Load a public name from its module on first use (PEP 562)."""
-    if name in {"LLM", "RequestOutput", "CompletionOutput"}:
-        from outpace import llm
-
-        return getattr(llm, name)
-    if name in {"SamplingParams", "FinishReason", "TokenDelta"}:
-        from outpace import types
-
-        return getattr(types, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -131,10 +131,17 @@ class LLM:
         return list(prompt)
 
     def encode_chat(
-        self, messages: Messages, *, tools: Sequence[Mapping[str, object]] | None = None, **template: object
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        add_generation_prompt: bool = True,
+        **template: object,
     ) -> list[int]:
         """A conversation's token ids through the model's chat template; `template` goes to the template."""
-        text = self.tokenizer.render_chat(messages, tools=tools, **template)
+        text = self.tokenizer.render_chat(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt, **template
+        )
         return self.tokenizer.encode(text, add_special=False, parse_special=True)
 
     def _encode(self, prompt_or_messages: Prompt | Messages) -> list[int]:

@@ -24,7 +24,10 @@ from outpace.models.checkpoint import Checkpoint, open_checkpoint
 from outpace.models.dequantize import read_tensor
 from outpace.types import EngineConfig, ModelSpec
 from stepping import run_logits
-from tiny import reference_logits, unpermute
+from tiny import reference_logits
+from tiny_gguf import unpermute
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 LENGTH = 128  # tokens; a break shows at once
 

@@ -23,7 +23,10 @@ from outpace.config import EngineOptions, resolve_engine_config
 from outpace.models.checkpoint import open_checkpoint
 from outpace.types import EngineConfig, KVFormat, ModelSpec
 from stepping import run_logits
-from tiny import FLOAT_TYPES, GGUF_QUANTS, K_QUANTS, VARIANTS, reference_logits
+from tiny import VARIANTS, reference_logits
+from tiny_gguf import FLOAT_TYPES, GGUF_QUANTS, K_QUANTS
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 FLOAT_BOUND = 2e-3  # root mean square error of the logits over their spread
 QUANT_BOUND = 0.08

@@ -5,6 +5,8 @@ Both compute in float32 on the same weights, so only the order of additions diff
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,10 @@ from outpace.backends.torch_backend import TorchBackend
 from outpace.models.checkpoint import open_checkpoint
 from outpace.types import EngineConfig
 from stepping import run_logits
-from tiny import FLOAT_TYPES, GGUF_QUANTS, K_QUANTS, VARIANTS, reference_logits
+from tiny import VARIANTS, reference_logits, tiny_model, write_safetensors
+from tiny_gguf import FLOAT_TYPES, GGUF_QUANTS, K_QUANTS
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 NUM_TOKENS = 150
 TOLERANCE = 1e-4  # of the largest logit
@@ -38,3 +43,13 @@ def test_logits_equal_those_of_transformers(tiny_checkpoint, variant, form, dtyp
     ours = run_logits(backend, ids, chunk=64, block_table=[7, 2, 5, 1, 3])
     assert ours.shape == expected.shape
     assert np.abs(ours - expected).max() < TOLERANCE * np.abs(expected).max()
+
+
+def test_shards_are_one_model(tmp_path: Path) -> None:
+    model = tiny_model("qwen3")
+    path = write_safetensors(model, tmp_path / "sharded", "BF16", shards=3)
+    assert len(list(path.glob("*.safetensors"))) == 3
+    backend = TorchBackend(open_checkpoint(path), EngineConfig(kv_cache_bytes=1 << 22))
+    ids = token_ids_for(backend.spec.vocab_size, 40)
+    expected = reference_logits(model, ids)
+    assert np.abs(run_logits(backend, ids) - expected).max() < TOLERANCE * np.abs(expected).max()

@@ -8,30 +8,30 @@ the rest as one class, a lower bound of the true one; `test_exact_divergence` ta
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from golden.agreement import Agreement, compare, figures
-from golden.reference import Reference, exact_kl, load
+from golden.reference import exact_kl, load
 from outpace.backends import create
 from outpace.backends.torch_backend import TorchBackend
 from outpace.config import EngineOptions, resolve_engine_config
 from outpace.models.checkpoint import open_checkpoint
-from outpace.types import Backend, EngineConfig
+from outpace.types import Backend, EngineConfig, KVFormat
 from stepping import run_logits
+
+pytestmark = pytest.mark.timeout(1800)  # 8,448 tokens of each model, on any machine
 
 LONG = 2000  # positions from here on are judged on their own, too
 
-Agreements = Callable[[str], tuple[Reference, list[Agreement]]]
 MODELS = {"smollm2-135m": "model_135m", "qwen2.5-coder-0.5b": "model_05b", "qwen2.5-coder-1.5b": "model_15b"}
 
 
-def native(path: Path, **options: object) -> Backend:
+def native(path: Path, kv_format: KVFormat = "int8") -> Backend:
     checkpoint = open_checkpoint(path)
-    chosen = EngineOptions(max_context=4096, **options)  # type: ignore[typeddict-item]  # passed through
-    return create(checkpoint, resolve_engine_config(checkpoint.spec, chosen))
+    options = EngineOptions(max_context=4096, kv_format=kv_format)
+    return create(checkpoint, resolve_engine_config(checkpoint.spec, options))
 
 
 def check(agreements: list[Agreement]) -> None:
@@ -68,8 +68,9 @@ def test_f16_kv_cache_agrees_with_transformers(model_135m: Path) -> None:
     check([compare(backend, document) for document in load("smollm2-135m").documents])
 
 
+@pytest.mark.usefixtures("one_torch_thread")
 @pytest.mark.parametrize("kv_format", ["int8", "f16"])
-def test_exact_divergence(model_135m: Path, kv_format: str) -> None:
+def test_exact_divergence(model_135m: Path, kv_format: KVFormat) -> None:
     """Over the whole vocabulary, against the oracle (which equals transformers, see test_bounds.py)."""
     checkpoint = open_checkpoint(model_135m)
     backend = native(model_135m, kv_format=kv_format)

@@ -90,7 +90,7 @@ def _kept(scaled: Float32Array, params: np.void) -> NDArray[np.intp]:
     weights = np.exp(wide - wide[0])
     if top_p < 1:
         sums = np.cumsum(weights)
-        count = 1 + int(np.searchsorted(sums[:-1], top_p * sums[-1], side="left"))
+        count = 1 + int(np.count_nonzero(sums[:-1] < top_p * sums[-1]))
         kept, weights = kept[:count], weights[:count]
     return np.sort(kept[weights >= min_p] if min_p > 0 else kept)
 

@@ -114,12 +114,12 @@ class LlamaCppProcess:
         return reply
 
     def close(self) -> None:
-        """End the process. Safe to call twice."""
+        """End the process, in the midst of a command if need be. Safe to call twice."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
         try:
-            self._process.wait(timeout=10)
+            self._process.wait(timeout=1)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -10,16 +10,15 @@ import logging
 import time
 from collections.abc import Sequence
 
-import numpy as np
-
 from outpace.draft import NoDrafter
 from outpace.engine import sampling
 from outpace.engine.block_pool import BlockPool
+from outpace.engine.drafting import propose
 from outpace.engine.metrics import EngineMetrics
 from outpace.engine.output import take_tokens, terminal_delta, token_delta, token_logprobs
 from outpace.engine.packer import BatchPacker
 from outpace.engine.prefix_cache import PrefixCache
-from outpace.engine.request import Request
+from outpace.engine.request import Request, as_prompt
 from outpace.engine.scheduler import Scheduler, StepPlan
 from outpace.errors import ContextLengthError, InvalidParameterError, OutOfMemoryError, OverloadedError
 from outpace.text.detokenizer import Detokenizer
@@ -27,7 +26,6 @@ from outpace.text.tokenizer import Tokenizer
 from outpace.types import (
     BLOCK_SIZE,
     Backend,
-    Draft,
     Drafter,
     EngineConfig,
     FinishReason,
@@ -43,7 +41,6 @@ MAX_WAITING = 1024
 """Choices that may wait beyond those that run; one more is refused with `OverloadedError`."""
 
 _log = logging.getLogger(__name__)
-_NO_DRAFT: tuple[int, ...] = ()
 
 
 class Engine:
@@ -93,7 +90,7 @@ class Engine:
         vocab_size = self.backend.spec.vocab_size
         sampling.validate(params, vocab_size)
         params = sampling.with_seed(params)
-        prompt = _as_prompt(prompt_token_ids, vocab_size)
+        prompt = as_prompt(prompt_token_ids, vocab_size)
         self._check_length(len(prompt))
         limit = self.max_context
         if params.max_tokens is not None:
@@ -124,11 +121,11 @@ class Engine:
                 "(one of them must be left for the answer); shorten the prompt or raise --kv-cache-bytes"
             )
 
-    def check_queue(self, num_choices: int) -> None:
-        """Raise `OverloadedError` where so many more choices would wait in too long a queue."""
-        if self._num_open + num_choices > self._max_open:
+    def check_queue(self, num_open: int) -> None:
+        """Raise `OverloadedError` where `num_open` choices, running and waiting, are too many."""
+        if num_open > self._max_open:
             raise OverloadedError(
-                f"{self._num_open} requests run or wait, and {self._max_open} is the limit; try again later"
+                f"{num_open} choices would run or wait, and {self._max_open} is the limit; try again later"
             )
 
     def enqueue(self, requests: list[Request]) -> None:
@@ -153,7 +150,7 @@ class Engine:
         if request_id in self._open:
             raise InvalidParameterError(f"request_id {request_id!r} is in use already", "request_id")
         requests = self.prepare(prompt_token_ids, params, request_id)
-        self.check_queue(len(requests))
+        self.check_queue(self._num_open + len(requests))
         self.enqueue(requests)
         return requests[0].params
 
@@ -190,7 +187,7 @@ class Engine:
         if not plan.requests:
             assert not self._num_open, "a request alone always fits"
             return self._take_pending()
-        drafts = self._propose(plan)
+        drafts = propose(self.drafter, plan, self.backend.spec.vocab_size)
         batch = self._packer.pack(plan, drafts)
         backend_start = time.perf_counter()
         try:
@@ -211,24 +208,6 @@ class Engine:
         )
         self.metrics.step(self.last_stats)
         return self._take_pending()
-
-    def _propose(self, plan: StepPlan) -> list[Sequence[int]]:
-        """Ask the drafter for each request that has room."""
-        drafts: list[Sequence[int]] = [_NO_DRAFT] * len(plan.requests)
-        for i, room in enumerate(plan.max_draft):
-            if room:
-                request = plan.requests[i]
-                drafts[i] = self._ask_drafter(request, room)
-                request.num_drafted += len(drafts[i])
-        return drafts
-
-    def _ask_drafter(self, request: Request, room: int) -> list[int]:
-        try:
-            draft = self.drafter.propose(request.key, request.token_ids, room)
-        except Exception:  # a drafter may be wrong in any way without harm to the answer
-            _log.exception("the drafter failed; this step goes without its draft")
-            return []
-        return [] if draft is None else _chain(draft, room, self.backend.spec.vocab_size)
 
     def _commit(self, plan: StepPlan, out: StepOutput, now: float) -> tuple[int, int]:
         """Append what was chosen, advance, finish. Returns how many tokens are new, and drafts accepted."""
@@ -253,11 +232,13 @@ class Engine:
         """Take a request's tokens: the accepted drafts, whose KV entries are valid, and the bonus token."""
         num_accepted = len(token_ids) - 1
         request.num_accepted += num_accepted
+        num_tokens = request.num_tokens
         try:
             taken, text = take_tokens(request, token_ids)
             logprobs = token_logprobs(out, row, taken, request.sampling.num_logprobs)
         except Exception as error:  # a text defect is that one request's
             _log.exception("request %s: its output failed", request.request_id)
+            request.num_tokens = num_tokens  # what is not delivered does not count
             self._end(request, FinishReason.ERROR, f"{type(error).__name__}: {error}")
             return 0
         self.scheduler.advance(request, num_computed + num_accepted)
@@ -306,29 +287,3 @@ class Engine:
         for follower in request.followers:
             self.scheduler.add(follower)
         request.followers = []
-
-
-def _as_prompt(token_ids: Sequence[int], vocab_size: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-    """The prompt as an array; `InvalidParameterError` where it is empty or has an id that the model lacks."""
-    if len(token_ids) == 0:
-        raise InvalidParameterError("the prompt is empty; give at least one token", "prompt")
-    try:
-        prompt = np.asarray(token_ids)
-    except (ValueError, OverflowError):  # ragged, or beyond 64 bits
-        prompt = np.empty(0)
-    if prompt.ndim != 1 or prompt.dtype.kind not in "iu":
-        raise InvalidParameterError("the prompt must be a flat sequence of whole numbers, its token ids", "prompt")
-    if prompt.min() < 0 or prompt.max() >= vocab_size:
-        raise InvalidParameterError(f"the prompt's token ids must be from 0 to {vocab_size - 1}", "prompt")
-    return prompt.astype(np.int32)
-
-
-def _chain(draft: Draft, room: int, vocab_size: int) -> list[int]:
-    """The draft's first path, cut to the room there is and at the first id that is no token."""
-    chain: list[int] = []
-    for i, token_id in enumerate(draft.token_ids[:room]):
-        follows = draft.parents is None or draft.parents[i] == i - 1
-        if not (follows and 0 <= token_id < vocab_size):
-            break
-        chain.append(int(token_id))
-    return chain

@@ -43,14 +43,14 @@ class RequestStream:
         self.finished_at: float | None = None
         self._cancel = cancel
         self._deltas: deque[TokenDelta] = deque()
-        self._open_choices = params.n
+        self.num_open = params.n  # choices that have not ended
         self._lock = threading.Lock()
         self._wake: Callable[[], object] | None = None
 
     @property
     def finished(self) -> bool:
         """Whether every choice has ended (there may still be deltas to read)."""
-        return self._open_choices == 0
+        return self.num_open == 0
 
     def cancel(self) -> None:
         """End the request; its open choices get a delta with `FinishReason.ABORT`. Safe to call twice."""
@@ -64,8 +64,8 @@ class RequestStream:
         with self._lock:
             self._deltas.append(delta)
             if delta.finish_reason is not None:
-                self._open_choices -= 1
-                if self._open_choices == 0:
+                self.num_open -= 1
+                if self.num_open == 0:
                     self.finished_at = time.perf_counter()
             wake, self._wake = self._wake, None
         if wake is not None:
@@ -135,9 +135,10 @@ class EngineLoop:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._wakeup = threading.Condition()
-        self._inbox: list[tuple[RequestStream, list[Request]]] = []
+        self._inbox: list[list[Request]] = []
         self._cancelled: list[str] = []
-        self._streams: dict[str, RequestStream] = {}
+        self._streams: dict[str, RequestStream] = {}  # those with open choices
+        self._num_open = 0  # choices
         self._closing = False
         # A daemon, so that a program which forgets to close still ends; LLM closes it at exit.
         self._thread = threading.Thread(target=self._run, name="outpace-engine", daemon=True)
@@ -159,9 +160,10 @@ class EngineLoop:
                 raise OutpaceError("the engine is closed")
             if request_id in self._streams:
                 raise InvalidParameterError(f"request_id {request_id!r} is in use already", "request_id")
-            self.engine.check_queue(len(requests) + sum(len(waiting) for _, waiting in self._inbox))
+            self.engine.check_queue(self._num_open + len(requests))
+            self._num_open += len(requests)
             self._streams[request_id] = stream
-            self._inbox.append((stream, requests))
+            self._inbox.append(requests)
             self._wakeup.notify()
         return stream
 
@@ -197,7 +199,7 @@ class EngineLoop:
                 inbox, self._inbox = self._inbox, []
                 cancelled, self._cancelled = self._cancelled, []
                 closing = self._closing
-            for _, requests in inbox:
+            for requests in inbox:
                 engine.enqueue(requests)
             for request_id in cancelled:
                 engine.abort(request_id)
@@ -214,7 +216,9 @@ class EngineLoop:
     def _deliver(self, deltas: Iterable[TokenDelta]) -> None:
         for delta in deltas:
             stream = self._streams[delta.request_id]
+            if delta.finish_reason is not None:
+                with self._wakeup:  # before its reader knows, who may submit the next one at once
+                    self._num_open -= 1
+                    if stream.num_open == 1:
+                        del self._streams[delta.request_id]
             stream.push(delta)
-            if delta.finish_reason is not None and stream.finished:
-                with self._wakeup:
-                    del self._streams[delta.request_id]

@@ -91,7 +91,11 @@ class EngineMetrics(Collector):
             ("requests_waiting", "Requests that wait for room.", len(scheduler.waiting)),
             ("kv_blocks", "Blocks of the KV cache.", pool.num_blocks),
             ("kv_blocks_held", "Blocks that requests hold now.", pool.num_held),
-            ("prefix_cache_blocks", "Blocks that the prefix cache knows.", 0 if pool.cache is None else len(pool.cache)),
+            (
+                "prefix_cache_blocks",
+                "Blocks that the prefix cache knows.",
+                0 if pool.cache is None else len(pool.cache),
+            ),
         )
         for name, text, value in gauges:
             yield GaugeMetricFamily(f"outpace_{name}", text, value)

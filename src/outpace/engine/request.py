@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from outpace.engine.prefix_cache import extend_digests
 from outpace.engine.sampling import PackedSampling
+from outpace.errors import InvalidParameterError
 from outpace.text.detokenizer import Detokenizer
 from outpace.text.stop import StopMatcher
 from outpace.types import BLOCK_SIZE, FinishReason, Int32Array, SamplingParams
 
-__all__ = ["Request"]
+__all__ = ["Request", "as_prompt"]
 
 
 class Request:
@@ -85,7 +88,7 @@ class Request:
         self.block_version = 0  # changes when block_ids is emptied
         self.num_registered_blocks = 0  # full blocks that the prefix cache has been told of
         self._digests: list[bytes] = []
-        self._token_buffer = np.empty(self.num_prompt_tokens + 64, np.int32)
+        self._token_buffer: Int32Array = np.empty(self.num_prompt_tokens + 64, np.int32)
         self._token_buffer[: self.num_prompt_tokens] = prompt_token_ids
 
     @property
@@ -101,7 +104,8 @@ class Request:
     def append(self, token_id: int) -> None:
         """Append a generated token."""
         if self.num_tokens == len(self._token_buffer):
-            self._token_buffer = np.concatenate([self._token_buffer, np.empty_like(self._token_buffer)])
+            room = np.empty(len(self._token_buffer), np.int32)
+            self._token_buffer = np.concatenate([self._token_buffer, room])
         self._token_buffer[self.num_tokens] = token_id
         self.num_tokens += 1
         self.last_token_id = token_id
@@ -116,3 +120,20 @@ class Request:
     def num_blocks_needed(self) -> int:
         """Blocks that hold all of its present tokens."""
         return -(-self.num_tokens // BLOCK_SIZE)
+
+
+def as_prompt(token_ids: Sequence[int], vocab_size: int) -> Int32Array:
+    """The prompt as an array; `InvalidParameterError` where it is empty or has an id that the model lacks."""
+    if len(token_ids) == 0:
+        raise InvalidParameterError("the prompt is empty; give at least one token", "prompt")
+    try:
+        prompt = np.asarray(token_ids)
+    except (ValueError, OverflowError):  # ragged, or beyond 64 bits
+        prompt = np.empty(0)
+    if prompt.ndim != 1 or prompt.dtype.kind not in "iu":
+        raise InvalidParameterError(
+            "the prompt must be a flat sequence of whole numbers, its token ids", "prompt"
+        )
+    if prompt.min() < 0 or prompt.max() >= vocab_size:
+        raise InvalidParameterError(f"the prompt's token ids must be from 0 to {vocab_size - 1}", "prompt")
+    return prompt.astype(np.int32)

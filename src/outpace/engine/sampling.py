@@ -37,9 +37,11 @@ it equals the answer at its position.
 from __future__ import annotations
 
 import math
+import operator
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import SupportsIndex
 
 import numpy as np
 
@@ -68,16 +70,28 @@ def _check(ok: bool, field: str, value: object, limits: str) -> None:
         raise InvalidParameterError(f"{field} must be {limits}, not {value!r}", field)
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_integer(value: object, low: int, high: int) -> bool:
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):  # numpy's integers are welcome
+        return False
+    return low <= operator.index(value) <= high
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
 def _check_number(params: SamplingParams, field: str, inside: Callable[[float], bool], limits: str) -> None:
     value = getattr(params, field)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    _check(number and math.isfinite(value) and inside(value), field, value, limits)
+    _check(_is_number(value) and inside(value), field, value, limits)
 
 
 def _check_integer(params: SamplingParams, field: str, low: int, high: int) -> None:
     value = getattr(params, field)
-    integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    _check(integer and low <= value <= high, field, value, f"a whole number from {low} to {high}")
+    _check(_is_integer(value, low, high), field, value, f"a whole number from {low} to {high}")
 
 
 def validate(params: SamplingParams, vocab_size: int) -> None:
@@ -98,25 +112,28 @@ def validate(params: SamplingParams, vocab_size: int) -> None:
         _check_integer(params, "logprobs", 0, min(MAX_LOGPROBS, vocab_size))
     _validate_stops(params, vocab_size)
     for token_id, bias in params.logit_bias.items():
-        _check(_is_token(token_id, vocab_size), "logit_bias", token_id, f"for token ids below {vocab_size}")
-        ok = isinstance(bias, (int, float)) and -100 <= bias <= 100
-        _check(ok, "logit_bias", bias, "numbers from -100 to 100")
+        _check(
+            _is_integer(token_id, 0, vocab_size - 1),
+            "logit_bias",
+            token_id,
+            f"for token ids below {vocab_size}",
+        )
+        _check(_is_number(bias) and abs(bias) <= 100, "logit_bias", bias, "numbers from -100 to 100")
 
 
 def _validate_stops(params: SamplingParams, vocab_size: int) -> None:
     _check(not isinstance(params.stop, str), "stop", params.stop, "a sequence of strings")
     for text in params.stop:
-        _check(isinstance(text, str) and bool(text), "stop", text, "strings that are not empty")
+        _check(_is_text(text), "stop", text, "strings that are not empty")
     for field, stops in (("stop", params.stop), ("stop_token_ids", params.stop_token_ids)):
         _check(len(stops) <= MAX_STOPS, field, len(stops), f"at most {MAX_STOPS} entries")
     for token_id in params.stop_token_ids:
-        _check(_is_token(token_id, vocab_size), "stop_token_ids", token_id, f"token ids below {vocab_size}")
-
-
-def _is_token(token_id: object, vocab_size: int) -> bool:
-    if isinstance(token_id, bool) or not isinstance(token_id, (int, np.integer)):
-        return False
-    return 0 <= int(token_id) < vocab_size
+        _check(
+            _is_integer(token_id, 0, vocab_size - 1),
+            "stop_token_ids",
+            token_id,
+            f"token ids below {vocab_size}",
+        )
 
 
 def choice_seed(seed: int, index: int) -> int:

@@ -128,6 +128,8 @@ def pull_repository(reference: RepositoryReference, progress: ProgressCallback |
         return _pull(reference, settings, progress)
     except OutpaceError:
         raise
+    except PermissionError as error:
+        raise DownloadError(f"{error.filename}: cannot be written; set HF_HOME to another folder") from error
     except Exception as error:  # huggingface_hub raises its own, its HTTP client's and OSErrors
         raise _explained(reference, settings, error) from error
 
@@ -236,10 +238,6 @@ def _explained(
         return DownloadError(f"{reference}: {settings.endpoint} refused: {_first_line(error)}")
     if isinstance(error, OSError) and is_disk_full(error):
         return disk_full(settings.cache_dir)
-    if isinstance(error, PermissionError):
-        return DownloadError(
-            f"{error.filename or settings.cache_dir}: cannot be written; set HF_HOME elsewhere"
-        )
     return DownloadError(
         f"{reference}: could not be brought from {settings.endpoint}; check the network and try again, "
         f"or give the path of a model file ({type(error).__name__}: {_first_line(error)})"

@@ -7,12 +7,15 @@ Two kinds: byte-level (GPT-2 and all that followed), whose merges are listed in 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
+from typing import TypeVar
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from outpace.text.pretokenizers import PreTokenizer
+
+T = TypeVar("T")
 
 SPACE_MARK = "▁"
 """U+2581, which stands for a space in SentencePiece vocabularies."""
@@ -57,6 +60,16 @@ def byte_token_value(token: str) -> bytes | None:
     return None
 
 
+def guarded(build: Callable[[], T]) -> T:
+    """What `build` makes with the `tokenizers` library, whose refusals and panics become `ValueError`."""
+    try:
+        return build()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the library's Rust code is no Exception
+        raise ValueError(str(error)) from None
+
+
 def _split_merge(merge: str) -> tuple[str, str]:
     left, _, right = merge[1:].partition(" ")
     return merge[:1] + left, right
@@ -71,11 +84,9 @@ class ByteLevelBPE:
         pairs = [(left, right) for left, _, right in map(str.partition, unique, repeat(" "))]
         if any(not left for left, _ in pairs):  # a token that starts with a space
             pairs = [_split_merge(merge) for merge in unique]
-        try:
-            model = models.BPE(vocab=vocab, merges=pairs, ignore_merges=splitter.ignore_merges)
-        except Exception as error:  # the library raises nothing narrower
-            raise ValueError(str(error)) from None
-        self._tokenizer = Tokenizer(model)
+        self._tokenizer = Tokenizer(
+            guarded(lambda: models.BPE(vocab=vocab, merges=pairs, ignore_merges=splitter.ignore_merges))
+        )
         self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
                 *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in splitter.patterns),

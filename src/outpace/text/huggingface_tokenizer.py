@@ -11,7 +11,7 @@ from typing import Any, cast
 from tokenizers import Tokenizer
 
 from outpace.errors import ModelFormatError, ModelNotFoundError, UnsupportedModelError
-from outpace.text.bpe import SPACE_MARK, byte_level_bytes, byte_token_value, marked_bytes
+from outpace.text.bpe import SPACE_MARK, byte_level_bytes, byte_token_value, guarded, marked_bytes
 from outpace.text.special_tokens import known_ends
 
 JsonObject = Mapping[str, Any]
@@ -28,8 +28,8 @@ class HuggingFaceCodec:
                 f"{path}: not found; write it with transformers' save_pretrained, or use a GGUF file"
             )
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing narrower
+            self._tokenizer = guarded(lambda: Tokenizer.from_file(str(path)))
+        except ValueError as error:
             raise ModelFormatError(path, "tokenizer.json", str(error)) from None
         # A prompt is never cut, whatever the training set-up left in the file.
         self._tokenizer.no_truncation()

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-
 from backends_under_test import BACKENDS
-from conftest import TinyFactory
+
 from outpace.backends.reference_sampler import likeliest, log_softmax, sample
 from outpace.engine.sampling import pack
 from outpace.types import Backend, SamplingParams, StepBatch, StepOutput
 from stepping import Rows, blocks_for, make_batch, run_logits
+from tiny_checkpoint import TinyFactory
 
 NUM_PROMPT = 70  # tokens; more than two blocks
 
@@ -214,9 +214,7 @@ def test_logprobs_of_every_choice(backend: Backend, prompt: list[int]) -> None:
             out.logprobs[0, i], log_softmax(row, out.token_ids[0, i : i + 1])[0], atol=1e-5
         )
     last = out.logits[-1]
-    np.testing.assert_allclose(
-        out.logprobs[1, 0], log_softmax(last, out.token_ids[1, :1])[0], atol=1e-5
-    )
+    np.testing.assert_allclose(out.logprobs[1, 0], log_softmax(last, out.token_ids[1, :1])[0], atol=1e-5)
 
 
 def test_no_logprobs_and_no_logits_unless_asked(backend: Backend, prompt: list[int]) -> None:

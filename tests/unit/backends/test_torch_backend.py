@@ -13,6 +13,8 @@ from outpace.models.checkpoint import open_checkpoint
 from outpace.types import SAMPLING_DTYPE, EngineConfig
 from stepping import Rows, blocks_for, greedy, make_batch, run_logits
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
 IDS = np.random.default_rng(3).integers(0, 300, 130).tolist()
 
 

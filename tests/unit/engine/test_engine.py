@@ -208,7 +208,9 @@ def test_a_parameter_out_of_its_limits_is_named(field: str, value: object) -> No
     assert not engine.has_work
 
 
-@pytest.mark.parametrize("prompt", [[], [256], [-1], [2**40], ["a"], [1.5], [[1], [2, 3]], [[1, 2]], [2**70], [True]])
+@pytest.mark.parametrize(
+    "prompt", [[], [256], [-1], [2**40], ["a"], [1.5], [[1], [2, 3]], [[1, 2]], [2**70], [True]]
+)
 def test_a_prompt_that_is_none_is_refused(prompt: list) -> None:
     with pytest.raises(InvalidParameterError, match="prompt"):
         make_engine().submit(prompt, SamplingParams(), "r")
@@ -224,7 +226,7 @@ def test_a_prompt_longer_than_the_context_is_refused() -> None:
 
 def test_a_prompt_that_can_never_fit_is_refused_at_once() -> None:
     engine = make_engine(null_backend(2))
-    with pytest.raises(OutOfMemoryError, match="64 tokens.*kv-cache-bytes"):
+    with pytest.raises(OutOfMemoryError, match=r"64 tokens.*kv-cache-bytes"):
         engine.submit(prompt_of(64), SamplingParams(), "r")
     assert len(run(engine, prompt_of(63), GREEDY)["r", 0].token_ids) == 1
 
@@ -296,9 +298,7 @@ def test_a_failed_step_leaves_nothing_in_the_prefix_cache(caplog: pytest.LogCapt
     assert again.token_ids == expected
 
 
-def test_a_text_defect_ends_only_its_request(
-    plain: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_text_defect_ends_only_its_request(plain: list[int], caplog: pytest.LogCaptureFixture) -> None:
     engine = make_engine()
     engine.submit(PROMPT, GREEDY, "bad")
     engine.submit(PROMPT, GREEDY, "good")

@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import HealthCheck, given, settings
 
-from engine_harness import byte_tokenizer, null_backend
+from engine_harness import BackendFactory, byte_tokenizer, null_backend, with_blocks
 from invariant import Scenario, check_invariant, scenarios
+from tiny_checkpoint import TinyFactory
+
+relaxed = settings(
+    deadline=None,
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.function_scoped_fixture,
+    ],
+)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(relaxed, max_examples=100)
 @given(scenario=scenarios(vocab_size=256))
 def test_no_schedule_changes_an_answer(scenario: Scenario) -> None:
     check_invariant(null_backend, byte_tokenizer(), scenario)
+
+
+@pytest.fixture(scope="module", params=["int8", "f16"])
+def native_tiny(request: pytest.FixtureRequest, tiny_checkpoint: TinyFactory) -> Iterator[BackendFactory]:
+    """The native core over a tiny random model; one backend for all, so its KV cache is never clean."""
+    if importlib.util.find_spec("outpace.backends.native_backend") is None:
+        pytest.skip("NOT TESTED: there is no native backend in this installation")
+    from outpace import backends
+    from outpace.config import resolve_engine_config
+    from outpace.models.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(tiny_checkpoint("qwen2", dtype="Q8_0").path)
+    config = resolve_engine_config(checkpoint.spec, {"kv_cache_bytes": 4 << 20, "kv_format": request.param})
+    backend = backends.create(checkpoint, config)
+    yield with_blocks(backend)
+    backend.close()
+
+
+@settings(relaxed, max_examples=15)
+@given(scenario=scenarios(vocab_size=512, max_requests=4, max_tokens=40))
+def test_nor_one_of_the_native_core(native_tiny: BackendFactory, scenario: Scenario) -> None:
+    check_invariant(native_tiny, byte_tokenizer(512), scenario)

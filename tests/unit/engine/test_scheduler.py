@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine_harness import WatchedBackend, collect, make_engine, null_backend, prompt_of, run
+from engine_harness import WatchedBackend, collect, drain, make_engine, null_backend, prompt_of, run
 from oracle_drafter import OracleDrafter
 from outpace.types import FinishReason, SamplingParams
 
@@ -73,6 +73,15 @@ def test_a_preempted_request_returns_before_newer_ones() -> None:
     assert ends == ["a", "b", "c"]
 
 
+def test_admission_leaves_the_running_ones_room_to_grow() -> None:
+    engine = make_engine(WatchedBackend(null_backend(4)), prefix_cache=False)
+    engine.submit(prompt_of(30), replace(GREEDY, max_tokens=20), "grows")
+    engine.submit(prompt_of(90), GREEDY, "takes three of the four blocks")
+    ends = [answer.last.request_id for answer in drain(engine).values()]
+    assert ends[0] == "grows"
+    assert engine.scheduler.num_preemptions == 0
+
+
 def test_the_whole_kv_cache_can_be_one_requests() -> None:
     engine = make_engine(WatchedBackend(null_backend(3)))
     answer = run(engine, prompt_of(40), replace(GREEDY, max_tokens=None))["r", 0]
@@ -137,7 +146,9 @@ def test_choices_that_wait_for_the_first_are_not_forgotten(end: str) -> None:
     engine.abort("r") if end == "abort" else None
     answers = {}
     collect(answers, engine.fail_all("broken") if end == "fail" else engine.step())
-    assert {answer.finish_reason.value for answer in answers.values()} == {"abort" if end == "abort" else "error"}
+    assert {answer.finish_reason.value for answer in answers.values()} == {
+        "abort" if end == "abort" else "error"
+    }
     assert len(answers) == 3
     assert not engine.has_work
     assert engine.pool.num_held == 0

@@ -180,6 +180,12 @@ def test_no_network(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
         hub.resolve("other/model")
 
 
+def test_a_cache_that_cannot_be_written(server: HubServer, tmp_path: Path) -> None:
+    (tmp_path / "hf").write_text("a file where the cache should be")
+    with pytest.raises(DownloadError, match="hf"):
+        hub.resolve(REPOSITORY)
+
+
 def test_offline(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     path = hub.resolve(REPOSITORY)
     server.requests.clear()

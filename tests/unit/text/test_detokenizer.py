@@ -58,7 +58,7 @@ def in_pieces(detokenizer: Detokenizer, ids: list[int], cuts: list[int]) -> list
     return [*pushed, detokenizer.flush()]
 
 
-@settings(max_examples=1000)
+@settings(max_examples=500)
 @given(st.lists(CHUNKS, max_size=6).map(b"".join), st.lists(st.integers(0, 60), max_size=8))
 def test_any_bytes_in_any_pieces(data: bytes, cuts: list[int]) -> None:
     ids = [BYTE_ID[byte] for byte in data]
@@ -78,7 +78,7 @@ def test_byte_by_byte_gives_whole_characters_as_soon_as_they_are_whole(text: str
     assert detokenizer.flush() == ""
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(ids=st.lists(st.integers(0, 49151), max_size=30), cuts=st.lists(st.integers(0, 30), max_size=6))
 def test_random_ids_of_a_real_model(smollm: Tokenizer, ids: list[int], cuts: list[int]) -> None:
     assert "".join(in_pieces(Detokenizer(smollm), ids, cuts)) == smollm.decode(ids)
@@ -86,7 +86,7 @@ def test_random_ids_of_a_real_model(smollm: Tokenizer, ids: list[int], cuts: lis
     assert "".join(in_pieces(shown, ids, cuts)) == smollm.decode(ids, skip_special=False)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, SCORED.vocab_size - 1), max_size=20), st.lists(st.integers(0, 20), max_size=6))
 def test_scored_takes_one_space_from_the_start(ids: list[int], cuts: list[int]) -> None:
     whole = b"".join(SCORED.token_bytes(i) for i in ids).decode("utf-8", "replace")

@@ -28,7 +28,7 @@ def needed(text: str, stops: list[str]) -> int:
     return max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
 
 
-@settings(max_examples=2000)
+@settings(max_examples=800)
 @given(STOPS, st.lists(st.text("ab", max_size=6), max_size=8))
 def test_any_stops_in_any_pieces(stops: list[str], pieces: list[str]) -> None:
     matcher = StopMatcher(stops)
@@ -50,7 +50,7 @@ def test_any_stops_in_any_pieces(stops: list[str], pieces: list[str]) -> None:
     assert emitted + matcher.flush() == seen
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(STOPS, st.text("ab", max_size=30))
 def test_the_split_does_not_matter(stops: list[str], text: str) -> None:
     at_once, one_by_one = StopMatcher(stops), StopMatcher(stops)

@@ -6,6 +6,7 @@ import math
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
@@ -127,7 +128,7 @@ def test_scored_spells_unknown_characters_in_bytes() -> None:
     ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.text(st.characters(exclude_categories=("Cs",)), max_size=40))
 def test_scored_round_trip(text: str) -> None:
     tok = small_scored()
@@ -138,12 +139,16 @@ def test_scored_round_trip(text: str) -> None:
 # --- round trips and bytes ----------------------------------------------------------------------
 
 
-@settings(max_examples=300, deadline=None)
+@pytest.fixture(scope="module")
+def missing_bytes(smollm: Tokenizer) -> set[int]:
+    return {byte for byte, character in BYTE_CHARACTERS.items() if smollm.token_id(character) is None}
+
+
+@settings(max_examples=200, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=("Cs",)), max_size=60), parse=st.booleans())
-def test_round_trip(smollm: Tokenizer, text: str, parse: bool) -> None:
+def test_round_trip(smollm: Tokenizer, missing_bytes: set[int], text: str, parse: bool) -> None:
     # This vocabulary lacks the tokens of some bytes; like llama.cpp, the model's own tokenizer drops them.
-    missing = {byte for byte, character in BYTE_CHARACTERS.items() if smollm.token_id(character) is None}
-    assume(not missing & set(text.encode()))
+    assume(not missing_bytes & set(text.encode()))
     ids = smollm.encode(text, parse_special=parse)
     assert smollm.decode(ids, skip_special=False) == text
     assert b"".join(smollm.token_bytes(i, skip_special=False) for i in ids) == text.encode()
@@ -287,10 +292,10 @@ def test_from_checkpoint_takes_the_models_rows(smollm: Tokenizer, model_135m: Pa
     checkpoint = open_checkpoint(model_135m)
     assert smollm.vocab_size == checkpoint.spec.vocab_size == 49152
     assert smollm.bos_id == 1
-    wider = SimpleNamespace(
+    wider: Any = SimpleNamespace(
         tokenizer=checkpoint.tokenizer,
         path=checkpoint.path,
         name="x",
         spec=SimpleNamespace(vocab_size=50_000),
     )
-    assert Tokenizer.from_checkpoint(wider).vocab_size == 50_000  # type: ignore[arg-type]
+    assert Tokenizer.from_checkpoint(wider).vocab_size == 50_000

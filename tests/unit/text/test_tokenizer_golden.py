@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +18,10 @@ from outpace.text.tokenizer import Tokenizer
 CORPUS_SIZE = 60
 
 
-def check(tok: Tokenizer, expected: dict[str, object]) -> None:
+def check(tok: Tokenizer, expected: dict[str, Any]) -> None:
     texts, plain, special = expected["texts"], expected["plain"], expected["special"]
-    assert len(texts) >= CORPUS_SIZE  # type: ignore[arg-type]
-    for text, plain_ids, special_ids in zip(texts, plain, special, strict=True):  # type: ignore[call-overload]
+    assert len(texts) >= CORPUS_SIZE
+    for text, plain_ids, special_ids in zip(texts, plain, special, strict=True):
         assert tok.encode(text, add_special=False) == plain_ids, text
         assert tok.encode(text, parse_special=True) == special_ids, text
 
@@ -110,7 +111,7 @@ def agree() -> Agree:
     def check_live(tok: Tokenizer, path: Path) -> None:
         llama = LlamaTokenizer(path)
 
-        @settings(max_examples=1500, deadline=None, derandomize=True)
+        @settings(max_examples=800, deadline=None, derandomize=True)
         @given(TEXT, st.booleans(), st.booleans())
         def same(text: str, add_special: bool, parse_special: bool) -> None:
             ids = tok.encode(text, add_special=add_special, parse_special=parse_special)

@@ -20,6 +20,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from time import perf_counter
@@ -174,6 +175,7 @@ class Worker:
 
 def serve() -> None:
     """Answer commands until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's, who then closes stdin
     # The library prints to stdout too: replies get the descriptor, its prints go to stderr.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

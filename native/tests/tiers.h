@@ -1,0 +1,29 @@
+// The tiers that this machine can run, and memory as their kernels want it.
+#pragma once
+
+#include <new>
+#include <vector>
+
+#include "cpu.h"
+
+namespace check {
+
+// As the kernels want their memory: aligned to 64 bytes, and not a byte more than asked for.
+template <class T>
+struct Aligned {
+  using value_type = T;
+  Aligned() = default;
+  template <class U> Aligned(const Aligned<U>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t{64})); }
+  void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t{64}); }
+  bool operator==(const Aligned&) const { return true; }
+};
+template <class T> using Array = std::vector<T, Aligned<T>>;
+
+inline std::vector<const outpace::Kernels*> tiers() {
+  std::vector<const outpace::Kernels*> all;
+  for (const std::string& name : outpace::available_tiers()) all.push_back(&outpace::select_kernels(name));
+  return all;
+}
+
+}  // namespace check

@@ -1,0 +1,263 @@
+"""The step loop's thread and its streams, from threads and from asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from engine_harness import FailingBackend, make_engine, null_backend, prompt_of, run
+from outpace.engine.loop import EngineLoop
+from outpace.errors import (
+    ContextLengthError,
+    InvalidParameterError,
+    OutpaceError,
+    OverloadedError,
+)
+from outpace.types import Backend, FinishReason, SamplingParams, StepBatch, StepOutput
+
+GREEDY = SamplingParams(temperature=0, ignore_eos=True, max_tokens=20)
+ENDLESS = SamplingParams(temperature=0, ignore_eos=True, max_tokens=None)
+PROMPT = prompt_of(10)
+
+
+class SlowBackend:
+    """The null backend with a pause, so that something can happen while a request runs."""
+
+    def __init__(self, seconds: float = 0.002) -> None:
+        self.inner: Backend = null_backend(512)
+        self.spec = self.inner.spec
+        self.num_blocks = self.inner.num_blocks
+        self.seconds = seconds
+
+    def step(self, batch: StepBatch) -> StepOutput:
+        time.sleep(self.seconds)
+        return self.inner.step(batch)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+@pytest.fixture
+def loop() -> Iterator[EngineLoop]:
+    with EngineLoop(make_engine(SlowBackend())) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def plain() -> list[int]:
+    return run(make_engine(), PROMPT, GREEDY)["r", 0].token_ids
+
+
+def wait_idle(loop: EngineLoop) -> None:
+    deadline = time.monotonic() + 5
+    while loop.engine.has_work or loop.engine.pool.num_held:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_a_thread_reads_a_stream(loop: EngineLoop, plain: list[int]) -> None:
+    stream = loop.submit(PROMPT, GREEDY, "mine")
+    deltas = list(stream)
+    assert stream.request_id == "mine"
+    assert [token for delta in deltas for token in delta.token_ids] == plain
+    assert [delta.finish_reason for delta in deltas[:-1]] == [None] * (len(deltas) - 1)
+    assert deltas[-1].finish_reason is FinishReason.LENGTH
+    assert stream.finished
+    assert stream.first_token_at is not None
+    assert stream.finished_at is not None
+    assert stream.submitted_at < stream.first_token_at < stream.finished_at
+    assert list(stream) == [], "after the end there is nothing"
+
+
+def test_a_task_reads_a_stream(loop: EngineLoop, plain: list[int]) -> None:
+    async def read() -> list[int]:
+        return [token async for delta in loop.submit(PROMPT, GREEDY) for token in delta.token_ids]
+
+    assert asyncio.run(read()) == plain
+
+
+def test_many_readers_at_once(loop: EngineLoop, plain: list[int]) -> None:
+    async def read(delay: float) -> list[int]:
+        await asyncio.sleep(delay)
+        tokens: list[int] = []
+        async for delta in loop.submit(PROMPT, GREEDY):
+            tokens += delta.token_ids
+            await asyncio.sleep(delay / 10)  # slow readers lose nothing
+        return tokens
+
+    async def main() -> list[list[int]]:
+        return await asyncio.gather(*(read(number * 0.002) for number in range(20)))
+
+    assert asyncio.run(main()) == [plain] * 20
+    wait_idle(loop)
+
+
+def test_a_stream_with_choices_ends_after_the_last(loop: EngineLoop) -> None:
+    params = SamplingParams(temperature=1.5, seed=1, n=3, max_tokens=30)
+    ends = [delta.index for delta in loop.submit(PROMPT, params) if delta.finish_reason]
+    assert sorted(ends) == [0, 1, 2]
+
+
+def test_cancel_ends_a_stream_once(loop: EngineLoop) -> None:
+    stream = loop.submit(PROMPT, ENDLESS)
+    first = next(stream)
+    assert first.finish_reason is None
+    stream.cancel()
+    stream.cancel()
+    ends = [delta.finish_reason for delta in stream if delta.finish_reason]
+    assert ends == [FinishReason.ABORT]
+    stream.cancel()
+    wait_idle(loop)
+
+
+def test_cancel_while_it_waits(loop: EngineLoop) -> None:
+    streams = [loop.submit(PROMPT, ENDLESS) for _ in range(70)]
+    for stream in streams:
+        stream.cancel()
+    for stream in streams:
+        assert [delta.finish_reason for delta in stream][-1] is FinishReason.ABORT
+    wait_idle(loop)
+
+
+def test_a_cancelled_task_leaves_the_stream_usable(loop: EngineLoop) -> None:
+    async def main() -> FinishReason | None:
+        stream = loop.submit(PROMPT, ENDLESS)
+        await anext(stream)
+
+        async def read_all() -> None:
+            async for _ in stream:
+                pass
+
+        reader = asyncio.create_task(read_all())
+        await asyncio.sleep(0.02)
+        reader.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reader
+        stream.cancel()
+        last = None
+        async for delta in stream:
+            last = delta
+        assert last is not None
+        return last.finish_reason
+
+    assert asyncio.run(main()) is FinishReason.ABORT
+    wait_idle(loop)
+
+
+def test_an_event_loop_that_closed_harms_nobody(loop: EngineLoop, plain: list[int]) -> None:
+    stream = loop.submit(PROMPT, ENDLESS)
+
+    async def wait_a_little() -> None:
+        await anext(stream)
+        task = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        task.cancel()
+
+    asyncio.run(wait_a_little())
+    assert [token for delta in loop.submit(PROMPT, GREEDY) for token in delta.token_ids] == plain
+    stream.cancel()
+    wait_idle(loop)
+
+
+def test_errors_reach_the_submitter(loop: EngineLoop) -> None:
+    with pytest.raises(InvalidParameterError, match="top_p"):
+        loop.submit(PROMPT, SamplingParams(top_p=2))
+    with pytest.raises(ContextLengthError):
+        loop.submit(prompt_of(5000), GREEDY)
+    stream = loop.submit(PROMPT, ENDLESS, "twice")
+    with pytest.raises(InvalidParameterError, match="in use"):
+        loop.submit(PROMPT, GREEDY, "twice")
+    stream.cancel()
+    list(stream)
+    list(loop.submit(PROMPT, GREEDY, "twice"))  # free again as soon as its reader knows of the end
+
+
+def test_a_full_queue_refuses_in_the_callers_thread() -> None:
+    with EngineLoop(make_engine(SlowBackend(), max_num_seqs=1, max_waiting=2)) as loop:
+        streams = [loop.submit(PROMPT, ENDLESS) for _ in range(3)]
+        with pytest.raises(OverloadedError):
+            loop.submit(PROMPT, GREEDY)
+        for stream in streams:
+            stream.cancel()
+            list(stream)
+        assert list(loop.submit(PROMPT, GREEDY))[-1].finish_reason is FinishReason.LENGTH
+
+
+def test_close_ends_every_stream() -> None:
+    loop = EngineLoop(make_engine(SlowBackend()))
+    streams = [loop.submit(PROMPT, ENDLESS) for _ in range(3)]
+    next(streams[0])
+    loop.close()
+    loop.close()
+    for stream in streams:
+        assert [delta.finish_reason for delta in stream][-1] is FinishReason.ABORT
+    with pytest.raises(OutpaceError, match="closed"):
+        loop.submit(PROMPT, GREEDY)
+    assert loop.engine.pool.num_held == 0
+
+
+def test_a_failed_step_is_told_and_the_loop_goes_on(
+    plain: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        caplog.at_level(logging.CRITICAL),
+        EngineLoop(make_engine(FailingBackend(null_backend(), [2]))) as loop,
+    ):
+        last = list(loop.submit(PROMPT, GREEDY))[-1]
+        assert last.finish_reason is FinishReason.ERROR
+        assert last.error == "this step fails on purpose"
+        assert [token for delta in loop.submit(PROMPT, GREEDY) for token in delta.token_ids] == plain
+
+
+def test_a_defect_in_the_engine_leaves_nobody_waiting(
+    plain: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.CRITICAL), EngineLoop(make_engine()) as loop:
+        schedule, calls = loop.engine.scheduler.schedule, iter(range(1000))
+
+        def broken() -> object:
+            if next(calls) == 3:
+                raise ZeroDivisionError("a defect")
+            return schedule()
+
+        monkeypatch.setattr(loop.engine.scheduler, "schedule", broken)
+        last = list(loop.submit(PROMPT, GREEDY))[-1]
+        assert last.finish_reason is FinishReason.ERROR
+        assert last.error == "ZeroDivisionError: a defect"
+        assert [token for delta in loop.submit(PROMPT, GREEDY) for token in delta.token_ids] == plain
+
+
+def test_an_idle_loop_takes_no_cpu(loop: EngineLoop) -> None:
+    list(loop.submit(PROMPT, GREEDY))
+    before = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - before < 0.02
+
+
+def test_random_disconnects_give_all_blocks_back(loop: EngineLoop, plain: list[int]) -> None:
+    """Threads that submit, read a little and go."""
+    right: list[bool] = []
+
+    def visit(number: int) -> None:
+        for turn in range(4):
+            stream = loop.submit(PROMPT, GREEDY)
+            tokens: list[int] = []
+            for delta in stream:
+                tokens += delta.token_ids
+                if len(tokens) >= (number * 7 + turn * 5) % 25:
+                    stream.cancel()
+            right.append(tokens == plain[: len(tokens)])
+
+    threads = [threading.Thread(target=visit, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert right == [True] * 64
+    wait_idle(loop)
+    loop.engine.pool.check()
