@@ -228,7 +228,7 @@ void quantize_256(const float* x, int64_t n, const Quantized& out) {
 int64_t argmax(const float* x, int64_t n) {
   F16x best = F16x{} - __builtin_inff();
   int64_t i = 0;
-  for (; i + 16 <= n; i += 16) best = max16(best, load16(x + i));
+  for (; i + 16 <= n; i += 16) best = max16(load16(x + i), best);  // in this order a NaN is passed over
   float largest = fold_max(best);
   for (; i < n; ++i) largest = x[i] > largest ? x[i] : largest;
   for (i = 0; i < n; ++i) {

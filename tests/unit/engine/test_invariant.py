@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 
 from engine_harness import BackendFactory, byte_tokenizer, null_backend, with_blocks
 from invariant import Scenario, check_invariant, scenarios
+from outpace import backends
+from outpace.config import resolve_engine_config
+from outpace.models.checkpoint import Checkpoint, open_checkpoint
+from outpace.text.tokenizer import Tokenizer
 from tiny_checkpoint import TinyFactory
 
 relaxed = settings(
@@ -31,12 +35,6 @@ def test_no_schedule_changes_an_answer(scenario: Scenario) -> None:
 @pytest.fixture(scope="module", params=["int8", "f16"])
 def native_tiny(request: pytest.FixtureRequest, tiny_checkpoint: TinyFactory) -> Iterator[BackendFactory]:
     """The native core over a tiny random model; one backend for all, so its KV cache is never clean."""
-    if importlib.util.find_spec("outpace.backends.native_backend") is None:
-        pytest.skip("NOT TESTED: there is no native backend in this installation")
-    from outpace import backends
-    from outpace.config import resolve_engine_config
-    from outpace.models.checkpoint import open_checkpoint
-
     checkpoint = open_checkpoint(tiny_checkpoint("qwen2", dtype="Q8_0").path)
     config = resolve_engine_config(checkpoint.spec, {"kv_cache_bytes": 4 << 20, "kv_format": request.param})
     backend = backends.create(checkpoint, config)
@@ -48,3 +46,21 @@ def native_tiny(request: pytest.FixtureRequest, tiny_checkpoint: TinyFactory) ->
 @given(scenario=scenarios(vocab_size=512, max_requests=4, max_tokens=40))
 def test_nor_one_of_the_native_core(native_tiny: BackendFactory, scenario: Scenario) -> None:
     check_invariant(native_tiny, byte_tokenizer(512), scenario)
+
+
+@pytest.fixture(scope="module")
+def default_model(model_135m: Path) -> Iterator[tuple[Checkpoint, BackendFactory]]:
+    checkpoint = open_checkpoint(model_135m)
+    config = resolve_engine_config(checkpoint.spec, {"kv_cache_bytes": 32 << 20})
+    backend = backends.create(checkpoint, config)
+    yield checkpoint, with_blocks(backend)
+    backend.close()
+
+
+@settings(relaxed, max_examples=4)
+@given(scenario=scenarios(vocab_size=49152, max_requests=4, max_tokens=16))
+def test_nor_one_of_a_real_model(
+    default_model: tuple[Checkpoint, BackendFactory], scenario: Scenario
+) -> None:
+    checkpoint, factory = default_model
+    check_invariant(factory, Tokenizer.from_checkpoint(checkpoint), scenario)
