@@ -137,6 +137,9 @@ uint64_t kv_bytes_per_block(const ModelSpec& spec, KVFormat format);
 // GB/s of a streaming read of a huge-page buffer, the best of `repeats` passes.
 double read_bandwidth(uint64_t num_bytes, int num_threads, int repeats);
 
+// Compiler and flags of this build.
+std::string compiler();
+
 // Tiers that this machine can run, the fastest first.
 std::vector<std::string> available_isas();
 

@@ -203,4 +203,5 @@ NB_MODULE(_native, m) {
   m.def("read_bandwidth", &read_bandwidth, nb::arg("num_bytes"), nb::arg("num_threads"), nb::arg("repeats") = 5,
         nb::call_guard<nb::gil_scoped_release>());
   m.def("available_isas", &available_isas);
+  m.attr("compiler") = compiler();
 }

@@ -164,6 +164,14 @@ uint64_t Model::memory_bytes() const { return impl_->weights.tiles.size(); }
 std::string Model::isa() const { return impl_->kernels.name; }
 int Model::num_threads() const { return impl_->pool.num_threads(); }
 
+std::string compiler() {
+#if defined(__clang__)
+  return "clang " __clang_version__ " " OUTPACE_FLAGS;
+#else
+  return "gcc " __VERSION__ " " OUTPACE_FLAGS;
+#endif
+}
+
 std::vector<std::string> available_isas() { return available_tiers(); }
 
 double read_bandwidth(uint64_t num_bytes, int num_threads, int repeats) {

@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+compiler: str
+"""Compiler and flags of this build."""
+
 class NativeError(Exception): ...
 class NativeMemoryError(NativeError): ...
 

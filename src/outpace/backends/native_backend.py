@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from outpace import _native
-from outpace.config import kv_bytes_per_block
+from outpace.config import available_memory, kv_bytes_per_block
 from outpace.errors import BackendError, OutOfMemoryError
 from outpace.types import EngineConfig, Float32Array, Int32Array, ModelSpec, StepBatch, StepOutput, TensorRef
 
@@ -35,6 +35,7 @@ class NativeBackend:
         self._spec = checkpoint.spec
         self._num_blocks = config.kv_cache_bytes // kv_bytes_per_block(checkpoint.spec, config.kv_format)
         self._kv_format = config.kv_format
+        _check_memory(checkpoint, config)
         options = {
             "num_threads": config.num_threads,
             "isa": config.isa,
@@ -81,6 +82,7 @@ class NativeBackend:
             "threads": self._loaded.num_threads,
             "kv_format": self._kv_format,
             "memory_bytes": self._loaded.memory_bytes,
+            "compiler": _native.compiler,
         }
 
     def step(self, batch: StepBatch) -> StepOutput:
@@ -129,6 +131,22 @@ class NativeBackend:
     def close(self) -> None:
         """Give the memory and the threads back."""
         self._model = None
+
+
+def _check_memory(checkpoint: Checkpoint, config: EngineConfig) -> None:
+    """Refuse what would end in the system killing the process."""
+    bits = {"keep": 32, "q8_0": 8.5, "q4_0": 4.5}[config.weight_format]
+    weights = 0
+    for tensor in checkpoint.tensors.values():
+        own_bits = {"F32": 32, "F16": 16, "BF16": 16}.get(tensor.dtype, 0)
+        weights += int(tensor.num_bytes * min(1.0, bits / own_bits)) if own_bits else tensor.num_bytes
+    needed, available = weights + config.kv_cache_bytes, available_memory()
+    if needed > available:
+        raise OutOfMemoryError(
+            f"{checkpoint.path} needs {needed >> 20} MB ({weights >> 20} MB of weights and "
+            f"{config.kv_cache_bytes >> 20} MB of KV cache), but {available >> 20} MB of memory are free; "
+            "lower --kv-cache, take a smaller model, or free memory"
+        )
 
 
 def _described(tensor: TensorRef) -> tuple[str, str, int, int, str, int, int]:

@@ -118,7 +118,7 @@ class Engine:
         if num_tokens >= self.max_context:
             raise OutOfMemoryError(
                 f"the prompt has {num_tokens} tokens, but the KV cache holds {self.max_context} "
-                "(one of them must be left for the answer); shorten the prompt or raise --kv-cache-bytes"
+                "(one of them must be left for the answer); shorten the prompt or raise --kv-cache"
             )
 
     def check_queue(self, num_open: int) -> None:

@@ -182,6 +182,11 @@ class EngineLoop:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the engine's thread lives: False once closed."""
+        return self._thread.is_alive()
+
     def __enter__(self) -> EngineLoop:
         """Close at the end of a `with`."""
         return self

@@ -40,9 +40,13 @@ def create_app(llm: LLM, *, model_name: str | None = None, settings: ServerSetti
 
     @app.get("/health")
     async def health() -> Response:  # pyright: ignore[reportUnusedFunction] - a route
-        """200 while requests are served; 503 during shutdown."""
+        """200 while requests are served; 503 during shutdown and where the engine's thread is gone."""
         if served.live.draining:
             raise errors.APIError(503, "shutting down", type=errors.SERVER_ERROR, code="shutting_down")
+        if not llm.loop.is_running:
+            raise errors.APIError(
+                503, "the engine is not running", type=errors.SERVER_ERROR, code="engine_dead"
+            )
         return json_response({"status": "ok", "model": served.name})
 
     @app.get("/metrics")

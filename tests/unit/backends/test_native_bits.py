@@ -11,7 +11,7 @@ import pytest
 from outpace._native import available_isas
 from outpace.backends.native_backend import NativeBackend
 from outpace.config import resolve_engine_config
-from outpace.errors import BackendError
+from outpace.errors import BackendError, OutOfMemoryError
 from outpace.models.checkpoint import Checkpoint, open_checkpoint
 from outpace.types import EngineConfig, KVFormat
 from stepping import Rows, blocks_for, make_batch, run_logits
@@ -148,3 +148,14 @@ def test_too_many_rows_are_refused(tiny_checkpoint: TinyFactory) -> None:
     with pytest.raises(BackendError, match=r"num_rows is not in 1\.\.4"):
         backend.step(make_batch([Rows([1] * 5, 0, [0])]))
     backend.close()
+
+
+def test_too_little_memory_is_said_before_anything_is_read(
+    tiny_checkpoint: TinyFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = open_checkpoint(tiny_checkpoint("llama").path)
+    monkeypatch.setattr("outpace.backends.native_backend.available_memory", lambda: 1 << 20)
+    with pytest.raises(
+        OutOfMemoryError, match=r"16 MB of KV cache.*1 MB of memory are free; lower --kv-cache"
+    ):
+        load(checkpoint)
