@@ -1,8 +1,24 @@
 #include "cpu.h"
 
+#if defined(OUTPACE_X86)
+#include <cpuid.h>
+#endif
+
 #include "api.h"
 
 namespace outpace {
+
+#if defined(OUTPACE_X86)
+namespace {
+
+// clang before 17 does not know this one's name.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c >> 29 & 1) != 0;
+}
+
+}  // namespace
+#endif
 
 std::vector<std::string> available_tiers() {
   std::vector<std::string> names;
@@ -10,7 +26,7 @@ std::vector<std::string> available_tiers() {
   // These ask the operating system too whether it saves the registers.
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
+                    __builtin_cpu_supports("bmi2") && has_f16c();
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vnni");

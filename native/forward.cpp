@@ -90,7 +90,7 @@ void Forward::quantize(const float* x, int64_t row, int64_t columns, const Needs
 }
 
 int64_t Forward::grain(int64_t num_strips) const {
-  return std::max<int64_t>(1, num_strips / (pool_.num_threads() * 8));
+  return std::max<int64_t>(1, num_strips / (pool_.num_threads() * 2));
 }
 
 void Forward::multiply(const TileMatrix& m, const Activations& a, int64_t num_rows, const float* bias,

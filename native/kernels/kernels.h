@@ -21,7 +21,7 @@ struct KVLayout {
   int64_t value_offset = 0, key_scale_offset = 0, value_scale_offset = 0, bytes = 0;
 };
 
-constexpr int kAttentionChunk = 512;  // tokens whose scores are normalised together
+constexpr int kAttentionChunk = 128;  // tokens whose scores are normalised together
 constexpr int kBlockTokens = 32;      // as kBlockSize in api.h
 constexpr int kMaxHeadDim = 256;
 

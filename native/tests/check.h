@@ -20,13 +20,11 @@ inline void expect(bool ok, const char* file, int line, const char* what, const 
   ++num_checks;
   if (ok || ++num_failures > 20) return;
   std::printf("%s:%d: failed: %s", file, line, what);
-  if (format != nullptr) {
-    va_list values;
-    va_start(values, format);
-    std::printf("  ");
-    std::vprintf(format, values);
-    va_end(values);
-  }
+  va_list values;
+  va_start(values, format);
+  std::printf("  ");
+  if (format != nullptr) std::vprintf(format, values);
+  va_end(values);
   std::printf("\n");
 }
 

@@ -158,6 +158,31 @@ TEST(noise_bound_never_changes_the_token) {
   }
 }
 
+// Token 1 leads token 0 by a hair, thanks to its noise alone: a bound below the noise would pass it over.
+void check_narrow_lead(uint64_t seed, int64_t position) {
+  Ask ask;
+  ask.sampling.temperature = 1.0f;
+  ask.sampling.seed = seed;
+  ask.position = position;
+  const float key = noise(seed, position, 1);
+  const std::vector<float> logits = {key - 1e-3f - noise(seed, position, 0), 0.0f};
+  CHECK(naive_sample(logits, ask) == 1);
+  CHECK(sample(*check::tiers().front(), logits, ask).token_id == 1, "noise %g", static_cast<double>(key));
+}
+
+TEST(noise_bound_is_never_below_the_noise) {
+  for (int64_t position = 0; position < 20000; ++position) check_narrow_lead(3, position);
+  // The largest noises: 24 random bits that are all ones, or all but the last.
+  int found = 0;
+  for (int64_t position = 0; found < 2 && position < (1 << 28); ++position) {
+    const uint64_t z = mix(3 + 0x9E3779B97F4A7C15u * (static_cast<uint64_t>(position) + 1));
+    if (mix(z + 2 * 0xD1B54A32D192ED03u) >> 40 < 0xfffffeu + static_cast<uint64_t>(found)) continue;
+    check_narrow_lead(3, position);
+    ++found;
+  }
+  CHECK(found == 2);
+}
+
 // Flat logits over millions of tokens: the winner is one of the largest noises there are, where the
 // bound is tightest.
 TEST(noise_bound_holds_in_the_tail) {

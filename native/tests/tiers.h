@@ -20,9 +20,12 @@ struct Aligned {
 };
 template <class T> using Array = std::vector<T, Aligned<T>>;
 
-inline std::vector<const outpace::Kernels*> tiers() {
-  std::vector<const outpace::Kernels*> all;
-  for (const std::string& name : outpace::available_tiers()) all.push_back(&outpace::select_kernels(name));
+inline const std::vector<const outpace::Kernels*>& tiers() {
+  static const std::vector<const outpace::Kernels*> all = [] {
+    std::vector<const outpace::Kernels*> found;
+    for (const std::string& name : outpace::available_tiers()) found.push_back(&outpace::select_kernels(name));
+    return found;
+  }();
   return all;
 }
 

@@ -58,7 +58,7 @@ def test_tiers_threads_and_chunks_give_the_same_bits(tiny_checkpoint: TinyFactor
 
 @pytest.mark.parametrize("kv_format", ["int8", "f16"])
 def test_a_real_model_gives_the_same_bits_on_every_tier(model_135m: Path, kv_format: KVFormat) -> None:
-    """At positions past one chunk of attention (512 tokens), alone and beside another request."""
+    """At positions past several chunks of attention, alone and beside another request."""
     checkpoint = open_checkpoint(model_135m)
     tokens = some_tokens(checkpoint.spec.vocab_size, 530)
     last: dict[str, np.ndarray] = {}
