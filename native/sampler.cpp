@@ -83,52 +83,61 @@ void penalize(float* logits, int64_t n, const SampleRequest& request) {
   }
 }
 
-// The kept token ids, in no particular order; empty when nothing is cut off.
-std::vector<int32_t> restrict(const Kernels& kernels, const float* z, int64_t n, const Sampling& s) {
-  const bool top_k = s.top_k > 0 && s.top_k < n, top_p = s.top_p < 1.0f, min_p = s.min_p > 0.0f;
-  if (!top_k && !top_p && !min_p) return {};
-  const auto likelier = [&](int32_t a, int32_t b) { return z[a] != z[b] ? z[a] > z[b] : a < b; };
-  std::vector<int32_t> ids(static_cast<size_t>(n));
-  std::iota(ids.begin(), ids.end(), 0);
-  if (top_k) {
-    std::nth_element(ids.begin(), ids.begin() + s.top_k - 1, ids.end(), likelier);
-    ids.resize(static_cast<size_t>(s.top_k));
-    std::sort(ids.begin(), ids.end());
-  }
-  if (!top_p && !min_p) return ids;
-  const float largest = z[*std::min_element(ids.begin(), ids.end(), likelier)];
-  std::vector<float> values(ids.size()), weights(ids.size());
-  for (size_t i = 0; i < ids.size(); ++i) values[i] = z[ids[i]];
-  kernels.exp(values.data(), largest, static_cast<int64_t>(values.size()), weights.data());
-  double total = 0.0;
-  for (const float w : weights) total += static_cast<double>(w);
-  std::vector<int32_t> order(ids.size());
-  std::iota(order.begin(), order.end(), 0);
-  const auto heavier = [&](int32_t a, int32_t b) { return likelier(ids[static_cast<size_t>(a)], ids[static_cast<size_t>(b)]); };
-  std::vector<int32_t> kept;
-  double reached = 0.0;
-  size_t sorted = 0;
-  for (size_t i = 0; i < order.size(); ++i) {
-    if (i == sorted) {  // sort a few times more than last time: most of the vocabulary never matters
-      sorted = std::min(order.size(), std::max<size_t>(64, sorted * 8));
-      std::partial_sort(order.begin() + static_cast<std::ptrdiff_t>(i), order.begin() + static_cast<std::ptrdiff_t>(sorted),
-                        order.end(), heavier);
+// Tokens from the likeliest down, the lowest id first among equals. top_k, top_p and min_p each keep a
+// beginning of that order, so whether they keep a token needs no sorting: only the number of the likelier
+// ones, or the sum of their weights.
+struct Order {
+  const float* z;
+  bool likelier(int64_t a, int64_t b) const { return z[a] != z[b] ? z[a] > z[b] : a < b; }
+};
+
+class Restriction {
+ public:
+  Restriction(const Kernels& kernels, const float* z, int64_t n, const Sampling& s)
+      : order_{z}, n_(n), sampling_(s), top_k_(s.top_k > 0 && s.top_k < n), top_p_(s.top_p < 1.0f) {
+    if (!top_p_ && s.min_p <= 0.0f) return;
+    weights_.resize(static_cast<size_t>(n));
+    kernels.exp(z, z[kernels.argmax(z, n)], n, weights_.data());
+    if (!top_p_) return;
+    if (top_k_) {  // the weights of the top_k tokens alone count
+      std::vector<int32_t> ids(static_cast<size_t>(n));
+      std::iota(ids.begin(), ids.end(), 0);
+      const auto last = ids.begin() + s.top_k - 1;
+      std::nth_element(ids.begin(), last, ids.end(), [&](int32_t a, int32_t b) { return order_.likelier(a, b); });
+      for (auto it = last + 1; it != ids.end(); ++it) weights_[static_cast<size_t>(*it)] = 0.0f;
     }
-    const auto at = static_cast<size_t>(order[i]);
-    // The largest weight is 1: min_p compares with it.
-    if (min_p && weights[at] < s.min_p) break;
-    kept.push_back(ids[at]);
-    reached += static_cast<double>(weights[at]);
-    if (top_p && reached >= static_cast<double>(s.top_p) * total) break;
+    for (const float w : weights_) total_ += static_cast<double>(w);
   }
-  return kept;
-}
+
+  bool keeps(int64_t id) const {
+    // The largest weight is 1: min_p compares with it.
+    if (sampling_.min_p > 0.0f && weights_[static_cast<size_t>(id)] < sampling_.min_p) return false;
+    if (!top_k_ && !top_p_) return true;
+    int64_t rank = 0;
+    double before = 0.0;
+    for (int64_t i = 0; i < n_; ++i) {
+      if (!order_.likelier(i, id)) continue;
+      ++rank;
+      if (top_p_) before += static_cast<double>(weights_[static_cast<size_t>(i)]);
+    }
+    if (top_k_ && rank >= sampling_.top_k) return false;
+    return !top_p_ || rank == 0 || before < static_cast<double>(sampling_.top_p) * total_;
+  }
+
+ private:
+  const Order order_;
+  const int64_t n_;
+  const Sampling& sampling_;
+  const bool top_k_, top_p_;
+  std::vector<float> weights_;  // [n] e^(z - max z), where top_p or min_p asks
+  double total_ = 0.0;
+};
 
 // argmax of z + noise, the lowest id winning ties.
 struct Best {
   float key = -std::numeric_limits<float>::infinity();
-  int32_t id = -1;
-  void offer(float z, int32_t token_id, uint64_t row) {
+  int64_t id = -1;
+  void offer(float z, int64_t token_id, uint64_t row) {
     const uint32_t bits = token_bits(row, token_id);
     if (z + gumbel_bound(bits) < key) return;  // cannot win; spares two logarithms
     const float candidate = z + gumbel(bits);
@@ -139,22 +148,25 @@ struct Best {
   }
 };
 
-int32_t choose(const Kernels& kernels, float* logits, int64_t n, const SampleRequest& request) {
+int64_t choose(const Kernels& kernels, float* logits, int64_t n, const SampleRequest& request) {
   const Sampling& s = *request.sampling;
-  if (s.temperature <= 0.0f) return static_cast<int32_t>(kernels.argmax(logits, n));
+  if (s.temperature <= 0.0f) return kernels.argmax(logits, n);
   for (int64_t i = 0; i < n; ++i) logits[i] /= s.temperature;
   const uint64_t row = row_key(s.seed, request.position);
-  const std::vector<int32_t> kept = restrict(kernels, logits, n, s);
-  Best best;
-  if (kept.empty()) {
-    // The likeliest first: it sets a bar that spares most of the others their logarithms.
-    const int64_t likeliest = kernels.argmax(logits, n);
-    best.offer(logits[likeliest], static_cast<int32_t>(likeliest), row);
-    for (int64_t i = 0; i < n; ++i) best.offer(logits[i], static_cast<int32_t>(i), row);
-  } else {
-    for (const int32_t id : kept) best.offer(logits[id], id, row);
+  const Restriction restriction(kernels, logits, n, s);
+  const Order order{logits};
+  // The likeliest first: it sets a bar that spares most of the others their logarithms.
+  const int64_t likeliest = kernels.argmax(logits, n);
+  int64_t refused = -1;  // and so is whatever is less likely
+  while (true) {
+    Best best;
+    best.offer(logits[likeliest], likeliest, row);
+    for (int64_t i = 0; i < n; ++i) {
+      if (refused < 0 || order.likelier(i, refused)) best.offer(logits[i], i, row);
+    }
+    if (best.id == likeliest || restriction.keeps(best.id)) return best.id;
+    refused = best.id;
   }
-  return best.id;
 }
 
 }  // namespace
@@ -165,7 +177,7 @@ Sampled sample(const Kernels& kernels, float* logits, int64_t n, const SampleReq
   if (num_top < 0) {
     add_bias(logits, n, request);
     penalize(logits, n, request);
-    out.token_id = choose(kernels, logits, n, request);
+    out.token_id = static_cast<int32_t>(choose(kernels, logits, n, request));
     return out;
   }
   const double log_sum = kernels.log_sum_exp(logits, n);
@@ -173,7 +185,7 @@ Sampled sample(const Kernels& kernels, float* logits, int64_t n, const SampleReq
   const std::vector<float> raw(logits, logits + n);
   add_bias(logits, n, request);
   penalize(logits, n, request);
-  out.token_id = choose(kernels, logits, n, request);
+  out.token_id = static_cast<int32_t>(choose(kernels, logits, n, request));
   out.logprob = static_cast<float>(raw[static_cast<size_t>(out.token_id)] - log_sum);
   return out;
 }
