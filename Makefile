@@ -14,6 +14,7 @@ PYTHON ?= $(firstword $(foreach v,python3 python3.13 python3.12 python3.11 pytho
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 NATIVE_BUILD := build/native-tests
+NATIVE_SOURCES := $(wildcard native/*.cpp native/*.h native/*/*.cpp native/*/*.h native/*/*.inl)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The compilers are found by CMake; ninja and cmake come from the virtual environment.
 export PATH := $(abspath $(BIN)):$(PATH)
@@ -37,6 +38,7 @@ test: lint ctest pytest  ## All that CI checks: linter, types, import rules, nat
 lint: $(STAMPS)/lint $(STAMPS)/test  ## Linter, format, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES)
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
@@ -53,6 +55,7 @@ bench: $(STAMPS)/install  ## Measure one step and a workload
 	$(BIN)/outpace bench generate --model "$$MODEL" --workload $(WORKLOAD)
 
 format: $(STAMPS)/lint  ## Format the sources
+	$(BIN)/clang-format -i $(NATIVE_SOURCES)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

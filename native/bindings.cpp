@@ -62,11 +62,14 @@ ModelSpec spec_of(const nb::dict& d) {
   s.max_context = get<int64_t>(d, "max_context");
   s.norm_eps = get<float>(d, "norm_eps");
   s.qk_norm = get<bool>(d, "qk_norm");
-  s.rope_kind = choice<RopeKind>(d, "rope_kind", {{"none", RopeKind::none}, {"interleaved", RopeKind::interleaved}, {"half", RopeKind::half}});
+  s.rope_kind = choice<RopeKind>(
+      d, "rope_kind",
+      {{"none", RopeKind::none}, {"interleaved", RopeKind::interleaved}, {"half", RopeKind::half}});
   s.rope_inv_freq = get<std::vector<float>>(d, "rope_inv_freq");
   s.rope_attention_factor = get<float>(d, "rope_attention_factor");
   s.attention_scale = get<float>(d, "attention_scale");
-  s.activation = choice<Activation>(d, "activation", {{"silu", Activation::silu}, {"gelu_tanh", Activation::gelu_tanh}});
+  s.activation =
+      choice<Activation>(d, "activation", {{"silu", Activation::silu}, {"gelu_tanh", Activation::gelu_tanh}});
   s.tied_embeddings = get<bool>(d, "tied_embeddings");
   s.sliding_window = get<int64_t>(d, "sliding_window");
   s.attention_softcap = get<float>(d, "attention_softcap");
@@ -83,7 +86,9 @@ Options options_of(const nb::dict& d) {
   Options o;
   o.num_threads = get<int>(d, "num_threads");
   o.isa = get<std::string>(d, "isa");
-  o.weight_format = choice<WeightFormat>(d, "weight_format", {{"keep", WeightFormat::keep}, {"q8_0", WeightFormat::q8_0}, {"q4_0", WeightFormat::q4_0}});
+  o.weight_format = choice<WeightFormat>(
+      d, "weight_format",
+      {{"keep", WeightFormat::keep}, {"q8_0", WeightFormat::q8_0}, {"q4_0", WeightFormat::q4_0}});
   o.kv_format = kv_format_of(d);
   o.num_blocks = get<int64_t>(d, "num_blocks");
   o.max_rows = get<int64_t>(d, "max_rows");
@@ -136,7 +141,8 @@ void spans(const nb::object& list, size_t num_requests, std::vector<Span<T>>& ou
 
 void step(Model& model, const Array<const int32_t>& token_ids, const Array<const int32_t>& row_start,
           const Array<const int32_t>& num_computed_tokens, const Array<const int32_t>& num_draft_tokens,
-          const Array<const uint8_t>& sample, const nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig>& block_tables,
+          const Array<const uint8_t>& sample,
+          const nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig>& block_tables,
           const Array<const uint8_t>& sampling, const nb::object& history, const nb::object& bias_token_ids,
           const nb::object& bias_values, const nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig>& out_token_ids,
           const Array<int32_t>& out_num_accepted, const Optional<float>& out_logprobs,
@@ -188,20 +194,21 @@ NB_MODULE(_native, m) {
       .def_prop_ro("isa", &Model::isa)
       .def_prop_ro("num_threads", &Model::num_threads);
   m.def("load", &load, nb::arg("spec"), nb::arg("tensors"), nb::arg("options"), nb::arg("progress").none());
-  m.def("step", &step, nb::arg("model"), nb::arg("token_ids"), nb::arg("row_start"), nb::arg("num_computed_tokens"),
-        nb::arg("num_draft_tokens"), nb::arg("sample"), nb::arg("block_tables"), nb::arg("sampling"),
-        nb::arg("history").none(), nb::arg("bias_token_ids").none(), nb::arg("bias_values").none(),
-        nb::arg("out_token_ids"), nb::arg("out_num_accepted"), nb::arg("out_logprobs").none(),
-        nb::arg("out_top_token_ids").none(), nb::arg("out_top_logprobs").none(), nb::arg("out_logits").none(),
-        nb::arg("num_top"), nb::arg("vocab_size"));
+  m.def("step", &step, nb::arg("model"), nb::arg("token_ids"), nb::arg("row_start"),
+        nb::arg("num_computed_tokens"), nb::arg("num_draft_tokens"), nb::arg("sample"),
+        nb::arg("block_tables"), nb::arg("sampling"), nb::arg("history").none(),
+        nb::arg("bias_token_ids").none(), nb::arg("bias_values").none(), nb::arg("out_token_ids"),
+        nb::arg("out_num_accepted"), nb::arg("out_logprobs").none(), nb::arg("out_top_token_ids").none(),
+        nb::arg("out_top_logprobs").none(), nb::arg("out_logits").none(), nb::arg("num_top"),
+        nb::arg("vocab_size"));
   m.def(
       "kv_bytes_per_block",
       [](const nb::dict& spec, const nb::dict& options) {
         return kv_bytes_per_block(spec_of(spec), kv_format_of(options));
       },
       nb::arg("spec"), nb::arg("options"));
-  m.def("read_bandwidth", &read_bandwidth, nb::arg("num_bytes"), nb::arg("num_threads"), nb::arg("repeats") = 5,
-        nb::call_guard<nb::gil_scoped_release>());
+  m.def("read_bandwidth", &read_bandwidth, nb::arg("num_bytes"), nb::arg("num_threads"),
+        nb::arg("repeats") = 5, nb::call_guard<nb::gil_scoped_release>());
   m.def("available_isas", &available_isas);
   m.attr("compiler") = compiler();
 }

@@ -128,8 +128,10 @@ void Forward::run(const std::vector<Row>& rows, const int32_t* token_ids) {
           const float angle = static_cast<float>(rows[static_cast<size_t>(r)].position) *
                               spec_.rope_inv_freq[static_cast<size_t>(i)];
           const double factor = spec_.rope_attention_factor;
-          cos_[static_cast<size_t>(r * num_pairs_ + i)] = static_cast<float>(std::cos(static_cast<double>(angle)) * factor);
-          sin_[static_cast<size_t>(r * num_pairs_ + i)] = static_cast<float>(std::sin(static_cast<double>(angle)) * factor);
+          cos_[static_cast<size_t>(r * num_pairs_ + i)] =
+              static_cast<float>(std::cos(static_cast<double>(angle)) * factor);
+          sin_[static_cast<size_t>(r * num_pairs_ + i)] =
+              static_cast<float>(std::sin(static_cast<double>(angle)) * factor);
         }
       }
     });
@@ -162,7 +164,8 @@ void Forward::layer(int64_t index, const std::vector<Row>& rows) {
       quantize(attended_.data() + r * w.o.columns, r, w.o.columns, out);
     }
   });
-  multiply(w.o, activations(attended_.data(), w.o.columns, w.o.columns), num_rows, nullptr, x_.data(), hidden, true);
+  multiply(w.o, activations(attended_.data(), w.o.columns, w.o.columns), num_rows, nullptr, x_.data(), hidden,
+           true);
   feed_forward(w, num_rows);
 }
 
@@ -173,7 +176,8 @@ void Forward::project_qkv(const LayerWeights& w, int64_t num_rows) {
     const TileMatrix& m;
     const std::vector<float>& bias;
     float* out;
-  } parts[] = {{w.q, w.q_bias, q_raw_.data()}, {w.k, w.k_bias, k_raw_.data()}, {w.v, w.v_bias, v_raw_.data()}};
+  } parts[] = {
+      {w.q, w.q_bias, q_raw_.data()}, {w.k, w.k_bias, k_raw_.data()}, {w.v, w.v_bias, v_raw_.data()}};
   const int64_t total = w.q.num_strips() + w.k.num_strips() + w.v.num_strips();
   pool_.parallel(total, grain(total), [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
@@ -217,7 +221,8 @@ void Forward::rotate_and_cache(int64_t index, const LayerWeights& w, int64_t row
     prepare(head, w.k_norm);
     const float* balance = w.key_balance.data() + h * d;
     for (int64_t c = 0; c < d; ++c) key[c] = balanced ? head[c] / balance[c] : head[c];
-    std::memcpy(value, v_raw_.data() + row * w.v.padded_rows() + h * d, static_cast<size_t>(d) * sizeof(float));
+    std::memcpy(value, v_raw_.data() + row * w.v.padded_rows() + h * d,
+                static_cast<size_t>(d) * sizeof(float));
     kernels_.write_kv(cache_.layout, cache_.head(index, h) + block * cache_.block_stride(), slot, key, value);
   }
 }
@@ -245,8 +250,8 @@ void Forward::plan_attention(const std::vector<Row>& rows) {
         continue;
       }
       for (int64_t c = first; c <= last; ++c) {
-        units_.push_back({r, h, std::max(begin, c * kAttentionChunk), std::min(end, (c + 1) * kAttentionChunk),
-                          partials + c - first});
+        units_.push_back({r, h, std::max(begin, c * kAttentionChunk),
+                          std::min(end, (c + 1) * kAttentionChunk), partials + c - first});
       }
     }
     partials += chunks;
@@ -261,12 +266,13 @@ void Forward::plan_attention(const std::vector<Row>& rows) {
 
 void Forward::attend(int64_t index, const std::vector<Row>& rows) {
   const auto size = static_cast<int64_t>(units_.size());
-  pool_.parallel(size, std::max<int64_t>(1, size / (pool_.num_threads() * 16)), [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      const AttentionUnit& unit = units_[static_cast<size_t>(i)];
-      attend_unit(index, unit, rows[static_cast<size_t>(unit.row)]);
-    }
-  });
+  pool_.parallel(size, std::max<int64_t>(1, size / (pool_.num_threads() * 16)),
+                 [&](int64_t first, int64_t last) {
+                   for (int64_t i = first; i < last; ++i) {
+                     const AttentionUnit& unit = units_[static_cast<size_t>(i)];
+                     attend_unit(index, unit, rows[static_cast<size_t>(unit.row)]);
+                   }
+                 });
 }
 
 void Forward::attend_unit(int64_t index, const AttentionUnit& unit, const Row& row) {
@@ -348,7 +354,8 @@ void Forward::feed_forward(const LayerWeights& w, int64_t num_rows) {
   pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; ++r) quantize(inner_.data() + r * inner, r, w.down.columns, mid);
   });
-  multiply(w.down, activations(inner_.data(), inner, w.down.columns), num_rows, nullptr, x_.data(), hidden, true);
+  multiply(w.down, activations(inner_.data(), inner, w.down.columns), num_rows, nullptr, x_.data(), hidden,
+           true);
 }
 
 void Forward::logits(const int64_t* rows, int64_t num_rows, float* logits) {
@@ -359,11 +366,13 @@ void Forward::logits(const int64_t* rows, int64_t num_rows, float* logits) {
     pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         float* norm = norm_.data() + i * hidden;
-        kernels_.rms_norm(x_.data() + rows[i] * hidden, weights_.output_norm.data(), hidden, spec_.norm_eps, norm);
+        kernels_.rms_norm(x_.data() + rows[i] * hidden, weights_.output_norm.data(), hidden, spec_.norm_eps,
+                          norm);
         quantize(norm, i, hidden, needs);
       }
     });
-    multiply(weights_.output, activations(norm_.data(), hidden, hidden), num_rows, nullptr, logits, padded_vocab(), false);
+    multiply(weights_.output, activations(norm_.data(), hidden, hidden), num_rows, nullptr, logits,
+             padded_vocab(), false);
     if (spec_.logit_softcap > 0.0f) {
       pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
         for (int64_t i = first; i < last; ++i) {

@@ -105,7 +105,7 @@ class Forward {
   std::vector<float> cos_, sin_;
   QuantizedRows per_32_, per_256_;  // the activations of the current operation
   std::vector<AttentionUnit> units_;
-  std::vector<int64_t> num_chunks_, first_partial_;  // per row
+  std::vector<int64_t> num_chunks_, first_partial_;         // per row
   std::vector<float> partial_, partial_max_, partial_sum_;  // [partials, num_heads, (padded_head_dim)]
   std::vector<std::vector<float>> scratch_;                 // per thread
 };

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 
 #include "api.h"
@@ -17,11 +18,17 @@ namespace {
 constexpr int64_t kLogitRows = 64;  // rows whose logits are held at once
 
 void check_spec(const ModelSpec& spec) {
-  const auto refuse = [](const std::string& what) { throw Error("the model's metadata is impossible: " + what); };
-  if (spec.num_layers < 1 || spec.hidden_size < 1 || spec.vocab_size < 1 || spec.intermediate_size < 1) refuse("a size is zero");
-  if (spec.num_kv_heads < 1 || spec.num_heads % spec.num_kv_heads != 0) refuse("the query heads are no multiple of the KV heads");
-  if (spec.head_dim < 1 || spec.head_dim > kMaxHeadDim) refuse("head_dim is over " + std::to_string(kMaxHeadDim));
-  if (2 * static_cast<int64_t>(spec.rope_inv_freq.size()) > spec.head_dim) refuse("more rotary dimensions than head_dim");
+  const auto refuse = [](const std::string& what) {
+    throw Error("the model's metadata is impossible: " + what);
+  };
+  if (spec.num_layers < 1 || spec.hidden_size < 1 || spec.vocab_size < 1 || spec.intermediate_size < 1)
+    refuse("a size is zero");
+  if (spec.num_kv_heads < 1 || spec.num_heads % spec.num_kv_heads != 0)
+    refuse("the query heads are no multiple of the KV heads");
+  if (spec.head_dim < 1 || spec.head_dim > kMaxHeadDim)
+    refuse("head_dim is over " + std::to_string(kMaxHeadDim));
+  if (2 * static_cast<int64_t>(spec.rope_inv_freq.size()) > spec.head_dim)
+    refuse("more rotary dimensions than head_dim");
 }
 
 }  // namespace
@@ -42,15 +49,18 @@ struct Model::Impl {
   std::vector<int64_t> sampled_rows;
   std::vector<float> logits;
   std::vector<int32_t> chosen;  // [num_rows] what each sampled row picked
+  std::atomic<bool> not_a_number{false};
 
-  Impl(const ModelSpec& model, const std::vector<TensorRef>& tensors, const Options& opts, const Progress& progress)
+  Impl(const ModelSpec& model, const std::vector<TensorRef>& tensors, const Options& opts,
+       const Progress& progress)
       : spec((check_spec(model), model)),
         options(opts),
         kernels(select_kernels(opts.isa)),
         pool(std::max(1, opts.num_threads)),
         weights(Weights::load(spec, tensors, opts.weight_format, kernels, pool, progress)),
         cache{kv_layout(spec, opts.kv_format), opts.num_blocks, spec.num_kv_heads,
-              HugeBuffer(kv_bytes_per_block(spec, opts.kv_format) * static_cast<uint64_t>(opts.num_blocks), "the KV cache")},
+              HugeBuffer(kv_bytes_per_block(spec, opts.kv_format) * static_cast<uint64_t>(opts.num_blocks),
+                         "the KV cache")},
         forward(spec, weights, cache, kernels, pool) {}
 
   void step(const StepBatch& batch, StepOutput& output);
@@ -67,8 +77,10 @@ struct Model::Impl {
 // Checks everything that memory safety rests on, and notes where each row goes.
 void Model::Impl::place_rows(const StepBatch& b, int64_t output_width) {
   const auto refuse = [](const std::string& what) { throw Error("bad step batch: " + what); };
-  if (b.num_rows < 1 || b.num_rows > options.max_rows) refuse("num_rows is not in 1.." + std::to_string(options.max_rows));
-  if (b.row_start[0] != 0 || b.row_start[b.num_requests] != b.num_rows) refuse("row_start does not cover the rows");
+  if (b.num_rows < 1 || b.num_rows > options.max_rows)
+    refuse("num_rows is not in 1.." + std::to_string(options.max_rows));
+  if (b.row_start[0] != 0 || b.row_start[b.num_requests] != b.num_rows)
+    refuse("row_start does not cover the rows");
   rows.clear();
   for (int64_t i = 0; i < b.num_requests; ++i) {
     const int64_t count = b.row_start[i + 1] - b.row_start[i], start = b.num_computed_tokens[i];
@@ -107,17 +119,23 @@ void Model::Impl::step(const StepBatch& batch, StepOutput& output) {
     pool.run([&](int) {
       pool.parallel(count, 1, [&](int64_t first, int64_t last) {
         for (int64_t i = first; i < last; ++i) {
-          sample_row(batch, output, sampled_rows[static_cast<size_t>(at + i)], logits.data() + i * forward.padded_vocab());
+          sample_row(batch, output, sampled_rows[static_cast<size_t>(at + i)],
+                     logits.data() + i * forward.padded_vocab());
         }
       });
     });
+  }
+  if (not_a_number.exchange(false)) {
+    throw Error(
+        "the model's logits are not numbers; the weights are damaged or overflow: bring the file again");
   }
   accept(batch, output);
 }
 
 void Model::Impl::sample_row(const StepBatch& b, StepOutput& output, int64_t row, float* row_logits) {
   if (output.logits != nullptr) {
-    std::memcpy(output.logits + row * spec.vocab_size, row_logits, static_cast<size_t>(spec.vocab_size) * sizeof(float));
+    std::memcpy(output.logits + row * spec.vocab_size, row_logits,
+                static_cast<size_t>(spec.vocab_size) * sizeof(float));
   }
   const int64_t request = rows[static_cast<size_t>(row)].request, first = first_sampled(b, request);
   if (b.sample[request] == 0 || row < first) return;
@@ -130,6 +148,7 @@ void Model::Impl::sample_row(const StepBatch& b, StepOutput& output, int64_t row
     what.bias_values = b.bias_values[i];
   }
   const Sampled sampled = sample(kernels, row_logits, spec.vocab_size, what);
+  if (std::isnan(row_logits[sampled.token_id])) not_a_number = true;
   chosen[static_cast<size_t>(row)] = sampled.token_id;
   const int64_t at = request * output.width + row - first;
   output.token_ids[at] = sampled.token_id;
@@ -190,7 +209,8 @@ double read_bandwidth(uint64_t num_bytes, int num_threads, int repeats) {
         typedef uint64_t U8x __attribute__((vector_size(64)));
         U8x acc[4] = {};
         for (int64_t l = first; l + 4 <= last; l += 4) {
-          for (int k = 0; k < 4; ++k) __builtin_prefetch(buffer.data() + (l + k) * 64 + 4096);  // as the kernels do
+          for (int k = 0; k < 4; ++k)
+            __builtin_prefetch(buffer.data() + (l + k) * 64 + 4096);  // as the kernels do
           for (int k = 0; k < 4; ++k) {
             U8x v;
             std::memcpy(&v, buffer.data() + (l + k) * 64, 64);

@@ -40,8 +40,7 @@ float gumbel_bound(uint32_t bits) {
   return 0.6931472f * static_cast<float>(std::countl_zero(rest | 1) - 7) + 0.7f;
 }
 
-void collect_logprobs(const float* logits, int64_t n, int num_top, Sampled& out,
-                      double log_sum) {
+void collect_logprobs(const float* logits, int64_t n, int num_top, Sampled& out, double log_sum) {
   if (num_top == 0) return;
   std::vector<int32_t> ids(static_cast<size_t>(n));
   std::iota(ids.begin(), ids.end(), 0);
@@ -103,7 +102,8 @@ class Restriction {
       std::vector<int32_t> ids(static_cast<size_t>(n));
       std::iota(ids.begin(), ids.end(), 0);
       const auto last = ids.begin() + s.top_k - 1;
-      std::nth_element(ids.begin(), last, ids.end(), [&](int32_t a, int32_t b) { return order_.likelier(a, b); });
+      std::nth_element(ids.begin(), last, ids.end(),
+                       [&](int32_t a, int32_t b) { return order_.likelier(a, b); });
       for (auto it = last + 1; it != ids.end(); ++it) weights_[static_cast<size_t>(*it)] = 0.0f;
     }
     for (const float w : weights_) total_ += static_cast<double>(w);

@@ -10,17 +10,17 @@ namespace outpace {
 
 struct SampleRequest {
   const Sampling* sampling;
-  int64_t position;               // of the token to choose: the number of tokens before it
-  Span<int32_t> history;          // prompt and output so far, where a penalty asks for it
-  Span<int32_t> drafts;           // draft tokens before this row, as if they were output
+  int64_t position;       // of the token to choose: the number of tokens before it
+  Span<int32_t> history;  // prompt and output so far, where a penalty asks for it
+  Span<int32_t> drafts;   // draft tokens before this row, as if they were output
   Span<int32_t> bias_token_ids;
   Span<float> bias_values;
 };
 
 struct Sampled {
   int32_t token_id = 0;
-  float logprob = 0.0f;                          // nats, of the raw logits
-  std::vector<std::pair<int32_t, float>> top;    // (token id, logprob), the likeliest first
+  float logprob = 0.0f;                        // nats, of the raw logits
+  std::vector<std::pair<int32_t, float>> top;  // (token id, logprob), the likeliest first
 };
 
 // Chooses the token. Changes `logits` [vocab_size].

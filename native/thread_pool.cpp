@@ -9,8 +9,8 @@ namespace outpace {
 namespace {
 
 // A waiting thread first spins (about 10 microseconds, longer than most waits in a step), then offers its
-// core to whoever shares it, and at last sleeps. Without the middle part, two threads that the system has put on
-// one core each spin through the other's time: 36 ms instead of 2.5 for a step of the 135M model.
+// core to whoever shares it, and at last sleeps. Without the middle part, two threads that the system has put
+// on one core each spin through the other's time: 36 ms instead of 2.5 for a step of the 135M model.
 constexpr int kSpins = 300;
 constexpr int kYields = 50;
 constexpr int kIdleYields = 500;  // between steps: about the time that Python takes for a decode step
@@ -74,8 +74,10 @@ void ThreadPool::run(const std::function<void(int)>& task) {
   generation_.notify_all();
   task(0);
   for (int i = 0; running_.load(std::memory_order_acquire) != 0; ++i) {
-    if (i < kSpins) pause();
-    else std::this_thread::yield();
+    if (i < kSpins)
+      pause();
+    else
+      std::this_thread::yield();
   }
 }
 

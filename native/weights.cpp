@@ -24,9 +24,9 @@ struct FileType {
 
 // ggml's tensor types: how many weights a block holds, and in how many bytes.
 constexpr FileType kFileTypes[] = {
-    {"F32", Format::f32, 1, 4},      {"F16", Format::f16, 1, 2},      {"BF16", Format::bf16, 1, 2},
-    {"Q4_0", Format::q4_0, 32, 18},  {"Q4_1", Format::q4_1, 32, 20},  {"Q5_0", Format::q5_0, 32, 22},
-    {"Q5_1", Format::q5_1, 32, 24},  {"Q8_0", Format::q8_0, 32, 34},  {"Q4_K", Format::q4_k, 256, 144},
+    {"F32", Format::f32, 1, 4},       {"F16", Format::f16, 1, 2},       {"BF16", Format::bf16, 1, 2},
+    {"Q4_0", Format::q4_0, 32, 18},   {"Q4_1", Format::q4_1, 32, 20},   {"Q5_0", Format::q5_0, 32, 22},
+    {"Q5_1", Format::q5_1, 32, 24},   {"Q8_0", Format::q8_0, 32, 34},   {"Q4_K", Format::q4_k, 256, 144},
     {"Q5_K", Format::q5_k, 256, 176}, {"Q6_K", Format::q6_k, 256, 210},
 };
 
@@ -148,7 +148,8 @@ class Loader {
     }
     const FileType& type = file_type(*tensor);
     if (columns % type.block_columns != 0 ||
-        tensor->num_bytes != static_cast<uint64_t>(rows * (columns / type.block_columns) * type.block_bytes)) {
+        tensor->num_bytes !=
+            static_cast<uint64_t>(rows * (columns / type.block_columns) * type.block_bytes)) {
       throw Error("tensor '" + name + "' does not have the bytes that its type and shape ask for");
     }
     Format format = type.format;
@@ -166,7 +167,8 @@ class Loader {
       return {};
     }
     const FileType& type = file_type(*tensor);
-    if (!is_float(type.format)) throw Error("tensor '" + name + "' has the type " + tensor->dtype + ", not a float type");
+    if (!is_float(type.format))
+      throw Error("tensor '" + name + "' has the type " + tensor->dtype + ", not a float type");
     if (tensor->rows * tensor->columns != size ||
         tensor->num_bytes != static_cast<uint64_t>(size * type.block_bytes)) {
       throw Error("tensor '" + name + "' does not have " + std::to_string(size) + " elements");
@@ -182,8 +184,10 @@ class Loader {
       }
       std::memcpy(&half, bytes.data() + 2 * i, 2);
       const uint32_t word = static_cast<uint32_t>(half) << 16;
-      if (type.format == Format::bf16) std::memcpy(&out[i], &word, 4);
-      else out[i] = f16_to_f32(half);
+      if (type.format == Format::bf16)
+        std::memcpy(&out[i], &word, 4);
+      else
+        out[i] = f16_to_f32(half);
     }
     vector_bytes_ += out.size() * sizeof(float);
     return out;

@@ -13,10 +13,10 @@ namespace outpace {
 
 struct LayerWeights {
   TileMatrix q, k, v, o, gate, up, down;
-  std::vector<float> attn_norm, ffn_norm;        // [hidden_size]
-  std::vector<float> q_bias, k_bias, v_bias;     // [rows] or empty
-  std::vector<float> q_norm, k_norm;             // [head_dim] or empty
-  std::vector<float> key_balance;                // [num_kv_heads, head_dim], see balance_keys
+  std::vector<float> attn_norm, ffn_norm;     // [hidden_size]
+  std::vector<float> q_bias, k_bias, v_bias;  // [rows] or empty
+  std::vector<float> q_norm, k_norm;          // [head_dim] or empty
+  std::vector<float> key_balance;             // [num_kv_heads, head_dim], see balance_keys
 };
 
 struct Weights {
@@ -24,7 +24,7 @@ struct Weights {
   std::vector<float> output_norm;
   std::vector<LayerWeights> layers;
   HugeBuffer tiles;
-  uint64_t step_bytes = 0;   // read by one decode step
+  uint64_t step_bytes = 0;  // read by one decode step
 
   // Reads and repacks every tensor. Throws Error that names the tensor where one is missing, has
   // another shape than the spec's, or cannot be read.

@@ -28,16 +28,16 @@ constexpr int kMaxHeadDim = 256;
 // The attention of `num_heads` query heads of one row over the tokens [begin, end) of one KV head.
 struct AttentionTask {
   const KVLayout* layout;
-  const uint8_t* blocks;          // block 0 of this KV head
-  int64_t block_stride;           // bytes from one block to the next
-  const int32_t* block_table;     // [end / 32 + 1] block ids of the request
-  int64_t begin, end;             // tokens; all within one chunk of kAttentionChunk
+  const uint8_t* blocks;       // block 0 of this KV head
+  int64_t block_stride;        // bytes from one block to the next
+  const int32_t* block_table;  // [end / 32 + 1] block ids of the request
+  int64_t begin, end;          // tokens; all within one chunk of kAttentionChunk
   int64_t num_heads;
-  const float* query;             // [num_heads, head_dim], rotated, scaled and balanced
+  const float* query;  // [num_heads, head_dim], rotated, scaled and balanced
   float softcap;
-  float* out;                     // [num_heads, head_dim] sum of weight x value, not normalised
-  float* max;                     // [num_heads] the largest score
-  float* sum;                     // [num_heads] sum of the weights
+  float* out;  // [num_heads, head_dim] sum of weight x value, not normalised
+  float* max;  // [num_heads] the largest score
+  float* sum;  // [num_heads] sum of the weights
 };
 
 struct Kernels {
@@ -58,9 +58,9 @@ struct Kernels {
   void (*quantize_256)(const float* x, int64_t n, const Quantized& out);
 
   void (*rms_norm)(const float* x, const float* weight, int64_t n, float eps, float* out);
-  void (*add)(float* x, const float* y, int64_t n);                    // x += y
-  void (*scale)(float* x, float factor, int64_t n);                    // x *= factor
-  void (*softcap)(float* x, float cap, int64_t n);                     // x = cap tanh(x / cap)
+  void (*add)(float* x, const float* y, int64_t n);  // x += y
+  void (*scale)(float* x, float factor, int64_t n);  // x *= factor
+  void (*softcap)(float* x, float cap, int64_t n);   // x = cap tanh(x / cap)
   void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);
   void (*gelu_mul)(const float* gate, const float* up, int64_t n, float* out);
   // Rotates one head in place; cos and sin: [num_pairs].
@@ -70,11 +70,11 @@ struct Kernels {
   void (*write_kv)(const KVLayout& layout, uint8_t* block, int64_t slot, const float* k, const float* v);
   void (*attend)(const AttentionTask& task);
   // acc, acc_max, acc_sum take in another chunk's result; n: head_dim.
-  void (*merge_attention)(float* acc, float* acc_max, float* acc_sum, const float* out, float max,
-                          float sum, int64_t n);
+  void (*merge_attention)(float* acc, float* acc_max, float* acc_sum, const float* out, float max, float sum,
+                          int64_t n);
 
-  int64_t (*argmax)(const float* x, int64_t n);       // the lowest index wins ties
-  double (*log_sum_exp)(const float* x, int64_t n);   // nats
+  int64_t (*argmax)(const float* x, int64_t n);                     // the lowest index wins ties
+  double (*log_sum_exp)(const float* x, int64_t n);                 // nats
   void (*exp)(const float* x, float shift, int64_t n, float* out);  // e^(x - shift)
 };
 

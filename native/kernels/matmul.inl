@@ -254,17 +254,28 @@ void strip_of(const TileMatrix& m, int64_t s, const Activations& a, int64_t num_
 void matmul_strip(const TileMatrix& m, int64_t strip, const Activations& a, int64_t num_rows, float* out,
                   int64_t out_stride) {
   switch (m.format) {
-    case Format::f32: return strip_of<Format::f32>(m, strip, a, num_rows, out, out_stride);
-    case Format::f16: return strip_of<Format::f16>(m, strip, a, num_rows, out, out_stride);
-    case Format::bf16: return strip_of<Format::bf16>(m, strip, a, num_rows, out, out_stride);
-    case Format::q4_0: return strip_of<Format::q4_0>(m, strip, a, num_rows, out, out_stride);
-    case Format::q4_1: return strip_of<Format::q4_1>(m, strip, a, num_rows, out, out_stride);
-    case Format::q5_0: return strip_of<Format::q5_0>(m, strip, a, num_rows, out, out_stride);
-    case Format::q5_1: return strip_of<Format::q5_1>(m, strip, a, num_rows, out, out_stride);
-    case Format::q8_0: return strip_of<Format::q8_0>(m, strip, a, num_rows, out, out_stride);
-    case Format::q4_k: return strip_of<Format::q4_k>(m, strip, a, num_rows, out, out_stride);
-    case Format::q5_k: return strip_of<Format::q5_k>(m, strip, a, num_rows, out, out_stride);
-    case Format::q6_k: return strip_of<Format::q6_k>(m, strip, a, num_rows, out, out_stride);
+    case Format::f32:
+      return strip_of<Format::f32>(m, strip, a, num_rows, out, out_stride);
+    case Format::f16:
+      return strip_of<Format::f16>(m, strip, a, num_rows, out, out_stride);
+    case Format::bf16:
+      return strip_of<Format::bf16>(m, strip, a, num_rows, out, out_stride);
+    case Format::q4_0:
+      return strip_of<Format::q4_0>(m, strip, a, num_rows, out, out_stride);
+    case Format::q4_1:
+      return strip_of<Format::q4_1>(m, strip, a, num_rows, out, out_stride);
+    case Format::q5_0:
+      return strip_of<Format::q5_0>(m, strip, a, num_rows, out, out_stride);
+    case Format::q5_1:
+      return strip_of<Format::q5_1>(m, strip, a, num_rows, out, out_stride);
+    case Format::q8_0:
+      return strip_of<Format::q8_0>(m, strip, a, num_rows, out, out_stride);
+    case Format::q4_k:
+      return strip_of<Format::q4_k>(m, strip, a, num_rows, out, out_stride);
+    case Format::q5_k:
+      return strip_of<Format::q5_k>(m, strip, a, num_rows, out, out_stride);
+    case Format::q6_k:
+      return strip_of<Format::q6_k>(m, strip, a, num_rows, out, out_stride);
   }
 }
 

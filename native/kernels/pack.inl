@@ -2,23 +2,40 @@
 
 namespace outpace::OUTPACE_TIER {
 
-OUTPACE_INLINE uint16_t load_u16(const uint8_t* p) { uint16_t x; std::memcpy(&x, p, 2); return x; }
-OUTPACE_INLINE uint32_t load_u32(const uint8_t* p) { uint32_t x; std::memcpy(&x, p, 4); return x; }
+OUTPACE_INLINE uint16_t load_u16(const uint8_t* p) {
+  uint16_t x;
+  std::memcpy(&x, p, 2);
+  return x;
+}
+OUTPACE_INLINE uint32_t load_u32(const uint8_t* p) {
+  uint32_t x;
+  std::memcpy(&x, p, 4);
+  return x;
+}
 OUTPACE_INLINE void store_u16(uint8_t* p, uint16_t x) { std::memcpy(p, &x, 2); }
 OUTPACE_INLINE void store_u32(uint8_t* p, uint32_t x) { std::memcpy(p, &x, 4); }
 
 // Bytes of one block in the file, and where its parts lie (ggml-common.h).
 constexpr int file_block_bytes(Format f) {
   switch (f) {
-    case Format::q4_0: return 18;   // d, nibbles[16]
-    case Format::q4_1: return 20;   // d, m, nibbles[16]
-    case Format::q5_0: return 22;   // d, high[4], nibbles[16]
-    case Format::q5_1: return 24;   // d, m, high[4], nibbles[16]
-    case Format::q8_0: return 34;   // d, i8[32]
-    case Format::q4_k: return 144;  // d, dmin, scales[12], nibbles[128]
-    case Format::q5_k: return 176;  // d, dmin, scales[12], high[32], nibbles[128]
-    case Format::q6_k: return 210;  // low[128], high[64], scales[16], d
-    default: return bits(f) / 8;
+    case Format::q4_0:
+      return 18;  // d, nibbles[16]
+    case Format::q4_1:
+      return 20;  // d, m, nibbles[16]
+    case Format::q5_0:
+      return 22;  // d, high[4], nibbles[16]
+    case Format::q5_1:
+      return 24;  // d, m, high[4], nibbles[16]
+    case Format::q8_0:
+      return 34;  // d, i8[32]
+    case Format::q4_k:
+      return 144;  // d, dmin, scales[12], nibbles[128]
+    case Format::q5_k:
+      return 176;  // d, dmin, scales[12], high[32], nibbles[128]
+    case Format::q6_k:
+      return 210;  // low[128], high[64], scales[16], d
+    default:
+      return bits(f) / 8;
   }
 }
 
@@ -223,33 +240,55 @@ void dequantize_row_of(const TileMatrix& m, int64_t row, float* out) {
 
 void pack_strip(const TileMatrix& m, const uint8_t* const rows[kStrip], uint8_t* strip) {
   switch (m.format) {
-    case Format::f32: return pack_strip_of<Format::f32>(m, rows, strip);
-    case Format::f16: return pack_strip_of<Format::f16>(m, rows, strip);
-    case Format::bf16: return pack_strip_of<Format::bf16>(m, rows, strip);
-    case Format::q4_0: return pack_strip_of<Format::q4_0>(m, rows, strip);
-    case Format::q4_1: return pack_strip_of<Format::q4_1>(m, rows, strip);
-    case Format::q5_0: return pack_strip_of<Format::q5_0>(m, rows, strip);
-    case Format::q5_1: return pack_strip_of<Format::q5_1>(m, rows, strip);
-    case Format::q8_0: return pack_strip_of<Format::q8_0>(m, rows, strip);
-    case Format::q4_k: return pack_strip_of<Format::q4_k>(m, rows, strip);
-    case Format::q5_k: return pack_strip_of<Format::q5_k>(m, rows, strip);
-    case Format::q6_k: return pack_strip_of<Format::q6_k>(m, rows, strip);
+    case Format::f32:
+      return pack_strip_of<Format::f32>(m, rows, strip);
+    case Format::f16:
+      return pack_strip_of<Format::f16>(m, rows, strip);
+    case Format::bf16:
+      return pack_strip_of<Format::bf16>(m, rows, strip);
+    case Format::q4_0:
+      return pack_strip_of<Format::q4_0>(m, rows, strip);
+    case Format::q4_1:
+      return pack_strip_of<Format::q4_1>(m, rows, strip);
+    case Format::q5_0:
+      return pack_strip_of<Format::q5_0>(m, rows, strip);
+    case Format::q5_1:
+      return pack_strip_of<Format::q5_1>(m, rows, strip);
+    case Format::q8_0:
+      return pack_strip_of<Format::q8_0>(m, rows, strip);
+    case Format::q4_k:
+      return pack_strip_of<Format::q4_k>(m, rows, strip);
+    case Format::q5_k:
+      return pack_strip_of<Format::q5_k>(m, rows, strip);
+    case Format::q6_k:
+      return pack_strip_of<Format::q6_k>(m, rows, strip);
   }
 }
 
 void dequantize_row(const TileMatrix& m, int64_t row, float* out) {
   switch (m.format) {
-    case Format::f32: return dequantize_row_of<Format::f32>(m, row, out);
-    case Format::f16: return dequantize_row_of<Format::f16>(m, row, out);
-    case Format::bf16: return dequantize_row_of<Format::bf16>(m, row, out);
-    case Format::q4_0: return dequantize_row_of<Format::q4_0>(m, row, out);
-    case Format::q4_1: return dequantize_row_of<Format::q4_1>(m, row, out);
-    case Format::q5_0: return dequantize_row_of<Format::q5_0>(m, row, out);
-    case Format::q5_1: return dequantize_row_of<Format::q5_1>(m, row, out);
-    case Format::q8_0: return dequantize_row_of<Format::q8_0>(m, row, out);
-    case Format::q4_k: return dequantize_row_of<Format::q4_k>(m, row, out);
-    case Format::q5_k: return dequantize_row_of<Format::q5_k>(m, row, out);
-    case Format::q6_k: return dequantize_row_of<Format::q6_k>(m, row, out);
+    case Format::f32:
+      return dequantize_row_of<Format::f32>(m, row, out);
+    case Format::f16:
+      return dequantize_row_of<Format::f16>(m, row, out);
+    case Format::bf16:
+      return dequantize_row_of<Format::bf16>(m, row, out);
+    case Format::q4_0:
+      return dequantize_row_of<Format::q4_0>(m, row, out);
+    case Format::q4_1:
+      return dequantize_row_of<Format::q4_1>(m, row, out);
+    case Format::q5_0:
+      return dequantize_row_of<Format::q5_0>(m, row, out);
+    case Format::q5_1:
+      return dequantize_row_of<Format::q5_1>(m, row, out);
+    case Format::q8_0:
+      return dequantize_row_of<Format::q8_0>(m, row, out);
+    case Format::q4_k:
+      return dequantize_row_of<Format::q4_k>(m, row, out);
+    case Format::q5_k:
+      return dequantize_row_of<Format::q5_k>(m, row, out);
+    case Format::q6_k:
+      return dequantize_row_of<Format::q6_k>(m, row, out);
   }
 }
 
@@ -290,8 +329,10 @@ void quantize_weights(Format from, Format to, const uint8_t* row, int64_t column
       } else {
         const int q = static_cast<int>(x[i] * inverse + 8.5f);
         const uint8_t nibble = static_cast<uint8_t>(q > 15 ? 15 : q);
-        if (i < 16) block[2 + i] = nibble;
-        else block[2 + i - 16] = static_cast<uint8_t>(block[2 + i - 16] | nibble << 4);
+        if (i < 16)
+          block[2 + i] = nibble;
+        else
+          block[2 + i - 16] = static_cast<uint8_t>(block[2 + i - 16] | nibble << 4);
       }
     }
   }

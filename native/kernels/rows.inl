@@ -8,7 +8,11 @@ namespace outpace::OUTPACE_TIER {
 typedef float F16x __attribute__((vector_size(64)));
 typedef int32_t I16x __attribute__((vector_size(64)));
 
-OUTPACE_INLINE F16x load16(const float* p) { F16x v; std::memcpy(&v, p, 64); return v; }
+OUTPACE_INLINE F16x load16(const float* p) {
+  F16x v;
+  std::memcpy(&v, p, 64);
+  return v;
+}
 OUTPACE_INLINE void store16(float* p, const F16x& v) { std::memcpy(p, &v, 64); }
 // The last n < 16 values, the other lanes 0.
 OUTPACE_INLINE F16x load_part(const float* p, int64_t n) {

@@ -12,9 +12,15 @@ namespace outpace::OUTPACE_TIER {
 
 #define OUTPACE_INLINE static inline __attribute__((always_inline))
 
-struct Lines { __m256i lo, hi; };
-struct Ints { __m256i lo, hi; };
-struct Floats { __m256 lo, hi; };
+struct Lines {
+  __m256i lo, hi;
+};
+struct Ints {
+  __m256i lo, hi;
+};
+struct Floats {
+  __m256 lo, hi;
+};
 
 OUTPACE_INLINE __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 
@@ -53,7 +59,9 @@ OUTPACE_INLINE Lines set_bits45(Lines a, Lines high) {
 
 OUTPACE_INLINE Ints zero_ints() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 OUTPACE_INLINE Ints set_ints(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
-OUTPACE_INLINE Ints load_ints(const void* p) { return {load256(p), load256(static_cast<const char*>(p) + 32)}; }
+OUTPACE_INLINE Ints load_ints(const void* p) {
+  return {load256(p), load256(static_cast<const char*>(p) + 32)};
+}
 OUTPACE_INLINE Ints load_bytes(const int8_t* p) {
   return {_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))),
           _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8)))};
@@ -75,9 +83,13 @@ OUTPACE_INLINE Ints bit_or(Ints a, Ints b) {
   return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)};
 }
 template <int N>
-OUTPACE_INLINE Ints shift_right(Ints a) { return {_mm256_srli_epi32(a.lo, N), _mm256_srli_epi32(a.hi, N)}; }
+OUTPACE_INLINE Ints shift_right(Ints a) {
+  return {_mm256_srli_epi32(a.lo, N), _mm256_srli_epi32(a.hi, N)};
+}
 template <int N>
-OUTPACE_INLINE Ints shift_left(Ints a) { return {_mm256_slli_epi32(a.lo, N), _mm256_slli_epi32(a.hi, N)}; }
+OUTPACE_INLINE Ints shift_left(Ints a) {
+  return {_mm256_slli_epi32(a.lo, N), _mm256_slli_epi32(a.hi, N)};
+}
 
 template <bool Small>
 OUTPACE_INLINE __m256i dot256(__m256i acc, __m256i w, __m256i a) {

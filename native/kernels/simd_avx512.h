@@ -13,9 +13,15 @@ namespace outpace::OUTPACE_TIER {
 #define OUTPACE_INLINE static inline __attribute__((always_inline))
 
 // Thin wrappers, so that integer and float overloads differ in type.
-struct Lines { __m512i v; };
-struct Ints { __m512i v; };
-struct Floats { __m512 v; };
+struct Lines {
+  __m512i v;
+};
+struct Ints {
+  __m512i v;
+};
+struct Floats {
+  __m512 v;
+};
 
 OUTPACE_INLINE Lines load_lines(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 OUTPACE_INLINE Lines low_nibbles(Lines a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
@@ -52,9 +58,13 @@ OUTPACE_INLINE Ints bit_and(Ints a, uint32_t m) {
 }
 OUTPACE_INLINE Ints bit_or(Ints a, Ints b) { return {_mm512_or_si512(a.v, b.v)}; }
 template <int N>
-OUTPACE_INLINE Ints shift_right(Ints a) { return {_mm512_srli_epi32(a.v, N)}; }
+OUTPACE_INLINE Ints shift_right(Ints a) {
+  return {_mm512_srli_epi32(a.v, N)};
+}
 template <int N>
-OUTPACE_INLINE Ints shift_left(Ints a) { return {_mm512_slli_epi32(a.v, N)}; }
+OUTPACE_INLINE Ints shift_left(Ints a) {
+  return {_mm512_slli_epi32(a.v, N)};
+}
 
 template <bool Small>
 OUTPACE_INLINE Ints dot(Ints acc, Lines w, const int8_t* a) {

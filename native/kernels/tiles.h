@@ -24,9 +24,9 @@
 
 namespace outpace {
 
-constexpr int kStrip = 16;         // outputs in a strip
-constexpr int kGroup = 32;         // inputs in a group
-constexpr int kSuperBlock = 256;   // inputs in a super-block of the K formats
+constexpr int kStrip = 16;        // outputs in a strip
+constexpr int kGroup = 32;        // inputs in a group
+constexpr int kSuperBlock = 256;  // inputs in a super-block of the K formats
 
 enum class Format { f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k };
 
@@ -38,25 +38,36 @@ constexpr int bits(Format f) {
   switch (f) {
     case Format::q4_0:
     case Format::q4_1:
-    case Format::q4_k: return 4;
+    case Format::q4_k:
+      return 4;
     case Format::q5_0:
     case Format::q5_1:
-    case Format::q5_k: return 5;
-    case Format::q6_k: return 6;
-    case Format::q8_0: return 8;
-    case Format::f32: return 32;
-    default: return 16;
+    case Format::q5_k:
+      return 5;
+    case Format::q6_k:
+      return 6;
+    case Format::q8_0:
+      return 8;
+    case Format::f32:
+      return 32;
+    default:
+      return 16;
   }
 }
 
 // What the unsigned quants are biased by.
 constexpr int zero_point(Format f) {
   switch (f) {
-    case Format::q4_0: return 8;
-    case Format::q5_0: return 16;
-    case Format::q6_k: return 32;
-    case Format::q8_0: return 128;
-    default: return 0;
+    case Format::q4_0:
+      return 8;
+    case Format::q5_0:
+      return 16;
+    case Format::q6_k:
+      return 32;
+    case Format::q8_0:
+      return 128;
+    default:
+      return 0;
   }
 }
 
@@ -103,11 +114,11 @@ inline TileMatrix tile_shape(Format format, int64_t rows, int64_t columns) {
 // SmolLM2-135M, 7 % of the groups are wide and the KL divergence falls from 0.0028 to 0.0008 nats; on
 // Qwen2.5-Coder-1.5B the first token of a text, which no single scale of 256 can hold, is right again.
 struct Plane {
-  int8_t* q = nullptr;           // [rows, K]
-  float* scale = nullptr;        // [rows, K / cell]
-  int32_t* sum = nullptr;        // [rows, K / 32] of q; per 256: [rows, K / 16]
-  float* scaled_sum = nullptr;   // [rows, K / 32] scale x sum; per 256: unused
-  int16_t* pair_sum = nullptr;   // per 256: [rows, K / 32] of q, a super-block's groups as 0 2 1 3 4 6 5 7
+  int8_t* q = nullptr;          // [rows, K]
+  float* scale = nullptr;       // [rows, K / cell]
+  int32_t* sum = nullptr;       // [rows, K / 32] of q; per 256: [rows, K / 16]
+  float* scaled_sum = nullptr;  // [rows, K / 32] scale x sum; per 256: unused
+  int16_t* pair_sum = nullptr;  // per 256: [rows, K / 32] of q, a super-block's groups as 0 2 1 3 4 6 5 7
 };
 
 struct Quantized {
@@ -122,8 +133,8 @@ constexpr float kWide32 = 5.0f, kWide256 = 12.0f;
 
 // What a matmul reads: float weights `x`, the group formats `per_32`, the K formats `per_256`.
 struct Activations {
-  int64_t columns = 0;      // K
-  float* x = nullptr;       // [rows, stride_x]
+  int64_t columns = 0;  // K
+  float* x = nullptr;   // [rows, stride_x]
   int64_t stride_x = 0;
   Quantized per_32, per_256;
 };

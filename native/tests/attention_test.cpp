@@ -21,19 +21,25 @@ float half_float(const uint8_t* p) {
   return bits & 0x8000 ? -size : size;
 }
 
-float float_at(const uint8_t* p) { float f; std::memcpy(&f, p, 4); return f; }
+float float_at(const uint8_t* p) {
+  float f;
+  std::memcpy(&f, p, 4);
+  return f;
+}
 
 // One context: keys and values as written, and the cache that holds them.
 struct Context {
   KVLayout layout;
-  int64_t head_dim, begin, end;  // tokens [begin, end) are cached and seen
+  int64_t head_dim, begin, end;     // tokens [begin, end) are cached and seen
   std::vector<float> keys, values;  // [end, padded head_dim], zeros in the padding
   std::vector<int32_t> table;
   check::Array<uint8_t> cache;
 
   int64_t padded() const { return layout.head_dim; }
   int64_t stride() const { return kKVHeads * layout.bytes; }
-  uint8_t* block(int64_t token) { return cache.data() + table[static_cast<size_t>(token / kBlock)] * stride() + layout.bytes; }
+  uint8_t* block(int64_t token) {
+    return cache.data() + table[static_cast<size_t>(token / kBlock)] * stride() + layout.bytes;
+  }
 };
 
 struct Shape {
@@ -45,13 +51,20 @@ Context make_context(const Shape& shape, uint64_t seed) {
   outpace::ModelSpec spec;
   spec.head_dim = shape.head_dim;
   Context c{outpace::kv_layout(spec, shape.int8 ? outpace::KVFormat::int8 : outpace::KVFormat::f16),
-            shape.head_dim, shape.begin, shape.end, {}, {}, {}, {}};
+            shape.head_dim,
+            shape.begin,
+            shape.end,
+            {},
+            {},
+            {},
+            {}};
   check::Random random{seed};
   for (std::vector<float>* rows : {&c.keys, &c.values}) {
     rows->assign(static_cast<size_t>(c.end * c.padded()), 0.0f);
     for (int64_t t = 0; t < c.end; ++t) {
       const float size = t % 37 == 5 ? 0.0f : std::ldexp(1.0f, static_cast<int>(random.between(-2, 2)));
-      for (int64_t i = 0; i < c.head_dim; ++i) (*rows)[static_cast<size_t>(t * c.padded() + i)] = random.normal() * size;
+      for (int64_t i = 0; i < c.head_dim; ++i)
+        (*rows)[static_cast<size_t>(t * c.padded() + i)] = random.normal() * size;
     }
   }
   return c;
@@ -64,12 +77,14 @@ void write_cache(Context& c, const Kernels& kernels, uint8_t garbage, uint64_t s
   const int64_t num_blocks = (c.end + kBlock - 1) / kBlock, spare = 3;
   std::vector<int32_t> ids(static_cast<size_t>(num_blocks + spare));
   for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i);
-  for (size_t i = ids.size() - 1; i > 0; --i) std::swap(ids[i], ids[static_cast<size_t>(random.below(static_cast<int64_t>(i) + 1))]);
+  for (size_t i = ids.size() - 1; i > 0; --i)
+    std::swap(ids[i], ids[static_cast<size_t>(random.below(static_cast<int64_t>(i) + 1))]);
   c.table.assign(ids.begin(), ids.begin() + num_blocks);
   for (int64_t b = 0; b < c.begin / kBlock; ++b) c.table[static_cast<size_t>(b)] = 1 << 30;
   c.cache.assign(static_cast<size_t>((num_blocks + spare) * c.stride()), garbage);
   for (int64_t t = c.begin; t < c.end; ++t) {
-    kernels.write_kv(c.layout, c.block(t), t % kBlock, c.keys.data() + t * c.padded(), c.values.data() + t * c.padded());
+    kernels.write_kv(c.layout, c.block(t), t % kBlock, c.keys.data() + t * c.padded(),
+                     c.values.data() + t * c.padded());
   }
 }
 
@@ -102,7 +117,8 @@ Query make_query(const Context& c, int64_t heads, float softcap, uint64_t seed) 
   const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
   for (int64_t h = 0; h < heads; ++h) {
     for (int64_t i = 0; i < c.head_dim && h != 4; ++i) {  // head 4 asks for nothing: all weights equal
-      q.rows[static_cast<size_t>(h * c.padded() + i)] = random.normal() * scale * static_cast<float>(1 + h % 3);
+      q.rows[static_cast<size_t>(h * c.padded() + i)] =
+          random.normal() * scale * static_cast<float>(1 + h % 3);
     }
   }
   return q;
@@ -112,15 +128,18 @@ Query make_query(const Context& c, int64_t heads, float softcap, uint64_t seed) 
 struct Result {
   check::Array<float> out, max, sum;
   Result(int64_t heads, int64_t width)
-      : out(static_cast<size_t>(heads * width), 5.0f), max(static_cast<size_t>(heads)), sum(static_cast<size_t>(heads)) {}
+      : out(static_cast<size_t>(heads * width), 5.0f),
+        max(static_cast<size_t>(heads)),
+        sum(static_cast<size_t>(heads)) {}
   bool operator==(const Result& o) const {
-    return check::same_bits(out.data(), o.out.data(), out.size()) && check::same_bits(max.data(), o.max.data(), max.size()) &&
+    return check::same_bits(out.data(), o.out.data(), out.size()) &&
+           check::same_bits(max.data(), o.max.data(), max.size()) &&
            check::same_bits(sum.data(), o.sum.data(), sum.size());
   }
 };
 
-Result attend_chunk(Context& c, const Kernels& kernels, const Query& q, int64_t begin, int64_t end, int64_t first_head,
-                    int64_t heads) {
+Result attend_chunk(Context& c, const Kernels& kernels, const Query& q, int64_t begin, int64_t end,
+                    int64_t first_head, int64_t heads) {
   Result r(heads, c.padded());
   outpace::AttentionTask task{};
   task.layout = &c.layout;
@@ -142,8 +161,8 @@ Result attend_chunk(Context& c, const Kernels& kernels, const Query& q, int64_t 
 void merge(const Kernels& kernels, Result& into, const Result& from, int64_t width) {
   for (size_t h = 0; h < into.max.size(); ++h) {
     const size_t at = h * static_cast<size_t>(width);
-    kernels.merge_attention(into.out.data() + at, &into.max[h], &into.sum[h], from.out.data() + at, from.max[h],
-                            from.sum[h], width);
+    kernels.merge_attention(into.out.data() + at, &into.max[h], &into.sum[h], from.out.data() + at,
+                            from.max[h], from.sum[h], width);
   }
 }
 
@@ -166,7 +185,8 @@ Result attend_split(Context& c, const Kernels& kernels, const Query& q) {
   for (int64_t h = 0; h < q.heads; ++h) {
     std::vector<Result> parts;
     for (int64_t i = (c.end - 1) / chunk; i >= c.begin / chunk; --i) {
-      parts.push_back(attend_chunk(c, kernels, q, std::max(c.begin, i * chunk), std::min(c.end, (i + 1) * chunk), h, 1));
+      parts.push_back(
+          attend_chunk(c, kernels, q, std::max(c.begin, i * chunk), std::min(c.end, (i + 1) * chunk), h, 1));
     }
     Result head = parts.back();
     for (size_t i = parts.size() - 1; i-- > 0;) merge(kernels, head, parts[i], c.padded());
@@ -186,7 +206,8 @@ std::vector<double> query_as_read(const Context& c, const Query& q, int64_t head
   for (int64_t i = 0; i < c.padded(); ++i) {
     const float steps = 127.0f * 128.0f / largest;
     const bool round = rounded && c.layout.int8 && largest > 0.0f;
-    out.push_back(round ? static_cast<double>(std::nearbyintf(row[i] * steps)) * static_cast<double>(largest) / (127.0 * 128.0)
+    out.push_back(round ? static_cast<double>(std::nearbyintf(row[i] * steps)) *
+                              static_cast<double>(largest) / (127.0 * 128.0)
                         : static_cast<double>(row[i]));
   }
   return out;
@@ -194,13 +215,14 @@ std::vector<double> query_as_read(const Context& c, const Query& q, int64_t head
 
 // Softmax attention of one head in float64.
 template <class Key, class Value>
-std::vector<double> reference(const Context& c, const std::vector<double>& query, float softcap, const Key& key,
-                              const Value& value) {
+std::vector<double> reference(const Context& c, const std::vector<double>& query, float softcap,
+                              const Key& key, const Value& value) {
   std::vector<double> scores, out(static_cast<size_t>(c.padded()), 0.0);
   double largest = -INFINITY, sum = 0.0;
   for (int64_t t = c.begin; t < c.end; ++t) {
     double s = 0.0;
-    for (int64_t i = 0; i < c.head_dim; ++i) s += query[static_cast<size_t>(i)] * static_cast<double>(key(t, i));
+    for (int64_t i = 0; i < c.head_dim; ++i)
+      s += query[static_cast<size_t>(i)] * static_cast<double>(key(t, i));
     if (softcap > 0.0f) s = static_cast<double>(softcap) * std::tanh(s / static_cast<double>(softcap));
     scores.push_back(s);
     largest = std::max(largest, s);
@@ -208,7 +230,8 @@ std::vector<double> reference(const Context& c, const std::vector<double>& query
   for (double& s : scores) sum += s = std::exp(s - largest);
   for (int64_t t = c.begin; t < c.end; ++t) {
     const double w = scores[static_cast<size_t>(t - c.begin)] / sum;
-    for (int64_t i = 0; i < c.head_dim; ++i) out[static_cast<size_t>(i)] += w * static_cast<double>(value(t, i));
+    for (int64_t i = 0; i < c.head_dim; ++i)
+      out[static_cast<size_t>(i)] += w * static_cast<double>(value(t, i));
   }
   return out;
 }
@@ -232,16 +255,18 @@ double quantization_bound(const Context& c, const std::vector<double>& query) {
 void check_against_float64(Context& c, const Query& q, const Result& got) {
   for (int64_t h = 0; h < q.heads; ++h) {
     const std::vector<double> query = query_as_read(c, q, h, false);
-    const auto cached = reference(c, query_as_read(c, q, h, true), q.softcap,
-                                  [&](int64_t t, int64_t i) { return cached_key(c, t, i); },
-                                  [&](int64_t t, int64_t i) { return cached_value(c, t, i); });
-    const auto raw = reference(c, query, q.softcap,
-                               [&](int64_t t, int64_t i) { return c.keys[static_cast<size_t>(t * c.padded() + i)]; },
-                               [&](int64_t t, int64_t i) { return c.values[static_cast<size_t>(t * c.padded() + i)]; });
+    const auto cached = reference(
+        c, query_as_read(c, q, h, true), q.softcap, [&](int64_t t, int64_t i) { return cached_key(c, t, i); },
+        [&](int64_t t, int64_t i) { return cached_value(c, t, i); });
+    const auto raw = reference(
+        c, query, q.softcap,
+        [&](int64_t t, int64_t i) { return c.keys[static_cast<size_t>(t * c.padded() + i)]; },
+        [&](int64_t t, int64_t i) { return c.values[static_cast<size_t>(t * c.padded() + i)]; });
     const double rounding = 1e-5 * largest_of(c.values), bound = quantization_bound(c, query);
     for (int64_t i = 0; i < c.padded(); ++i) {
       const auto at = static_cast<size_t>(i);
-      const double y = static_cast<double>(got.out[static_cast<size_t>(h * c.padded()) + at] / got.sum[static_cast<size_t>(h)]);
+      const double y = static_cast<double>(got.out[static_cast<size_t>(h * c.padded()) + at] /
+                                           got.sum[static_cast<size_t>(h)]);
       CHECK(std::fabs(y - cached[at]) <= rounding, "%s d %d tokens %d..%d head %d: %.7g, not %.7g",
             c.layout.int8 ? "int8" : "f16", static_cast<int>(c.head_dim), static_cast<int>(c.begin),
             static_cast<int>(c.end), static_cast<int>(h), y, cached[at]);
@@ -256,8 +281,9 @@ void check_bits(Context& c, const Query& q, const Result& expected, uint64_t see
   for (const Kernels* kernels : check::tiers()) {
     for (const uint8_t garbage : {uint8_t{0xff}, uint8_t{0}}) {  // 0xff: NaN in every float
       write_cache(c, *kernels, garbage, seed + garbage);
-      CHECK(attend_all(c, *kernels, q) == expected, "%s, %s, d %d, %d tokens, %d heads, garbage %d", kernels->name,
-            c.layout.int8 ? "int8" : "f16", static_cast<int>(c.head_dim), static_cast<int>(c.end), static_cast<int>(q.heads), garbage);
+      CHECK(attend_all(c, *kernels, q) == expected, "%s, %s, d %d, %d tokens, %d heads, garbage %d",
+            kernels->name, c.layout.int8 ? "int8" : "f16", static_cast<int>(c.head_dim),
+            static_cast<int>(c.end), static_cast<int>(q.heads), garbage);
     }
     CHECK(attend_split(c, *kernels, q) == expected, "%s: split", kernels->name);
   }
@@ -311,14 +337,17 @@ TEST(head_sizes_and_groups) {
 
 TEST(context_lengths) {
   for (const bool int8 : {true, false}) {
-    for (const int64_t end : {1, 2, 15, 16, 17, 31, 32, 33, 47, 64, 65, 257, 511, 512, 513, 544, 1023, 1025, 1500}) {
-      check_shape({end < 100 ? 64 : 32, 0, end, int8}, 3, end % 2 == 0 ? 0.0f : 30.0f, static_cast<uint64_t>(end));
+    for (const int64_t end : {1,   2,   15,  16,  17,  31,  32,  33,  47,   64,   65,
+                              127, 128, 129, 257, 511, 512, 513, 544, 1023, 1025, 1500}) {
+      check_shape({end < 100 ? 64 : 32, 0, end, int8}, 3, end % 2 == 0 ? 0.0f : 30.0f,
+                  static_cast<uint64_t>(end));
     }
   }
 }
 
 TEST(sliding_windows) {
-  constexpr int64_t windows[][2] = {{1, 2}, {15, 17}, {31, 32}, {5, 60}, {33, 64}, {511, 513}, {500, 1030}, {512, 700}, {1023, 1500}};
+  constexpr int64_t windows[][2] = {{1, 2},     {15, 17},   {31, 32},    {5, 60},    {33, 64},    {127, 129},
+                                    {128, 200}, {511, 513}, {500, 1030}, {512, 700}, {1023, 1500}};
   for (const bool int8 : {true, false}) {
     for (const auto& w : windows) check_shape({48, w[0], w[1], int8}, 4, 0.0f, static_cast<uint64_t>(w[0]));
   }
@@ -329,7 +358,7 @@ TEST(one_token_takes_all) {
   for (const bool int8 : {true, false}) {
     Context c = make_context({64, 0, 700, int8}, 8);
     const Kernels& fastest = *check::tiers().front();
-    for (const int64_t winner : {0, 511, 512, 699}) {
+    for (const int64_t winner : {0, 127, 128, 512, 699}) {
       Query q = make_query(c, 1, 0.0f, 9);
       for (int64_t i = 0; i < 64; ++i) {
         c.keys[static_cast<size_t>(winner * 64 + i)] = i % 2 == 0 ? 30.0f : -30.0f;
@@ -341,7 +370,13 @@ TEST(one_token_takes_all) {
         CHECK(std::fabs(r.out[static_cast<size_t>(i)] / r.sum[0] - cached_value(c, winner, i)) <= 1e-5f);
         c.keys[static_cast<size_t>(winner * 64 + i)] = 0.0f;
       }
-      check_bits(c, q, [&] { write_cache(c, fastest, 0xff, 10); return attend_all(c, fastest, q); }(), 11);
+      check_bits(
+          c, q,
+          [&] {
+            write_cache(c, fastest, 0xff, 10);
+            return attend_all(c, fastest, q);
+          }(),
+          11);
     }
   }
 }

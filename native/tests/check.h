@@ -10,9 +10,17 @@
 
 namespace check {
 
-struct Test { const char* name; void (*run)(); };
-inline std::vector<Test>& tests() { static std::vector<Test> all; return all; }
-struct Register { Register(const char* name, void (*run)()) { tests().push_back({name, run}); } };
+struct Test {
+  const char* name;
+  void (*run)();
+};
+inline std::vector<Test>& tests() {
+  static std::vector<Test> all;
+  return all;
+}
+struct Register {
+  Register(const char* name, void (*run)()) { tests().push_back({name, run}); }
+};
 inline int64_t num_checks = 0, num_failures = 0;
 inline uint64_t digest = 0xcbf29ce484222325u;  // of all recorded results: equal builds print equal digests
 
@@ -40,7 +48,9 @@ void record(const T* values, size_t n) {
 }
 
 template <class T>
-bool same_bits(const T* a, const T* b, size_t n) { return std::memcmp(a, b, n * sizeof(T)) == 0; }
+bool same_bits(const T* a, const T* b, size_t n) {
+  return std::memcmp(a, b, n * sizeof(T)) == 0;
+}
 
 // splitmix64.
 struct Random {
@@ -53,16 +63,20 @@ struct Random {
   }
   int64_t below(int64_t n) { return static_cast<int64_t>(bits() % static_cast<uint64_t>(n)); }
   int64_t between(int64_t low, int64_t high) { return low + below(high - low + 1); }
-  float uniform() { return static_cast<float>(bits() >> 40) * 0x1p-24f; }              // [0, 1)
-  float normal() { float s = -6.0f; for (int i = 0; i < 12; ++i) s += uniform(); return s; }
+  float uniform() { return static_cast<float>(bits() >> 40) * 0x1p-24f; }  // [0, 1)
+  float normal() {
+    float s = -6.0f;
+    for (int i = 0; i < 12; ++i) s += uniform();
+    return s;
+  }
 };
 
 }  // namespace check
 
 #define CHECK(condition, ...) \
   check::expect(static_cast<bool>(condition), __FILE__, __LINE__, #condition __VA_OPT__(, ) __VA_ARGS__)
-#define TEST(name)                                          \
-  static void name();                                       \
+#define TEST(name)                                           \
+  static void name();                                        \
   static const check::Register register_##name(#name, name); \
   static void name()
 

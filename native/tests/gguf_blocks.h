@@ -16,12 +16,14 @@ inline constexpr Format kFormats[] = {Format::f32,  Format::f16,  Format::bf16, 
                                       Format::q4_k, Format::q5_k, Format::q6_k};
 
 inline const char* name_of(Format f) {
-  constexpr const char* names[] = {"f32", "f16", "bf16", "q4_0", "q4_1", "q5_0",
+  constexpr const char* names[] = {"f32",  "f16",  "bf16", "q4_0", "q4_1", "q5_0",
                                    "q5_1", "q8_0", "q4_k", "q5_k", "q6_k"};
   return names[static_cast<int>(f)];
 }
 
-struct Block { int64_t columns, bytes; };
+struct Block {
+  int64_t columns, bytes;
+};
 
 inline Block block_of(Format f) {
   constexpr Block blocks[] = {{1, 4},   {1, 2},   {1, 2},     {32, 18},   {32, 20},  {32, 22},
@@ -29,7 +31,9 @@ inline Block block_of(Format f) {
   return blocks[static_cast<int>(f)];
 }
 
-inline int64_t row_bytes(Format f, int64_t columns) { return columns / block_of(f).columns * block_of(f).bytes; }
+inline int64_t row_bytes(Format f, int64_t columns) {
+  return columns / block_of(f).columns * block_of(f).bytes;
+}
 
 inline double half(const uint8_t* p) {
   const int bits = p[0] | p[1] << 8, exponent = bits >> 10 & 31, fraction = bits & 1023;
@@ -37,7 +41,11 @@ inline double half(const uint8_t* p) {
   return bits & 0x8000 ? -size : size;  // no infinities here
 }
 
-inline float float_of(uint32_t bits) { float f; std::memcpy(&f, &bits, 4); return f; }
+inline float float_of(uint32_t bits) {
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
 
 // weight = scaled + offset, apart because the kernels add them apart: rounding grows with both sizes.
 struct Weight {
@@ -92,13 +100,20 @@ inline Weight weight(Format f, const uint8_t* row, int64_t k) {
   const auto i = static_cast<int>(k % b.columns);
   uint32_t bits = 0;
   switch (f) {
-    case Format::f32: std::memcpy(&bits, block, 4); return {float_of(bits), 0.0};
-    case Format::f16: return {half(block), 0.0};
-    case Format::bf16: return {float_of(static_cast<uint32_t>(block[0] | block[1] << 8) << 16), 0.0};
+    case Format::f32:
+      std::memcpy(&bits, block, 4);
+      return {float_of(bits), 0.0};
+    case Format::f16:
+      return {half(block), 0.0};
+    case Format::bf16:
+      return {float_of(static_cast<uint32_t>(block[0] | block[1] << 8) << 16), 0.0};
     case Format::q4_k:
-    case Format::q5_k: return k_weight(f, block, i);
-    case Format::q6_k: return q6_weight(block, i);
-    default: return group_weight(f, block, i);
+    case Format::q5_k:
+      return k_weight(f, block, i);
+    case Format::q6_k:
+      return q6_weight(block, i);
+    default:
+      return group_weight(f, block, i);
   }
 }
 
@@ -136,11 +151,14 @@ inline void fill_row(Format f, uint8_t* row, int64_t columns, Kind kind, check::
     }
     for (int64_t k = 0; k < b.bytes; ++k) {
       const uint8_t full = f == Format::q8_0 ? 0x80 : 0xff, empty = f == Format::q8_0 ? 0x7f : 0;
-      block[k] = kind == Kind::full ? full : kind == Kind::empty ? empty : static_cast<uint8_t>(random.bits());
+      block[k] = kind == Kind::full    ? full
+                 : kind == Kind::empty ? empty
+                                       : static_cast<uint8_t>(random.bits());
     }
     if (f == Format::q6_k) {
       put_half(block + 208, kind, random);
-      if (kind == Kind::full || kind == Kind::empty) std::memset(block + 192, kind == Kind::full ? 0x80 : 0x7f, 16);
+      if (kind == Kind::full || kind == Kind::empty)
+        std::memset(block + 192, kind == Kind::full ? 0x80 : 0x7f, 16);
       continue;
     }
     put_half(block, kind, random);
@@ -173,7 +191,8 @@ inline Matrix random_matrix(Format f, int64_t rows, int64_t columns, uint64_t se
 }
 
 // The same matrix in tiles; `memory` holds them.
-inline outpace::TileMatrix pack(const outpace::Kernels& kernels, const Matrix& m, check::Array<uint8_t>& memory) {
+inline outpace::TileMatrix pack(const outpace::Kernels& kernels, const Matrix& m,
+                                check::Array<uint8_t>& memory) {
   outpace::TileMatrix tiles = outpace::tile_shape(m.format, m.rows, m.columns);
   memory.assign(static_cast<size_t>(tiles.total_bytes()), 0xcd);
   tiles.data = memory.data();

@@ -16,9 +16,12 @@ using Clock = std::chrono::steady_clock;
 using outpace::Format;
 
 constexpr int64_t kColumns = 1536, kMaxRows = 32;
-constexpr struct { Format format; const char* name; } kFormats[] = {
-    {Format::bf16, "bf16"}, {Format::q4_0, "q4_0"}, {Format::q4_1, "q4_1"}, {Format::q5_0, "q5_0"}, {Format::q5_1, "q5_1"},
-    {Format::q8_0, "q8_0"}, {Format::q4_k, "q4_k"}, {Format::q5_k, "q5_k"}, {Format::q6_k, "q6_k"}};
+constexpr struct {
+  Format format;
+  const char* name;
+} kFormats[] = {{Format::bf16, "bf16"}, {Format::q4_0, "q4_0"}, {Format::q4_1, "q4_1"},
+                {Format::q5_0, "q5_0"}, {Format::q5_1, "q5_1"}, {Format::q8_0, "q8_0"},
+                {Format::q4_k, "q4_k"}, {Format::q5_k, "q5_k"}, {Format::q6_k, "q6_k"}};
 
 // Rows of activations without wide cells.
 struct Inputs {
@@ -28,7 +31,9 @@ struct Inputs {
   std::vector<int16_t> pair_sum;
 
   explicit Inputs(const outpace::Kernels& kernels) {
-    const auto resize = [](auto& v, int64_t per) { v.resize(static_cast<size_t>(kMaxRows * kColumns / per)); };
+    const auto resize = [](auto& v, int64_t per) {
+      v.resize(static_cast<size_t>(kMaxRows * kColumns / per));
+    };
     for (auto* v : {&q32, &q256}) resize(*v, 1);
     for (auto* v : {&scale32, &scaled_sum, &scale256}) resize(*v, 32);
     for (auto* v : {&sum32, &sum16}) resize(*v, 16);
@@ -36,7 +41,8 @@ struct Inputs {
     resize(pair_sum, 32);
     resize(wide, 32);
     num_wide.resize(kMaxRows);
-    for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(static_cast<int>(i * 2654435761u % 201) - 100) / 100.0f;
+    for (size_t i = 0; i < x.size(); ++i)
+      x[i] = static_cast<float>(static_cast<int>(i * 2654435761u % 201) - 100) / 100.0f;
     for (int64_t r = 0; r < kMaxRows; ++r) {
       kernels.quantize_32(x.data() + r * kColumns, kColumns, at(r).per_32);
       kernels.quantize_256(x.data() + r * kColumns, kColumns, at(r).per_256);
@@ -48,8 +54,10 @@ struct Inputs {
     a.columns = a.stride_x = kColumns;
     a.x = x.data();
     const int64_t groups = r * (kColumns / 32), blocks = r * (kColumns / 256);
-    a.per_32.high = {q32.data() + r * kColumns, scale32.data() + groups, sum32.data() + groups, scaled_sum.data() + groups, nullptr};
-    a.per_256.high = {q256.data() + r * kColumns, scale256.data() + blocks, sum16.data() + 2 * groups, nullptr, pair_sum.data() + groups};
+    a.per_32.high = {q32.data() + r * kColumns, scale32.data() + groups, sum32.data() + groups,
+                     scaled_sum.data() + groups, nullptr};
+    a.per_256.high = {q256.data() + r * kColumns, scale256.data() + blocks, sum16.data() + 2 * groups,
+                      nullptr, pair_sum.data() + groups};
     a.per_32.low = a.per_32.high;  // not used: nothing is wide
     a.per_256.low = a.per_256.high;
     a.per_32.num_wide = a.per_256.num_wide = num_wide.data() + r;
@@ -59,8 +67,8 @@ struct Inputs {
 };
 
 // The best of several passes over the whole matrix.
-double measure(const outpace::Kernels& kernels, outpace::ThreadPool& pool, const outpace::TileMatrix& m, const outpace::Activations& a,
-               int64_t rows, std::vector<float>& out) {
+double measure(const outpace::Kernels& kernels, outpace::ThreadPool& pool, const outpace::TileMatrix& m,
+               const outpace::Activations& a, int64_t rows, std::vector<float>& out) {
   const auto bytes = static_cast<double>(m.total_bytes());
   const int64_t grain = std::max<int64_t>(1, m.num_strips() / (pool.num_threads() * 8));
   double best = 0.0, spent = 0.0;
@@ -68,7 +76,8 @@ double measure(const outpace::Kernels& kernels, outpace::ThreadPool& pool, const
     const auto start = Clock::now();
     pool.run([&](int) {
       pool.parallel(m.num_strips(), grain, [&](int64_t first, int64_t last) {
-        for (int64_t s = first; s < last; ++s) kernels.matmul_strip(m, s, a, rows, out.data() + s * outpace::kStrip, m.padded_rows());
+        for (int64_t s = first; s < last; ++s)
+          kernels.matmul_strip(m, s, a, rows, out.data() + s * outpace::kStrip, m.padded_rows());
       });
     });
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();

@@ -10,7 +10,9 @@ using quantized::Rows;
 
 constexpr int64_t kMaxRows = 33;
 
-struct Shape { int64_t outputs, columns; };
+struct Shape {
+  int64_t outputs, columns;
+};
 
 std::vector<Shape> shapes_of(Format f) {
   if (outpace::is_float(f)) return {{1, 1}, {17, 7}, {16, 96}, {33, 576}};
@@ -27,16 +29,35 @@ void fill_activations(Rows& a, uint64_t seed) {
     for (int64_t k = 0; k < a.columns; ++k) {
       float v = random.normal() * size;
       switch (r % 11) {
-        case 1: v = 0.0f; break;
-        case 2: v = k == special ? -3000.0f * size : v; break;              // one outlier: a wide super-block
-        case 3: v = k == special ? size : 0.0f; break;
-        case 4: v = -size; break;                                            // every quant at its end
-        case 5: v = k % 2 == 0 ? size : -size; break;
-        case 6: v = k % 256 == 200 && k < 512 ? 40.0f * size : v; break;     // some super-blocks wide
-        case 7: v *= 1e-22f; break;
-        case 8: v *= 1e-39f; break;                                          // 127 / largest is infinite
-        case 9: v *= 1e18f; break;
-        default: break;
+        case 1:
+          v = 0.0f;
+          break;
+        case 2:
+          v = k == special ? -3000.0f * size : v;
+          break;  // one outlier: a wide super-block
+        case 3:
+          v = k == special ? size : 0.0f;
+          break;
+        case 4:
+          v = -size;
+          break;  // every quant at its end
+        case 5:
+          v = k % 2 == 0 ? size : -size;
+          break;
+        case 6:
+          v = k % 256 == 200 && k < 512 ? 40.0f * size : v;
+          break;  // some super-blocks wide
+        case 7:
+          v *= 1e-22f;
+          break;
+        case 8:
+          v *= 1e-39f;
+          break;  // 127 / largest is infinite
+        case 9:
+          v *= 1e18f;
+          break;
+        default:
+          break;
       }
       a.x[static_cast<size_t>(r * a.columns + k)] = v;
     }
@@ -113,7 +134,8 @@ void check_batches(const outpace::Kernels& kernels, Case& c, const std::vector<f
 void check_format(Format f) {
   for (const Shape shape : shapes_of(f)) {
     const auto seed = static_cast<uint64_t>(shape.outputs * 10000 + shape.columns);
-    Case c{f, shape, gguf::random_matrix(f, shape.outputs, shape.columns, seed), Rows(kMaxRows, shape.columns)};
+    Case c{f, shape, gguf::random_matrix(f, shape.outputs, shape.columns, seed),
+           Rows(kMaxRows, shape.columns)};
     fill_activations(c.activations, seed + 1);
     c.activations.quantize(outpace::select_kernels("portable"));
     check::Array<uint8_t> memory;
@@ -131,7 +153,8 @@ TEST(float_formats) {
   for (const Format f : {Format::f32, Format::f16, Format::bf16}) check_format(f);
 }
 TEST(group_formats) {
-  for (const Format f : {Format::q4_0, Format::q4_1, Format::q5_0, Format::q5_1, Format::q8_0}) check_format(f);
+  for (const Format f : {Format::q4_0, Format::q4_1, Format::q5_0, Format::q5_1, Format::q8_0})
+    check_format(f);
 }
 TEST(k_formats) {
   for (const Format f : {Format::q4_k, Format::q5_k, Format::q6_k}) check_format(f);
@@ -163,10 +186,12 @@ bool check_cell(const float* x, const outpace::Quantized& q, int64_t cell_column
     largest = std::fmax(largest, std::fabs(x[i]));
     squares += static_cast<double>(x[i]) * static_cast<double>(x[i]);
   }
-  const double ratio = squares > 0.0 ? std::sqrt(largest * largest * static_cast<double>(cell_columns) / squares) : 0.0;
+  const double ratio =
+      squares > 0.0 ? std::sqrt(largest * largest * static_cast<double>(cell_columns) / squares) : 0.0;
   const double from = cell_columns == outpace::kGroup ? outpace::kWide32 : outpace::kWide256;
   const bool wide = quantized::is_wide(q, cell);
-  const bool clear = largest > 1e-15 && largest < 1e15 && std::fabs(ratio - from) > 1e-4;  // else squares are no guide
+  const bool clear =
+      largest > 1e-15 && largest < 1e15 && std::fabs(ratio - from) > 1e-4;  // else squares are no guide
   CHECK(!clear || wide == (ratio > from), "%g of %g", ratio, from);
   check_sums(q.high, cell_columns, cell);
   if (wide) check_sums(q.low, cell_columns, cell);

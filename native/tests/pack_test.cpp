@@ -17,16 +17,14 @@ std::vector<int64_t> columns_of(Format f) {
 
 // Sum over i of (1 + i % 7) x weight i of 256 x 4 weights made from splitmix64 bytes with finite scales,
 // as gguf-py's quants.dequantize computes it.
-struct Published { Format format; double sum; };
+struct Published {
+  Format format;
+  double sum;
+};
 constexpr Published kPublished[] = {
-    {Format::q4_0, -1.82130336761},
-    {Format::q4_1, 81.4703888893},
-    {Format::q5_0, -1.37475299835},
-    {Format::q5_1, 106.409700871},
-    {Format::q8_0, -2.46114301682},
-    {Format::q4_k, -1417.27698278},
-    {Format::q5_k, -504.193283081},
-    {Format::q6_k, -234.059419632},
+    {Format::q4_0, -1.82130336761}, {Format::q4_1, 81.4703888893},  {Format::q5_0, -1.37475299835},
+    {Format::q5_1, 106.409700871},  {Format::q8_0, -2.46114301682}, {Format::q4_k, -1417.27698278},
+    {Format::q5_k, -504.193283081}, {Format::q6_k, -234.059419632},
 };
 
 // Random bytes, and 0x1234 / 0x2345 + block index as the scales.
@@ -51,7 +49,8 @@ TEST(reference_decode_agrees_with_gguf_py) {
     for (int64_t i = 0; i < 1024; ++i) {
       sum += static_cast<double>(1 + i % 7) * gguf::weight(p.format, bytes.data(), i).value();
     }
-    CHECK(std::fabs(sum - p.sum) <= 1e-5 * std::fabs(p.sum), "%s: %.9g, gguf-py %.9g", gguf::name_of(p.format), sum, p.sum);
+    CHECK(std::fabs(sum - p.sum) <= 1e-5 * std::fabs(p.sum), "%s: %.9g, gguf-py %.9g",
+          gguf::name_of(p.format), sum, p.sum);
   }
 }
 
@@ -67,9 +66,10 @@ void check_rows(const outpace::Kernels& kernels, const gguf::Matrix& m) {
       const float expected = static_cast<float>(gguf::weight(m.format, m.row(r), k).value());
       const float got = out[static_cast<size_t>(k)];
       if (got == expected) continue;
-      CHECK(got == expected, "%s %s [%d, %d] at (%d, %d): %.9g, not %.9g", kernels.name, gguf::name_of(m.format),
-            static_cast<int>(m.rows), static_cast<int>(m.columns), static_cast<int>(r), static_cast<int>(k),
-            static_cast<double>(got), static_cast<double>(expected));
+      CHECK(got == expected, "%s %s [%d, %d] at (%d, %d): %.9g, not %.9g", kernels.name,
+            gguf::name_of(m.format), static_cast<int>(m.rows), static_cast<int>(m.columns),
+            static_cast<int>(r), static_cast<int>(k), static_cast<double>(got),
+            static_cast<double>(expected));
       return;
     }
   }
@@ -93,7 +93,8 @@ TEST(dequantize_row_is_the_files_weight) {
     for (const Format f : gguf::kFormats) {
       for (const int64_t rows : kRows) {
         for (const int64_t columns : columns_of(f)) {
-          const gguf::Matrix m = gguf::random_matrix(f, rows, columns, static_cast<uint64_t>(rows * 1000 + columns));
+          const gguf::Matrix m =
+              gguf::random_matrix(f, rows, columns, static_cast<uint64_t>(rows * 1000 + columns));
           check_rows(*kernels, m);
           check_padding(*kernels, m);
         }
@@ -147,7 +148,8 @@ void check_quantized(const outpace::Kernels& kernels, Format from, Format to, co
   kernels.quantize_weights(from, to, row.data(), kQuantized, blocks.data());
   for (int64_t g = 0; g < kQuantized / 32; ++g) {
     double largest = 0.0;
-    for (int64_t i = 0; i < 32; ++i) largest = std::fmax(largest, std::fabs(gguf::weight(from, row.data(), g * 32 + i).value()));
+    for (int64_t i = 0; i < 32; ++i)
+      largest = std::fmax(largest, std::fabs(gguf::weight(from, row.data(), g * 32 + i).value()));
     // Half a step and the rounding of d (to 11 bits, or to 2^-24); q4_0 lacks the step +8.
     const double d = largest / (to == Format::q8_0 ? 127.0 : 8.0), steps = to == Format::q8_0 ? 127.0 : 8.0;
     const double bound = d * (to == Format::q8_0 ? 0.501 : 1.001) + steps * std::fmax(d * 0x1p-11, 0x1p-25);
@@ -180,8 +182,10 @@ TEST(f16_conversions_agree_with_the_standard) {
       continue;
     }
     const uint8_t bytes[2] = {static_cast<uint8_t>(h), static_cast<uint8_t>(h >> 8)};
-    if ((h & 0x7c00) == 0x7c00) CHECK(std::isinf(f) && std::signbit(f) == (h >> 15));
-    else CHECK(static_cast<double>(f) == gguf::half(bytes));
+    if ((h & 0x7c00) == 0x7c00)
+      CHECK(std::isinf(f) && std::signbit(f) == (h >> 15));
+    else
+      CHECK(static_cast<double>(f) == gguf::half(bytes));
     CHECK(outpace::f32_to_f16(f) == h);
     if ((h & 0x7fff) >= 0x7bff) continue;
     // Half way to the next number goes to the even one; a little more or less goes to the nearer.

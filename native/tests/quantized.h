@@ -31,8 +31,10 @@ struct Memory {
       p.q.assign(elements(1), 99);
       p.scale.assign(elements(cell), 1e9f);
       p.sum.assign(elements(cell == outpace::kGroup ? 32 : 16), 9999);
-      if (cell == outpace::kGroup) p.scaled_sum.assign(elements(32), 1e9f);
-      else p.pair_sum.assign(elements(32), 9999);
+      if (cell == outpace::kGroup)
+        p.scaled_sum.assign(elements(32), 1e9f);
+      else
+        p.pair_sum.assign(elements(32), 9999);
     }
     num_wide.assign(static_cast<size_t>(rows), -1);
     wide.assign(whole ? elements(cell) : 0, -1);
@@ -60,8 +62,11 @@ struct Rows {
   Memory per_32, per_256;
 
   Rows(int64_t num_rows, int64_t num_columns)
-      : rows(num_rows), columns(num_columns), x(static_cast<size_t>(rows * columns)),
-        per_32(rows, columns, outpace::kGroup), per_256(rows, columns, outpace::kSuperBlock) {}
+      : rows(num_rows),
+        columns(num_columns),
+        x(static_cast<size_t>(rows * columns)),
+        per_32(rows, columns, outpace::kGroup),
+        per_256(rows, columns, outpace::kSuperBlock) {}
 
   // As the kernels see the rows from `row` on.
   outpace::Activations from(int64_t row) {
@@ -85,7 +90,9 @@ inline bool is_wide(const outpace::Quantized& row, int64_t cell) {
 }
 
 // A quantized activation's value, and the step it was rounded to.
-struct Activation { double value, step; };
+struct Activation {
+  double value, step;
+};
 
 inline Activation activation(const outpace::Quantized& row, int64_t k, int64_t cell_columns) {
   const int64_t cell = k / cell_columns;

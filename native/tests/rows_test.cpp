@@ -39,8 +39,8 @@ Row on_all_tiers(const char* what, const std::function<Row(const Kernels&)>& run
 }
 
 // |got - expected| within relative x size + absolute, element by element.
-void check_close(const char* what, const Row& got, const std::function<double(size_t)>& expected, double relative,
-                 double absolute) {
+void check_close(const char* what, const Row& got, const std::function<double(size_t)>& expected,
+                 double relative, double absolute) {
   for (size_t i = 0; i < got.size(); ++i) {
     const double want = expected(i), error = std::fabs(static_cast<double>(got[i]) - want);
     CHECK(error <= relative * std::fabs(want) + absolute, "%s of %d at %d: %.9g, not %.9g", what,
@@ -62,7 +62,10 @@ TEST(rms_norm) {
           k.rms_norm(in_place ? y.data() : x.data(), w.data(), n, 1e-5f, in_place ? y.data() : other.data());
           return in_place ? y : other;
         });
-        check_close("rms_norm", out, [&](size_t i) { return static_cast<double>(x[i]) * inverse * static_cast<double>(w[i]); }, 1e-6, 0.0);
+        check_close(
+            "rms_norm", out,
+            [&](size_t i) { return static_cast<double>(x[i]) * inverse * static_cast<double>(w[i]); }, 1e-6,
+            0.0);
       }
     }
   }
@@ -71,8 +74,16 @@ TEST(rms_norm) {
 TEST(add_and_scale_are_one_rounding) {
   for (const int64_t n : lengths()) {
     const Row x = normal_row(n, 1.0f, 1), y = normal_row(n, 100.0f, 2);
-    const Row sum = on_all_tiers("add", [&](const Kernels& k) { Row z = x; k.add(z.data(), y.data(), n); return z; });
-    const Row scaled = on_all_tiers("scale", [&](const Kernels& k) { Row z = x; k.scale(z.data(), 0.3f, n); return z; });
+    const Row sum = on_all_tiers("add", [&](const Kernels& k) {
+      Row z = x;
+      k.add(z.data(), y.data(), n);
+      return z;
+    });
+    const Row scaled = on_all_tiers("scale", [&](const Kernels& k) {
+      Row z = x;
+      k.scale(z.data(), 0.3f, n);
+      return z;
+    });
     for (size_t i = 0; i < x.size(); ++i) CHECK(sum[i] == x[i] + y[i] && scaled[i] == x[i] * 0.3f);
   }
 }
@@ -94,14 +105,17 @@ TEST(rope_turns_both_kinds_of_pairs) {
         k.rope(y.data(), cos.data(), sin.data(), pairs, interleaved);
         return y;
       });
-      check_close("rope", out, [&](size_t at) {
-        const auto p = static_cast<size_t>(pairs);
-        if (at >= 2 * p) return static_cast<double>(x[at]);
-        const size_t i = interleaved ? at / 2 : at % p, second = interleaved ? at % 2 : at / p;
-        const double a = x[interleaved ? 2 * i : i], b = x[interleaved ? 2 * i + 1 : i + p];
-        return second ? a * static_cast<double>(sin[i]) + b * static_cast<double>(cos[i])
-                      : a * static_cast<double>(cos[i]) - b * static_cast<double>(sin[i]);
-      }, 0.0, 2e-6);
+      check_close(
+          "rope", out,
+          [&](size_t at) {
+            const auto p = static_cast<size_t>(pairs);
+            if (at >= 2 * p) return static_cast<double>(x[at]);
+            const size_t i = interleaved ? at / 2 : at % p, second = interleaved ? at % 2 : at / p;
+            const double a = x[interleaved ? 2 * i : i], b = x[interleaved ? 2 * i + 1 : i + p];
+            return second ? a * static_cast<double>(sin[i]) + b * static_cast<double>(cos[i])
+                          : a * static_cast<double>(cos[i]) - b * static_cast<double>(sin[i]);
+          },
+          0.0, 2e-6);
     }
   }
 }
@@ -130,16 +144,22 @@ TEST(silu_and_gelu) {
       k.gelu_mul(y.data(), up.data(), n, y.data());
       return y;
     });
-    check_close("silu", silu, [&](size_t i) {
-      const double g = gate[i];
-      return g / (1.0 + std::exp(-g)) * static_cast<double>(up[i]);
-    }, 1e-6, 1e-34);
-    check_close("gelu", gelu, [&](size_t i) {
-      const double g = gate[i];
-      // 0.5 g (1 + tanh z), in a form that does not cancel.
-      const double z = std::sqrt(2.0 / M_PI) * (g + 0.044715 * g * g * g);
-      return g / (1.0 + std::exp(-2.0 * z)) * static_cast<double>(up[i]);
-    }, 1e-5, 1e-34);
+    check_close(
+        "silu", silu,
+        [&](size_t i) {
+          const double g = gate[i];
+          return g / (1.0 + std::exp(-g)) * static_cast<double>(up[i]);
+        },
+        1e-6, 1e-34);
+    check_close(
+        "gelu", gelu,
+        [&](size_t i) {
+          const double g = gate[i];
+          // 0.5 g (1 + tanh z), in a form that does not cancel.
+          const double z = std::sqrt(2.0 / M_PI) * (g + 0.044715 * g * g * g);
+          return g / (1.0 + std::exp(-2.0 * z)) * static_cast<double>(up[i]);
+        },
+        1e-5, 1e-34);
   }
 }
 
@@ -147,9 +167,15 @@ TEST(softcap) {
   for (const int64_t n : lengths()) {
     for (const float cap : {30.0f, 50.0f}) {
       const Row x = activation_row(n);
-      const Row out = on_all_tiers("softcap", [&](const Kernels& k) { Row y = x; k.softcap(y.data(), cap, n); return y; });
+      const Row out = on_all_tiers("softcap", [&](const Kernels& k) {
+        Row y = x;
+        k.softcap(y.data(), cap, n);
+        return y;
+      });
       const double c = cap;
-      check_close("softcap", out, [&](size_t i) { return c * std::tanh(static_cast<double>(x[i]) / c); }, 1e-6, 2e-7 * c);
+      check_close(
+          "softcap", out, [&](size_t i) { return c * std::tanh(static_cast<double>(x[i]) / c); }, 1e-6,
+          2e-7 * c);
       for (const float y : out) CHECK(std::fabs(y) <= cap);
     }
   }
@@ -162,18 +188,27 @@ TEST(exp_is_within_3_ulp) {
     for (double v = -87.0; v <= 88.0; v += 0.0171) x.push_back(static_cast<float>(v) + shift);
     for (double v = -1e-3; v <= 1e-3; v += 1.3e-6) x.push_back(static_cast<float>(v) + shift);
     const auto n = static_cast<int64_t>(x.size());
-    const Row out = on_all_tiers("exp", [&](const Kernels& k) { Row y(x.size()); k.exp(x.data(), shift, n, y.data()); return y; });
+    const Row out = on_all_tiers("exp", [&](const Kernels& k) {
+      Row y(x.size());
+      k.exp(x.data(), shift, n, y.data());
+      return y;
+    });
     for (size_t i = 0; i < x.size(); ++i) {
       const double want = std::exp(static_cast<double>(x[i] - shift));
       const float nearest = static_cast<float>(want);
-      const double ulp = static_cast<double>(std::nextafterf(nearest, kInfinity)) - static_cast<double>(nearest);
+      const double ulp =
+          static_cast<double>(std::nextafterf(nearest, kInfinity)) - static_cast<double>(nearest);
       worst = std::fmax(worst, std::fabs(static_cast<double>(out[i]) - want) / ulp);
     }
   }
   CHECK(worst <= 3.0, "%g ulp", worst);
   for (const int64_t n : lengths()) {
     const Row x = normal_row(n, 10.0f, 1);
-    const Row out = on_all_tiers("exp", [&](const Kernels& k) { Row y(x.size()); k.exp(x.data(), 1.0f, n, y.data()); return y; });
+    const Row out = on_all_tiers("exp", [&](const Kernels& k) {
+      Row y(x.size());
+      k.exp(x.data(), 1.0f, n, y.data());
+      return y;
+    });
     check_close("exp", out, [&](size_t i) { return std::exp(static_cast<double>(x[i] - 1.0f)); }, 4e-7, 0.0);
   }
 }
@@ -184,13 +219,15 @@ TEST(extreme_values_stay_finite) {
     Row x = {-kInfinity, -1e38f, -1e5f, -88.0f, 88.0f, 1e5f, 1e38f, kInfinity}, out(x.size());
     const auto n = static_cast<int64_t>(x.size());
     kernels->exp(x.data(), 0.0f, n, out.data());
-    for (size_t i = 0; i < 3; ++i) CHECK(out[i] >= 0.0f && out[i] < 1e-37f && out[i + 5] > 1e38f && std::isfinite(out[i + 5]));
+    for (size_t i = 0; i < 3; ++i)
+      CHECK(out[i] >= 0.0f && out[i] < 1e-37f && out[i + 5] > 1e38f && std::isfinite(out[i + 5]));
     x = {-1e12f, -1e5f, -0.0f, 0.0f, 1e5f, 1e12f, -90.0f, 90.0f};
     const Row up(x.size(), 1.0f);
     for (const auto op : {kernels->silu_mul, kernels->gelu_mul}) {
       op(x.data(), up.data(), n, out.data());
       for (size_t i = 0; i < x.size(); ++i) {
-        CHECK(x[i] > 0.0f ? out[i] == x[i] : std::fabs(out[i]) < 1e-25f, "%g -> %g", static_cast<double>(x[i]), static_cast<double>(out[i]));
+        CHECK(x[i] > 0.0f ? out[i] == x[i] : std::fabs(out[i]) < 1e-25f, "%g -> %g",
+              static_cast<double>(x[i]), static_cast<double>(out[i]));
       }
     }
     Row zeros(33, 0.0f), normed(33, 9.0f);
@@ -210,7 +247,8 @@ TEST(log_sum_exp) {
       for (const float v : x) largest = std::fmax(largest, static_cast<double>(v));
       for (const float v : x) sum += std::exp(static_cast<double>(v) - largest);
       const double want = largest + std::log(sum), first = check::tiers().front()->log_sum_exp(x.data(), n);
-      CHECK(std::fabs(first - want) <= 1e-6, "n %d size %g: %.9g, not %.9g", static_cast<int>(n), static_cast<double>(size), first, want);
+      CHECK(std::fabs(first - want) <= 1e-6, "n %d size %g: %.9g, not %.9g", static_cast<int>(n),
+            static_cast<double>(size), first, want);
       for (const Kernels* kernels : check::tiers()) CHECK(kernels->log_sum_exp(x.data(), n) == first);
     }
   }
@@ -223,7 +261,8 @@ TEST(argmax_takes_the_lowest_of_equals) {
       for (int64_t at = 0; at < n; ++at) {
         Row x = normal_row(n, 1.0f, static_cast<uint64_t>(n * 100 + at));
         x[static_cast<size_t>(at)] = 50.0f;
-        for (int64_t again = at + 1 + random.below(20); again < n; again += 7) x[static_cast<size_t>(again)] = 50.0f;
+        for (int64_t again = at + 1 + random.below(20); again < n; again += 7)
+          x[static_cast<size_t>(again)] = 50.0f;
         CHECK(kernels->argmax(x.data(), n) == at);
       }
       CHECK(kernels->argmax(Row(static_cast<size_t>(n), -kInfinity).data(), n) == 0);
@@ -247,7 +286,8 @@ TEST(argmax_passes_over_nan) {
         }
         const int64_t same_lane = at + 16;
         if (same_lane < n) x[static_cast<size_t>(same_lane)] = nan;
-        CHECK(kernels->argmax(x.data(), n) == at, "%s: %d of %d", kernels->name, static_cast<int>(at), static_cast<int>(n));
+        CHECK(kernels->argmax(x.data(), n) == at, "%s: %d of %d", kernels->name, static_cast<int>(at),
+              static_cast<int>(n));
       }
       CHECK(kernels->argmax(Row(static_cast<size_t>(n), nan).data(), n) == 0);
     }

@@ -29,11 +29,13 @@ struct Ask {
 };
 
 template <class T>
-outpace::Span<T> span(const std::vector<T>& v) { return {v.data(), static_cast<int64_t>(v.size())}; }
+outpace::Span<T> span(const std::vector<T>& v) {
+  return {v.data(), static_cast<int64_t>(v.size())};
+}
 
 outpace::Sampled sample(const Kernels& kernels, std::vector<float> logits, const Ask& ask) {
-  const outpace::SampleRequest request{&ask.sampling, ask.position, span(ask.history), span(ask.drafts),
-                                       span(ask.bias_ids), span(ask.bias)};
+  const outpace::SampleRequest request{&ask.sampling,    ask.position,       span(ask.history),
+                                       span(ask.drafts), span(ask.bias_ids), span(ask.bias)};
   return outpace::sample(kernels, logits.data(), static_cast<int64_t>(logits.size()), request);
 }
 
@@ -56,7 +58,8 @@ void naive_penalties(std::vector<float>& l, const Ask& ask) {
   const Sampling& s = ask.sampling;
   std::set<int32_t> seen(ask.history.begin(), ask.history.end());
   std::map<int32_t, int> output;
-  for (size_t i = static_cast<size_t>(s.num_prompt_tokens); i < ask.history.size(); ++i) ++output[ask.history[i]];
+  for (size_t i = static_cast<size_t>(s.num_prompt_tokens); i < ask.history.size(); ++i)
+    ++output[ask.history[i]];
   for (const int32_t id : ask.drafts) {
     seen.insert(id);
     ++output[id];
@@ -88,7 +91,9 @@ std::vector<int32_t> naive_kept(const std::vector<float>& z, const Sampling& s) 
     before += std::exp(at(id) - largest);
     kept.push_back(id);
   }
-  std::erase_if(kept, [&](int32_t id) { return s.min_p > 0.0f && std::exp(at(id) - largest) < static_cast<double>(s.min_p); });
+  std::erase_if(kept, [&](int32_t id) {
+    return s.min_p > 0.0f && std::exp(at(id) - largest) < static_cast<double>(s.min_p);
+  });
   return kept;
 }
 
@@ -123,9 +128,10 @@ void check_equal(const std::vector<float>& logits, const Ask& ask, const char* w
   check::record(&expected, 1);
   for (const Kernels* kernels : check::tiers()) {
     const int32_t got = sample(*kernels, logits, ask).token_id;
-    CHECK(got == expected, "%s on %s: token %d, not %d; T %g k %d p %g min %g of %d", what, kernels->name, got, expected,
-          static_cast<double>(ask.sampling.temperature), ask.sampling.top_k, static_cast<double>(ask.sampling.top_p),
-          static_cast<double>(ask.sampling.min_p), static_cast<int>(logits.size()));
+    CHECK(got == expected, "%s on %s: token %d, not %d; T %g k %d p %g min %g of %d", what, kernels->name,
+          got, expected, static_cast<double>(ask.sampling.temperature), ask.sampling.top_k,
+          static_cast<double>(ask.sampling.top_p), static_cast<double>(ask.sampling.min_p),
+          static_cast<int>(logits.size()));
   }
 }
 
@@ -223,12 +229,22 @@ TEST(restrictions_agree_with_naive) {
 // With a restriction, only what it keeps may be drawn, and all of it is.
 TEST(restrictions_keep_the_right_tokens) {
   std::vector<float> logits(500, -20.0f);
-  for (const int id : {100, 200, 300, 400}) logits[static_cast<size_t>(id)] = std::log(static_cast<float>(id));  // 10 to 40 %
-  const struct { int32_t top_k; float top_p, min_p; std::set<int32_t> kept; } cases[] = {
-      {1, 1.0f, 0.0f, {400}},       {2, 1.0f, 0.0f, {300, 400}},       {0, 0.39f, 0.0f, {400}},
-      {0, 0.41f, 0.0f, {300, 400}}, {0, 0.71f, 0.0f, {200, 300, 400}}, {0, 0.0001f, 0.0f, {400}},
-      {0, 1.0f, 0.6f, {300, 400}},  {0, 1.0f, 1.0f, {400}},            {3, 0.5f, 0.1f, {300, 400}},
-      {3, 1.0f, 0.4f, {200, 300, 400}}};
+  for (const int id : {100, 200, 300, 400})
+    logits[static_cast<size_t>(id)] = std::log(static_cast<float>(id));  // 10 to 40 %
+  const struct {
+    int32_t top_k;
+    float top_p, min_p;
+    std::set<int32_t> kept;
+  } cases[] = {{1, 1.0f, 0.0f, {400}},
+               {2, 1.0f, 0.0f, {300, 400}},
+               {0, 0.39f, 0.0f, {400}},
+               {0, 0.41f, 0.0f, {300, 400}},
+               {0, 0.71f, 0.0f, {200, 300, 400}},
+               {0, 0.0001f, 0.0f, {400}},
+               {0, 1.0f, 0.6f, {300, 400}},
+               {0, 1.0f, 1.0f, {400}},
+               {3, 0.5f, 0.1f, {300, 400}},
+               {3, 1.0f, 0.4f, {200, 300, 400}}};
   for (const auto& c : cases) {
     std::set<int32_t> drawn;
     for (int64_t position = 0; position < 300; ++position) {
@@ -255,9 +271,11 @@ TEST(penalties_and_bias_agree_with_naive) {
     if (random.below(2) == 0) ask.sampling.repetition_penalty = 0.5f + 1.5f * random.uniform();
     if (random.below(2) == 0) ask.sampling.frequency_penalty = random.normal();
     if (random.below(2) == 0) ask.sampling.presence_penalty = random.normal();
-    for (int64_t k = random.below(40); k > 0; --k) ask.history.push_back(static_cast<int32_t>(random.below(n)));
+    for (int64_t k = random.below(40); k > 0; --k)
+      ask.history.push_back(static_cast<int32_t>(random.below(n)));
     for (int64_t k = random.below(4); k > 0; --k) ask.drafts.push_back(static_cast<int32_t>(random.below(n)));
-    ask.sampling.num_prompt_tokens = static_cast<int32_t>(random.below(static_cast<int64_t>(ask.history.size()) + 1));
+    ask.sampling.num_prompt_tokens =
+        static_cast<int32_t>(random.below(static_cast<int64_t>(ask.history.size()) + 1));
     for (int64_t k = random.below(4); k > 0; --k) {
       ask.bias_ids.push_back(static_cast<int32_t>(random.below(n)));
       ask.bias.push_back(random.normal() * 3.0f);
@@ -276,7 +294,8 @@ TEST(bias_forces_and_bans) {
     ask.bias_ids = {static_cast<int32_t>(random.below(200))};
     ask.bias = {100.0f};
     CHECK(sample(*check::tiers().front(), logits, ask).token_id == ask.bias_ids[0]);
-    ask.bias_ids = {sample(*check::tiers().front(), logits, Ask()).token_id, -1, 200};  // the last two are no tokens
+    ask.bias_ids = {sample(*check::tiers().front(), logits, Ask()).token_id, -1,
+                    200};  // the last two are no tokens
     ask.bias = {-kInfinity, 1000.0f, 1000.0f};
     const int32_t other = sample(*check::tiers().front(), logits, ask).token_id;
     CHECK(other != ask.bias_ids[0] && other >= 0 && other < 200);
@@ -319,8 +338,10 @@ TEST(draws_follow_the_distribution) {
       for (const double a : p) {
         for (const double b : p) expected_pairs.push_back(a / total * b / total * (draws - 1));
       }
-      CHECK(chi_square(counts, expected) < 24.3, "T %g: %g", static_cast<double>(temperature), chi_square(counts, expected));
-      CHECK(chi_square(pairs, expected_pairs) < 103.4, "T %g: %g", static_cast<double>(temperature), chi_square(pairs, expected_pairs));
+      CHECK(chi_square(counts, expected) < 24.3, "T %g: %g", static_cast<double>(temperature),
+            chi_square(counts, expected));
+      CHECK(chi_square(pairs, expected_pairs) < 103.4, "T %g: %g", static_cast<double>(temperature),
+            chi_square(pairs, expected_pairs));
     }
   }
 }
@@ -344,8 +365,12 @@ TEST(logprobs_are_of_the_raw_logits) {
     for (const float l : logits) sum += std::exp(static_cast<double>(l));
     std::vector<int32_t> order(logits.size());
     for (size_t k = 0; k < order.size(); ++k) order[k] = static_cast<int32_t>(k);
-    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return logits[static_cast<size_t>(a)] > logits[static_cast<size_t>(b)]; });
-    const auto logprob = [&](int32_t id) { return static_cast<double>(logits[static_cast<size_t>(id)]) - std::log(sum); };
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+      return logits[static_cast<size_t>(a)] > logits[static_cast<size_t>(b)];
+    });
+    const auto logprob = [&](int32_t id) {
+      return static_cast<double>(logits[static_cast<size_t>(id)]) - std::log(sum);
+    };
     for (const Kernels* kernels : check::tiers()) {
       const outpace::Sampled got = sample(*kernels, logits, ask);
       CHECK(got.token_id == without && std::fabs(got.logprob - logprob(got.token_id)) < 2e-6);

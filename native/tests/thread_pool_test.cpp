@@ -20,7 +20,9 @@ constexpr int kFewThreads = 2;
 double cpu_seconds() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
-  const auto seconds = [](const timeval& t) { return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec); };
+  const auto seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
+  };
   return seconds(usage.ru_utime) + seconds(usage.ru_stime);
 }
 
@@ -60,8 +62,8 @@ TEST(parallel_covers_every_index_once) {
           });
         });
         CHECK(bad_ranges == 0);
-        CHECK(std::all_of(visits.begin(), visits.end(), [](const auto& n) { return n == 1; }), "%d threads, %d by %d",
-              threads, static_cast<int>(size), static_cast<int>(grain));
+        CHECK(std::all_of(visits.begin(), visits.end(), [](const auto& n) { return n == 1; }),
+              "%d threads, %d by %d", threads, static_cast<int>(size), static_cast<int>(grain));
       }
     }
   }

@@ -13,17 +13,20 @@ template <class T>
 struct Aligned {
   using value_type = T;
   Aligned() = default;
-  template <class U> Aligned(const Aligned<U>&) {}
+  template <class U>
+  Aligned(const Aligned<U>&) {}
   T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t{64})); }
   void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t{64}); }
   bool operator==(const Aligned&) const { return true; }
 };
-template <class T> using Array = std::vector<T, Aligned<T>>;
+template <class T>
+using Array = std::vector<T, Aligned<T>>;
 
 inline const std::vector<const outpace::Kernels*>& tiers() {
   static const std::vector<const outpace::Kernels*> all = [] {
     std::vector<const outpace::Kernels*> found;
-    for (const std::string& name : outpace::available_tiers()) found.push_back(&outpace::select_kernels(name));
+    for (const std::string& name : outpace::available_tiers())
+      found.push_back(&outpace::select_kernels(name));
     return found;
   }();
   return all;

@@ -12,10 +12,11 @@ multiply-add), unless float64 is named. Ties are won by the lowest token id ever
 4. Temperature 0 (greedy): the answer is argmax l. The steps below do not run.
 5. `s = l / temperature`.
 6. top_k > 0: keep the top_k largest s.
-7. top_p < 1: weights `w = exp(s - max s)` of what is kept, in float64, ordered by decreasing s; keep a token
-   where the sum of the weights before it is below `top_p * (sum of all)`; sums in that order. The first
-   token is always kept.
-8. min_p > 0: keep where `exp(s - max s) >= min_p`, in float64.
+7. top_p < 1: weights `w = exp(s - max s)` of what is kept, ordered by decreasing s; keep a token where the
+   sum of the weights before it is below `top_p * (sum of all)`. The first token is always kept.
+8. min_p > 0: keep where `exp(s - max s) >= min_p`.
+   (Sums are float64. A backend's exp may differ from another's in the last bits of float32, so two backends
+   may disagree on a token within 1e-6 of the limit; one backend never disagrees with itself.)
 9. The answer is the argmax over what is kept of `s + g(seed, position, id)`. `position` is the number of
    tokens before the one being chosen, prompt included.
 
