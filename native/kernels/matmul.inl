@@ -93,34 +93,23 @@ OUTPACE_INLINE Ints byte_of(Ints words) {
   return bit_and(shift_right<8 * Byte>(words), 0xff);
 }
 
-// One group of a Q4_K or Q5_K super-block: acc[r] += scale x (w . a).
-template <Format F, int R, int Group>
-OUTPACE_INLINE void k_group(const uint8_t* quants, const uint8_t* high, const Ints (&scale)[2],
-                            const int8_t* q, int64_t columns, Ints (&acc)[R]) {
-  Lines w[8];
-  unpack_group<F>(quants + Group * quant_bytes(F), high + Group * high_bytes(F), w);
-  const Ints s = byte_of<Group % 4>(scale[Group / 4]);
-  for (int r = 0; r < R; ++r) {
-    acc[r] = add(acc[r], mul(dot_group<F>(w, q + r * columns + Group * kGroup), s));
-  }
-}
-
 template <Format F, int R>
 OUTPACE_INLINE void k_super_block(const uint8_t* cell, const Plane& a, int64_t columns, int64_t row0,
                                   int64_t block, Floats (&out)[R]) {
   const uint8_t *quants = cell, *high = cell + high_offset(F), *scales = cell + scale_offset(F);
   Ints scale[2], min[2], acc[R];
   unpack_scales(scales, scale, min);
+  const Ints scale_of[8] = {byte_of<0>(scale[0]), byte_of<1>(scale[0]), byte_of<2>(scale[0]),
+                            byte_of<3>(scale[0]), byte_of<0>(scale[1]), byte_of<1>(scale[1]),
+                            byte_of<2>(scale[1]), byte_of<3>(scale[1])};
   for (int r = 0; r < R; ++r) acc[r] = zero_ints();
-  const int8_t* q = a.q + row0 * columns + block * kSuperBlock;
-  k_group<F, R, 0>(quants, high, scale, q, columns, acc);
-  k_group<F, R, 1>(quants, high, scale, q, columns, acc);
-  k_group<F, R, 2>(quants, high, scale, q, columns, acc);
-  k_group<F, R, 3>(quants, high, scale, q, columns, acc);
-  k_group<F, R, 4>(quants, high, scale, q, columns, acc);
-  k_group<F, R, 5>(quants, high, scale, q, columns, acc);
-  k_group<F, R, 6>(quants, high, scale, q, columns, acc);
-  k_group<F, R, 7>(quants, high, scale, q, columns, acc);
+  // A loop on purpose: unrolled, the groups' lines and the rows' sums do not fit the registers together.
+  for (int g = 0; g < 8; ++g) {
+    Lines w[8];
+    unpack_group<F>(quants + g * quant_bytes(F), high + g * high_bytes(F), w);
+    const int8_t* q = a.q + row0 * columns + block * kSuperBlock + g * kGroup;
+    for (int r = 0; r < R; ++r) acc[r] = add(acc[r], mul(dot_group<F>(w, q + r * columns), scale_of[g]));
+  }
   const Floats d = load_halves(scales + 192), dmin = load_halves(scales + 224);
   // The minima of groups (0, 2), (1, 3), (4, 6), (5, 7) as pairs of 16-bit numbers.
   const Ints m02 = bit_and(min[0], 0x00ff00ff), m13 = bit_and(shift_right<8>(min[0]), 0x00ff00ff);
