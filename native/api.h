@@ -108,7 +108,7 @@ struct StepOutput {
 // A loaded model with its KV cache. step() is not reentrant.
 class Model {
  public:
-  // Called after each tensor with the bytes read so far; may throw to stop the load.
+  // Called now and then with the bytes read so far; may throw to stop the load.
   using Progress = std::function<void(uint64_t)>;
 
   Model(const ModelSpec& spec, const std::vector<TensorRef>& tensors, const Options& options,

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -266,7 +267,15 @@ class Loader {
     });
     if (!error.empty()) throw Error(error);
     bytes_read_ += p.tensor->num_bytes;
-    if (progress_) progress_(bytes_read_);
+    report();
+  }
+
+  // A few times a second: each report waits for the interpreter.
+  void report() {
+    const auto now = std::chrono::steady_clock::now();
+    if (!progress_ || now - reported_ < std::chrono::milliseconds(100)) return;
+    reported_ = now;
+    progress_(bytes_read_);
   }
 
   const ModelSpec& spec_;
@@ -278,6 +287,7 @@ class Loader {
   std::map<std::string, std::unique_ptr<File>> files_;
   std::vector<Planned> planned_;
   uint64_t bytes_read_ = 0, vector_bytes_ = 0;
+  std::chrono::steady_clock::time_point reported_ = std::chrono::steady_clock::now();
 };
 
 }  // namespace

@@ -6,6 +6,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack, cast
@@ -86,9 +87,16 @@ class LLM:
     def _open(self, checkpoint: Checkpoint, options: EngineOptions) -> None:
         self.config = resolve_engine_config(checkpoint.spec, options)
         self.spec = checkpoint.spec
-        self.tokenizer = Tokenizer.from_checkpoint(checkpoint)
+        # The tokenizer is built while the weights are read, which does not hold the interpreter.
+        with ThreadPoolExecutor(1, "outpace-tokenizer") as executor:
+            tokenizer = executor.submit(Tokenizer.from_checkpoint, checkpoint)
+            self.backend = backends.create(checkpoint, self.config)
+        try:
+            self.tokenizer = tokenizer.result()
+        except BaseException:
+            self.backend.close()
+            raise
         self.chat_template = self.tokenizer.chat_template
-        self.backend = backends.create(checkpoint, self.config)
         self.loop = EngineLoop(Engine(self.backend, self.tokenizer, self.config, draft.create(self.config)))
         self._finalizer = weakref.finalize(self, _shut_down, self.loop, self.backend)
 
