@@ -4,6 +4,7 @@
 // with a barrier. Every operation is row-wise, so a row's result depends on that row alone.
 #pragma once
 
+#include <initializer_list>
 #include <vector>
 
 #include "api.h"
@@ -76,19 +77,17 @@ class Forward {
   void merge_row(int64_t row);
   void feed_forward(const LayerWeights& w, int64_t num_rows);
 
-  // Quantizes a row as the matrices that read it need it.
+  // Which integers the matrices that read a row ask for.
   struct Needs {
     bool per_32 = false, per_256 = false;
-    void of(const TileMatrix& m) {
-      per_32 |= !is_float(m.format) && !is_k(m.format);
-      per_256 |= is_k(m.format);
-    }
   };
-  void quantize(const float* x, int64_t row, int64_t columns, const Needs& needs);
+  static Needs needs(std::initializer_list<const TileMatrix*> matrices);
+  void normalize(const std::vector<float>& weight, int64_t num_rows, Needs needs);
+  void quantize(const float* x, int64_t row, int64_t columns, Needs needs);
   Activations activations(float* x, int64_t stride, int64_t columns);
-  // out[row][..] (+)= x W^T (+ bias); strips spread over the threads.
-  void multiply(const TileMatrix& m, const Activations& a, int64_t num_rows, const float* bias, float* out,
-                int64_t stride, bool accumulate);
+  // out[row][..] = x W^T, or += where `accumulate` is set; strips spread over the threads.
+  void multiply(const TileMatrix& m, const Activations& a, int64_t num_rows, float* out, int64_t stride,
+                bool accumulate);
   int64_t grain(int64_t num_strips) const;
 
   const ModelSpec& spec_;
