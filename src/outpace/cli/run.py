@@ -181,5 +181,8 @@ def _read_stdin(*, keep_end: bool) -> str:
             f"stdin: not UTF-8 at byte {error.start}; convert it, for instance with iconv"
         ) from error
     if not text.strip():
-        raise UsageError("stdin: the prompt is empty")
+        raise UsageError(
+            "stdin: the prompt is empty. (One word alone is taken for the model: "
+            "for a prompt of one word write `outpace run -m MODEL PROMPT`.)"
+        )
     return text if keep_end else text.rstrip("\r\n")
