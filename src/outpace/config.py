@@ -131,6 +131,8 @@ def _check_options(options: EngineOptions) -> None:
             raise UsageError(f"{name} is no option; there are {', '.join(sorted(known))}")
         if name in _CHOICES and value not in _CHOICES[name]:
             raise UsageError(f"{name} must be one of {', '.join(_CHOICES[name])}, not {value!r}")
+        if name == "isa" and not isinstance(value, str):
+            raise UsageError(f"isa must be the name of an instruction set tier or auto, not {value!r}")
         if name == "prefix_cache" and not isinstance(value, bool):
             raise UsageError(f"prefix_cache must be True or False, not {value!r}")
         if name in _LIMITS:

@@ -61,13 +61,17 @@ class InvalidParameterError(UsageError):
 class ContextLengthError(InvalidParameterError):
     """The prompt is longer than the context. Outpace never cuts a prompt.
 
-    Attributes: `num_tokens` of the prompt, `max_context`.
+    Attributes: `num_tokens` of the prompt, `max_context`. `model_context`, the model's own limit, decides
+    whether a larger context is a remedy.
     """
 
-    def __init__(self, num_tokens: int, max_context: int) -> None:
+    def __init__(self, num_tokens: int, max_context: int, *, model_context: int) -> None:
+        remedy = "shorten the prompt"
+        if max_context < model_context:
+            remedy += f" or raise --max-context (the model's own limit is {model_context})"
         super().__init__(
             f"the prompt has {num_tokens} tokens, but the context holds {max_context} "
-            "(one of them must be left for the answer); shorten the prompt or raise --max-context",
+            f"(one of them must be left for the answer); {remedy}",
             "messages",
         )
         self.num_tokens = num_tokens

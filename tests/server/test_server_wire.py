@@ -99,7 +99,7 @@ def test_top_k_of_minus_one_is_off() -> None:
     ("error", "status", "code", "param"),
     [
         (InvalidParameterError("n must be", "n"), 400, "invalid_value", "n"),
-        (ContextLengthError(9, 5), 400, "context_length_exceeded", "prompt"),
+        (ContextLengthError(9, 5, model_context=5), 400, "context_length_exceeded", "prompt"),
         (OutOfMemoryError("no room"), 400, "context_length_exceeded", None),
         (UsageError("no chat template"), 400, "invalid_request", None),
         (OverloadedError("later"), 429, "overloaded", None),

@@ -10,7 +10,7 @@ import numpy as np
 
 from outpace import _native
 from outpace.config import available_memory, kv_bytes_per_block
-from outpace.errors import BackendError, OutOfMemoryError
+from outpace.errors import BackendError, OutOfMemoryError, UsageError
 from outpace.types import EngineConfig, Float32Array, Int32Array, ModelSpec, StepBatch, StepOutput, TensorRef
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class NativeBackend:
     """Runs a checkpoint on the processor. See `outpace.types.Backend`.
 
-    Raises `BackendError` where the file lies about its tensors or the machine cannot run the tier
-    that was asked for, and `OutOfMemoryError` where weights and KV cache do not fit.
+    Raises `UsageError` where the machine cannot run the tier that was asked for, `BackendError` where the
+    file lies about its tensors, and `OutOfMemoryError` where weights and KV cache do not fit.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class NativeBackend:
         self._spec = checkpoint.spec
         self._num_blocks = config.kv_cache_bytes // kv_bytes_per_block(checkpoint.spec, config.kv_format)
         self._kv_format = config.kv_format
+        _check_isa(config.isa)
         _check_memory(checkpoint, config)
         options = {
             "num_threads": config.num_threads,
@@ -131,6 +132,12 @@ class NativeBackend:
     def close(self) -> None:
         """Give the memory and the threads back."""
         self._model = None
+
+
+def _check_isa(isa: str) -> None:
+    tiers = ["auto", *_native.available_isas()]
+    if isa not in tiers:
+        raise UsageError(f"isa {isa!r} cannot run here; this machine has: {', '.join(tiers)}")
 
 
 def _check_memory(checkpoint: Checkpoint, config: EngineConfig) -> None:

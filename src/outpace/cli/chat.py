@@ -107,6 +107,8 @@ def talk(conversation: Conversation, ask: Ask) -> None:
         elif text:
             try:
                 conversation.answer(text)
+            except KeyboardInterrupt:  # the answer had just ended: only its line of speeds is missing
+                print()
             except InvalidParameterError as error:  # too long a conversation, for instance: it goes on
                 print(f"outpace: error: {error} (/reset forgets the conversation)", file=sys.stderr)
 

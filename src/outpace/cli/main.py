@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None, verbs: Sequence[Verb] = VERBS) -> No
         build_app(verb, verbs, debug=debug)(arguments, prog_name="outpace")
     except KeyboardInterrupt:  # before or after the verb itself
         sys.exit(INTERRUPTED)
+    except Exception as error:  # a verb that cannot be loaded, for instance
+        sys.exit(_report(error, debug=debug))
 
 
 def build_app(wanted: str | None, verbs: Sequence[Verb] = VERBS, *, debug: bool = False) -> typer.Typer:
@@ -90,9 +92,9 @@ def _add(app: typer.Typer, verb: Verb, *, debug: bool) -> None:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from outpace import __version__
 
-        typer.echo(f"outpace {version('outpace')}")
+        typer.echo(f"outpace {__version__}")
         raise typer.Exit
 
 
@@ -125,14 +127,18 @@ def _report_errors(verb: Callable[..., None], *, debug: bool) -> Callable[..., N
             _stop_writing()
             raise typer.Exit(INTERNAL_ERROR) from None
         except Exception as error:
-            if debug:
-                traceback.print_exc()
-            else:
-                typer.echo(_one_line(error), err=True)
-            code = error.exit_code if isinstance(error, OutpaceError) else INTERNAL_ERROR
-            raise typer.Exit(code) from None
+            raise typer.Exit(_report(error, debug=debug)) from None
 
     return call
+
+
+def _report(error: Exception, *, debug: bool) -> int:
+    """Tell the user what went wrong; returns the exit code."""
+    if debug:
+        traceback.print_exception(error)
+    else:
+        typer.echo(_one_line(error), err=True)
+    return error.exit_code if isinstance(error, OutpaceError) else INTERNAL_ERROR
 
 
 def _one_line(error: Exception) -> str:

@@ -114,7 +114,7 @@ class Engine:
 
     def _check_length(self, num_tokens: int) -> None:
         if num_tokens >= self._context:
-            raise ContextLengthError(num_tokens, self._context)
+            raise ContextLengthError(num_tokens, self._context, model_context=self.backend.spec.max_context)
         if num_tokens >= self.max_context:
             raise OutOfMemoryError(
                 f"the prompt has {num_tokens} tokens, but the KV cache holds {self.max_context} "

@@ -11,7 +11,7 @@ import pytest
 from outpace._native import available_isas
 from outpace.backends.native_backend import NativeBackend
 from outpace.config import resolve_engine_config
-from outpace.errors import BackendError, OutOfMemoryError
+from outpace.errors import BackendError, OutOfMemoryError, UsageError
 from outpace.models.checkpoint import Checkpoint, open_checkpoint
 from outpace.types import EngineConfig, KVFormat
 from stepping import Rows, blocks_for, make_batch, run_logits
@@ -81,7 +81,7 @@ def test_a_real_model_gives_the_same_bits_on_every_tier(model_135m: Path, kv_for
 
 def test_an_isa_that_this_machine_lacks_is_refused_by_name(tiny_checkpoint: TinyFactory) -> None:
     checkpoint = open_checkpoint(tiny_checkpoint("llama").path)
-    with pytest.raises(BackendError, match=r"isa 'neon9'.*portable"):
+    with pytest.raises(UsageError, match=r"^isa 'neon9'.*auto.*portable"):
         load(checkpoint, isa="neon9")
 
 

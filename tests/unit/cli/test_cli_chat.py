@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
+from outpace import LLM, SamplingParams
+from outpace.cli import chat
 from outpace.cli.status_line import StatusLine
 
 Invoke = Callable[..., Result]
@@ -150,6 +152,21 @@ def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(terminal: Terminal, tmp_path:
 class FakeTerminal(StringIO):
     def isatty(self) -> bool:
         return True
+
+
+def test_ctrl_c_just_after_an_answer_does_not_end_the_chat(
+    model_135m: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_llm: LLM) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat, "probe_bandwidth", interrupted)
+    monkeypatch.setattr(sys, "stdout", FakeTerminal())
+    lines = iter(["Hello", "And now?", None])
+    with LLM(model_135m, backend="null", kv_cache_bytes=8 << 20, max_context=1024) as llm:
+        conversation = chat.Conversation(llm, SamplingParams(max_tokens=4))
+        chat.talk(conversation, lambda: next(lines))
+    assert [message["role"] for message in conversation.messages] == ["user", "assistant"] * 2
 
 
 def test_the_status_line_gives_the_terminal_back() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib import metadata
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import outpace
 from outpace.cli.main import VERBS, Verb, build_app, main
 
 BOOM = """
@@ -77,6 +78,20 @@ def test_defects_name_themselves_without_a_traceback(
     assert "Traceback" not in error
 
 
+def test_a_verb_that_cannot_be_loaded_is_a_defect_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "torn_verb.py").write_text("import a_module_that_is_not_there\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    torn = (Verb("torn", "torn_verb", "torn", ""),)
+    assert run(torn, "torn") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("outpace: internal error: ModuleNotFoundError")
+    assert error.count("\n") == 1
+    assert run(torn, "torn", "--debug") == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [("--debug", "usage"), ("usage", "--debug")])
 def test_debug_shows_the_traceback_wherever_it_stands(
     boom: tuple[Verb, ...], capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
@@ -141,12 +156,10 @@ def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        version = metadata.version("outpace")
-    except metadata.PackageNotFoundError:
-        pytest.skip("NOT TESTED: outpace runs from its sources here, it is not installed")
     assert run(VERBS, "--version") == 0
-    assert capsys.readouterr().out == f"outpace {version}\n"
+    assert capsys.readouterr().out == f"outpace {outpace.__version__}\n"
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    assert project["version"] == outpace.__version__
 
 
 def test_unwanted_verbs_are_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:

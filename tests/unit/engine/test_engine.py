@@ -221,7 +221,17 @@ def test_a_prompt_longer_than_the_context_is_refused() -> None:
     with pytest.raises(ContextLengthError) as caught:
         engine.submit(prompt_of(20), SamplingParams(), "r")
     assert (caught.value.num_tokens, caught.value.max_context) == (20, 20)
+    assert "raise --max-context" in str(caught.value)
     assert len(run(engine, prompt_of(19), GREEDY)["r", 0].token_ids) == 1
+
+
+def test_nobody_is_told_to_raise_a_context_that_is_the_models_own() -> None:
+    backend = null_backend(num_blocks=16)
+    engine = make_engine(backend)
+    with pytest.raises(ContextLengthError) as caught:
+        engine.submit(prompt_of(backend.spec.max_context), SamplingParams(), "r")
+    assert "shorten the prompt" in str(caught.value)
+    assert "--max-context" not in str(caught.value)
 
 
 def test_a_prompt_that_can_never_fit_is_refused_at_once() -> None:

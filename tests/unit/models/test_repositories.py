@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,6 +179,36 @@ def test_no_network(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub.resolve(REPOSITORY) == path
     with pytest.raises(DownloadError, match="check the network"):
         hub.resolve("other/model")
+
+
+def test_a_disk_that_fills_up_meanwhile(server: HubServer, tmp_path: Path) -> None:
+    """On a real full disk: a small tmpfs in a mount namespace of its own."""
+    unshare = shutil.which("unshare")
+    if not unshare or subprocess.run([unshare, "-rm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("NOT TESTED: mount namespaces are not allowed here, so no disk can be filled")
+    server.repositories[REPOSITORY].files["big-Q4_0.gguf"] = MODEL + os.urandom(4 << 20)
+    (tmp_path / "hf").mkdir()
+    script = """
+import json, pathlib, sys
+from outpace.errors import DownloadError
+from outpace.models import hub, repositories
+repositories.check_space = lambda folder, needed: None  # there was room when it was looked at
+try:
+    hub.pull(sys.argv[2])
+except DownloadError as error:
+    left = [str(p) for p in pathlib.Path(sys.argv[1]).glob("models--*/blobs/*")]
+    print(json.dumps([str(error), left]))
+"""
+    mount = 'mount -t tmpfs -o size=2m tmpfs "$1" && exec "$2" -c "$3" "$1" "$4"'
+    arguments = [str(tmp_path / "hf"), sys.executable, script, f"{REPOSITORY}:big-Q4_0.gguf"]
+    done = subprocess.run(
+        [unshare, "-rm", "sh", "-c", mount, "sh", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.stdout, done.stderr
+    message, left = json.loads(done.stdout)
+    assert "no space left on the disk" in message
+    assert "make room" in message
+    assert left == []
 
 
 def test_a_cache_that_cannot_be_written(server: HubServer, tmp_path: Path) -> None:
