@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from outpace.bench.timing import StreamTiming
     from outpace.llm import LLM
 
-PROBE_BYTES = 256 << 20  # the bandwidth probe reads no more than this: `run` shall end soon
+PROBE_BYTES = 96 << 20  # the bandwidth probe reads no more: `run` shall end soon and stay small
 MAX_STDIN_BYTES = 64 << 20
 FROM_STDIN = "-"
 
