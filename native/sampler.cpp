@@ -40,14 +40,20 @@ float gumbel_bound(uint32_t bits) {
   return 0.6931472f * static_cast<float>(std::countl_zero(rest | 1) - 7) + 0.7f;
 }
 
+// Tokens from the likeliest down, the lowest id first among equals.
+struct Order {
+  const float* z;
+  bool likelier(int64_t a, int64_t b) const { return z[a] != z[b] ? z[a] > z[b] : a < b; }
+};
+
 void collect_logprobs(const float* logits, int64_t n, int num_top, Sampled& out, double log_sum) {
   if (num_top == 0) return;
+  const Order order{logits};
   std::vector<int32_t> ids(static_cast<size_t>(n));
   std::iota(ids.begin(), ids.end(), 0);
   const auto middle = ids.begin() + std::min<int64_t>(num_top, n);
-  std::partial_sort(ids.begin(), middle, ids.end(), [&](int32_t a, int32_t b) {
-    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
-  });
+  std::partial_sort(ids.begin(), middle, ids.end(),
+                    [&](int32_t a, int32_t b) { return order.likelier(a, b); });
   for (auto it = ids.begin(); it != middle; ++it) {
     out.top.emplace_back(*it, static_cast<float>(logits[*it] - log_sum));
   }
@@ -82,21 +88,15 @@ void penalize(float* logits, int64_t n, const SampleRequest& request) {
   }
 }
 
-// Tokens from the likeliest down, the lowest id first among equals. top_k, top_p and min_p each keep a
-// beginning of that order, so whether they keep a token needs no sorting: only the number of the likelier
-// ones, or the sum of their weights.
-struct Order {
-  const float* z;
-  bool likelier(int64_t a, int64_t b) const { return z[a] != z[b] ? z[a] > z[b] : a < b; }
-};
-
+// top_k, top_p and min_p each keep a beginning of that order, so whether they keep a token needs no
+// sorting: only the number of the likelier ones, or the sum of their weights.
 class Restriction {
  public:
-  Restriction(const Kernels& kernels, const float* z, int64_t n, const Sampling& s)
+  Restriction(const Kernels& kernels, const float* z, int64_t n, int64_t likeliest, const Sampling& s)
       : order_{z}, n_(n), sampling_(s), top_k_(s.top_k > 0 && s.top_k < n), top_p_(s.top_p < 1.0f) {
     if (!top_p_ && s.min_p <= 0.0f) return;
     weights_.resize(static_cast<size_t>(n));
-    kernels.exp(z, z[kernels.argmax(z, n)], n, weights_.data());
+    kernels.exp(z, z[likeliest], n, weights_.data());
     if (!top_p_) return;
     if (top_k_) {  // the weights of the top_k tokens alone count
       std::vector<int32_t> ids(static_cast<size_t>(n));
@@ -153,13 +153,13 @@ int64_t choose(const Kernels& kernels, float* logits, int64_t n, const SampleReq
   if (s.temperature <= 0.0f) return kernels.argmax(logits, n);
   for (int64_t i = 0; i < n; ++i) logits[i] /= s.temperature;
   const uint64_t row = row_key(s.seed, request.position);
-  const Restriction restriction(kernels, logits, n, s);
-  const Order order{logits};
-  // The likeliest first: it sets a bar that spares most of the others their logarithms.
   const int64_t likeliest = kernels.argmax(logits, n);
+  const Restriction restriction(kernels, logits, n, likeliest, s);
+  const Order order{logits};
   int64_t refused = -1;  // and so is whatever is less likely
   while (true) {
     Best best;
+    // The likeliest first: it sets a bar that spares most of the others their logarithms.
     best.offer(logits[likeliest], likeliest, row);
     for (int64_t i = 0; i < n; ++i) {
       if (refused < 0 || order.likelier(i, refused)) best.offer(logits[i], i, row);
@@ -174,19 +174,18 @@ int64_t choose(const Kernels& kernels, float* logits, int64_t n, const SampleReq
 Sampled sample(const Kernels& kernels, float* logits, int64_t n, const SampleRequest& request) {
   Sampled out;
   const int32_t num_top = request.sampling->num_logprobs;
-  if (num_top < 0) {
-    add_bias(logits, n, request);
-    penalize(logits, n, request);
-    out.token_id = static_cast<int32_t>(choose(kernels, logits, n, request));
-    return out;
+  const bool want_logprobs = num_top >= 0;
+  double log_sum = 0.0;
+  std::vector<float> raw;  // what the bias and the penalties change
+  if (want_logprobs) {
+    log_sum = kernels.log_sum_exp(logits, n);
+    collect_logprobs(logits, n, num_top, out, log_sum);
+    raw.assign(logits, logits + n);
   }
-  const double log_sum = kernels.log_sum_exp(logits, n);
-  collect_logprobs(logits, n, num_top, out, log_sum);
-  const std::vector<float> raw(logits, logits + n);
   add_bias(logits, n, request);
   penalize(logits, n, request);
   out.token_id = static_cast<int32_t>(choose(kernels, logits, n, request));
-  out.logprob = static_cast<float>(raw[static_cast<size_t>(out.token_id)] - log_sum);
+  if (want_logprobs) out.logprob = static_cast<float>(raw[static_cast<size_t>(out.token_id)] - log_sum);
   return out;
 }
 
