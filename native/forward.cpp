@@ -47,13 +47,22 @@ void Forward::reserve(int64_t num_rows) {
   resize(k_raw_, w.k.padded_rows());
   resize(v_raw_, w.v.padded_rows());
   resize(query_, spec_.num_heads * padded_head_dim_);
+  if (cache_.layout.int8) {
+    resize(query_high_, spec_.num_heads * padded_head_dim_);
+    resize(query_low_, spec_.num_heads * padded_head_dim_);
+    resize(query_unit_, spec_.num_heads);
+    resize(query_sum_, spec_.num_heads);
+  }
   resize(attended_, spec_.num_heads * spec_.head_dim);
   resize(inner_, round_up(spec_.intermediate_size, kStrip));
   resize(cos_, num_pairs_);
   resize(sin_, num_pairs_);
   per_32_.resize(num_rows, widest);
   per_256_.resize(num_rows, widest);
-  for (auto& v : scratch_) v.resize(static_cast<size_t>(2 * num_rows * kStrip + 2 * padded_head_dim_));
+  const int64_t scratch = std::max(2 * num_rows * kStrip, 2 * padded_head_dim_);
+  for (auto& v : scratch_) {
+    v.resize(static_cast<size_t>(std::max(scratch, group_heads_ * (padded_head_dim_ + 2))));
+  }
   reserved_rows_ = num_rows;
 }
 

@@ -62,9 +62,18 @@ class Forward {
   int64_t padded_vocab() const { return weights_.output.padded_rows(); }
 
  private:
+  // The tokens that a row sees, and where its results lie among the partial ones.
+  struct Sight {
+    int64_t begin, end;  // tokens
+    int64_t partial;     // of the first chunk that it sees
+    int64_t num_partials;
+
+    int64_t first_chunk() const { return begin / kAttentionChunk; }
+    int64_t last_chunk() const { return (end - 1) / kAttentionChunk; }
+  };
+  // Neighbouring rows of one request, one KV head, and chunks: what one thread does at a time.
   struct AttentionUnit {
-    int64_t row, kv_head, begin, end;  // tokens
-    int64_t partial;                   // index of its result among the partial ones, -1: the row's only one
+    int64_t first_row, last_row, kv_head, first_chunk, last_chunk;  // all inclusive
   };
 
   void reserve(int64_t num_rows);
@@ -73,7 +82,8 @@ class Forward {
   void project_qkv(const LayerWeights& w, int64_t num_rows);
   void rotate_and_cache(int64_t index, const LayerWeights& w, int64_t row, const Row& at);
   void attend(int64_t index, const std::vector<Row>& rows);
-  void attend_unit(int64_t index, const AttentionUnit& unit, const Row& row);
+  void attend_unit(int64_t index, const AttentionUnit& unit, const std::vector<Row>& rows);
+  void attend_chunk(AttentionTask& task, int64_t row, int64_t first_head, int64_t chunk);
   void merge_row(int64_t row);
   void feed_forward(const LayerWeights& w, int64_t num_rows);
 
@@ -102,9 +112,12 @@ class Forward {
   // Rows of floats, each [reserved_rows_, its width].
   std::vector<float> x_, norm_, q_raw_, k_raw_, v_raw_, query_, attended_, inner_;
   std::vector<float> cos_, sin_;
+  std::vector<int8_t> query_high_, query_low_;  // as query_: [reserved_rows_, num_heads, padded_head_dim]
+  std::vector<float> query_unit_;               // [reserved_rows_, num_heads]
+  std::vector<int32_t> query_sum_;
   QuantizedRows per_32_, per_256_;  // the activations of the current operation
   std::vector<AttentionUnit> units_;
-  std::vector<int64_t> num_chunks_, first_partial_;         // per row
+  std::vector<Sight> sights_;                               // per row
   std::vector<float> partial_, partial_max_, partial_sum_;  // [partials, num_heads, (padded_head_dim)]
   std::vector<std::vector<float>> scratch_;                 // per thread
 };

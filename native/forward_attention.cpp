@@ -7,6 +7,10 @@
 
 namespace outpace {
 
+namespace {
+constexpr int64_t kBlocksPerChunk = kAttentionChunk / kBlockSize;
+}
+
 void Forward::rotate_and_cache(int64_t index, const LayerWeights& w, int64_t row, const Row& at) {
   const int64_t d = spec_.head_dim, padded = padded_head_dim_;
   const bool interleaved = spec_.rope_kind == RopeKind::interleaved;
@@ -23,6 +27,12 @@ void Forward::rotate_and_cache(int64_t index, const LayerWeights& w, int64_t row
     const float* balance = w.key_balance.data() + h / group_heads_ * d;
     for (int64_t c = 0; c < d; ++c) out[c] = head[c] * attention_scale_ * (balanced ? balance[c] : 1.0f);
     std::fill(out + d, out + padded, 0.0f);
+    const int64_t at_head = row * spec_.num_heads + h;
+    if (balanced) {
+      kernels_.quantize_query(out, padded, query_high_.data() + at_head * padded,
+                              query_low_.data() + at_head * padded, query_unit_.data() + at_head,
+                              query_sum_.data() + at_head);
+    }
   }
   float* key = scratch_[static_cast<size_t>(pool_.thread_index())].data();
   float* value = key + padded;
@@ -39,34 +49,35 @@ void Forward::rotate_and_cache(int64_t index, const LayerWeights& w, int64_t row
   }
 }
 
-// One unit for each row and KV head; with few rows, one for each chunk of the context too, so that all
-// threads have work. Chunks are merged in their order either way: the same bits.
+// A unit is a few rows and one KV head; with few rows a part of the context too, so that all threads
+// have work. Chunks are merged in their order either way: the same bits.
 void Forward::plan_attention(const std::vector<Row>& rows) {
+  constexpr int64_t kRowsPerUnit = 16;
   const auto num_rows = static_cast<int64_t>(rows.size());
-  const int64_t heads = spec_.num_kv_heads;
-  const bool split = num_rows * heads < 8 * pool_.num_threads();
+  const bool split = num_rows * spec_.num_kv_heads < kRowsPerUnit * 4 * pool_.num_threads();
   units_.clear();
-  num_chunks_.assign(rows.size(), 1);
-  first_partial_.assign(rows.size(), 0);
+  sights_.clear();
   int64_t partials = 0;
-  for (int64_t r = 0; r < num_rows; ++r) {
-    const int64_t end = rows[static_cast<size_t>(r)].position + 1;
+  for (const Row& row : rows) {
+    const int64_t end = row.position + 1;
     const int64_t begin = spec_.sliding_window > 0 ? std::max<int64_t>(0, end - spec_.sliding_window) : 0;
-    const int64_t first = begin / kAttentionChunk, last = (end - 1) / kAttentionChunk;
-    const int64_t chunks = split ? last - first + 1 : 1;
-    num_chunks_[static_cast<size_t>(r)] = chunks;
-    first_partial_[static_cast<size_t>(r)] = partials;
-    for (int64_t h = 0; h < heads; ++h) {
-      if (!split) {
-        units_.push_back({r, h, begin, end, partials});
-        continue;
-      }
-      for (int64_t c = first; c <= last; ++c) {
-        units_.push_back({r, h, std::max(begin, c * kAttentionChunk),
-                          std::min(end, (c + 1) * kAttentionChunk), partials + c - first});
+    Sight sight{begin, end, partials, 1};
+    if (split) sight.num_partials = sight.last_chunk() - sight.first_chunk() + 1;
+    partials += sight.num_partials;
+    sights_.push_back(sight);
+  }
+  for (int64_t first = 0, last; first < num_rows; first = last + 1) {
+    const auto request = [&](int64_t r) { return rows[static_cast<size_t>(r)].request; };
+    const auto sight = [&](int64_t r) -> const Sight& { return sights_[static_cast<size_t>(r)]; };
+    last = first;
+    while (last + 1 < std::min(num_rows, first + kRowsPerUnit) && request(last + 1) == request(first)) ++last;
+    const int64_t from = sight(first).first_chunk(), to = sight(last).last_chunk(), chunks = to - from + 1;
+    const int64_t per_unit = split ? std::max<int64_t>(1, chunks / (4 * pool_.num_threads())) : chunks;
+    for (int64_t h = 0; h < spec_.num_kv_heads; ++h) {
+      for (int64_t c = from; c <= to; c += per_unit) {
+        units_.push_back({first, last, h, c, std::min(c + per_unit - 1, to)});
       }
     }
-    partials += chunks;
   }
   const auto need = static_cast<size_t>(partials * spec_.num_heads);
   if (partial_max_.size() < need) {
@@ -77,56 +88,68 @@ void Forward::plan_attention(const std::vector<Row>& rows) {
 }
 
 void Forward::attend(int64_t index, const std::vector<Row>& rows) {
-  const auto size = static_cast<int64_t>(units_.size());
-  pool_.parallel(size, std::max<int64_t>(1, size / (pool_.num_threads() * 16)),
-                 [&](int64_t first, int64_t last) {
-                   for (int64_t i = first; i < last; ++i) {
-                     const AttentionUnit& unit = units_[static_cast<size_t>(i)];
-                     attend_unit(index, unit, rows[static_cast<size_t>(unit.row)]);
-                   }
-                 });
+  pool_.parallel(static_cast<int64_t>(units_.size()), 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) attend_unit(index, units_[static_cast<size_t>(i)], rows);
+  });
 }
 
-void Forward::attend_unit(int64_t index, const AttentionUnit& unit, const Row& row) {
-  const int64_t first_head = unit.kv_head * group_heads_;
-  const int64_t at = unit.partial * spec_.num_heads + first_head;
-  float* out = partial_.data() + at * padded_head_dim_;
-  std::vector<float>& scratch = scratch_[static_cast<size_t>(pool_.thread_index())];
-  const auto more = static_cast<size_t>(group_heads_ * (padded_head_dim_ + 2));
-  if (scratch.size() < more) scratch.resize(more);
+// Chunk by chunk, so that a chunk's keys and values are still in the nearest cache for the next row.
+void Forward::attend_unit(int64_t index, const AttentionUnit& unit, const std::vector<Row>& rows) {
   AttentionTask task{};
   task.layout = &cache_.layout;
   task.blocks = cache_.head(index, unit.kv_head);
   task.block_stride = cache_.block_stride();
-  task.block_table = row.block_table;
   task.num_heads = group_heads_;
-  task.query = query_.data() + (unit.row * spec_.num_heads + first_head) * padded_head_dim_;
   task.softcap = spec_.attention_softcap;
-  for (int64_t begin = unit.begin; begin < unit.end;) {
-    const int64_t end = std::min(unit.end, (begin / kAttentionChunk + 1) * kAttentionChunk);
-    const bool first = begin == unit.begin;
-    task.begin = begin;
-    task.end = end;
-    task.out = first ? out : scratch.data();
-    task.max = first ? partial_max_.data() + at : scratch.data() + group_heads_ * padded_head_dim_;
-    task.sum = first ? partial_sum_.data() + at : task.max + group_heads_;
-    kernels_.attend(task);
-    for (int64_t h = 0; !first && h < group_heads_; ++h) {
-      kernels_.merge_attention(out + h * padded_head_dim_, &partial_max_[static_cast<size_t>(at + h)],
-                               &partial_sum_[static_cast<size_t>(at + h)], task.out + h * padded_head_dim_,
-                               task.max[h], task.sum[h], padded_head_dim_);
+  for (int64_t chunk = unit.first_chunk; chunk <= unit.last_chunk; ++chunk) {
+    for (int64_t row = unit.first_row; row <= unit.last_row; ++row) {
+      const Sight& sight = sights_[static_cast<size_t>(row)];
+      if (chunk < sight.first_chunk() || chunk > sight.last_chunk()) continue;
+      task.block_table = rows[static_cast<size_t>(row)].block_table;
+      task.next_blocks = task.block_table + (chunk + 1) * kBlocksPerChunk;
+      const int64_t blocks_left = (sight.end + kBlockSize - 1) / kBlockSize - (chunk + 1) * kBlocksPerChunk;
+      task.num_next_blocks =
+          row == unit.first_row ? std::clamp<int64_t>(blocks_left, 0, kBlocksPerChunk) : 0;
+      attend_chunk(task, row, unit.kv_head * group_heads_, chunk);
     }
-    begin = end;
+  }
+}
+
+// One row's heads over one chunk: into a place of its own, or merged into that of the chunks before.
+void Forward::attend_chunk(AttentionTask& task, int64_t row, int64_t first_head, int64_t chunk) {
+  const Sight& sight = sights_[static_cast<size_t>(row)];
+  const int64_t nth = chunk - sight.first_chunk(), head = row * spec_.num_heads + first_head;
+  const bool merge = sight.num_partials == 1 && nth > 0;
+  const int64_t at = (sight.partial + (sight.num_partials == 1 ? 0 : nth)) * spec_.num_heads + first_head;
+  float* out = partial_.data() + at * padded_head_dim_;
+  float* scratch = scratch_[static_cast<size_t>(pool_.thread_index())].data();
+  task.begin = std::max(sight.begin, chunk * kAttentionChunk);
+  task.end = std::min(sight.end, (chunk + 1) * kAttentionChunk);
+  task.query = query_.data() + head * padded_head_dim_;
+  if (cache_.layout.int8) {
+    task.query_high = query_high_.data() + head * padded_head_dim_;
+    task.query_low = query_low_.data() + head * padded_head_dim_;
+    task.query_unit = query_unit_.data() + head;
+    task.query_sum = query_sum_.data() + head;
+  }
+  task.out = merge ? scratch : out;
+  task.max = merge ? scratch + group_heads_ * padded_head_dim_ : partial_max_.data() + at;
+  task.sum = merge ? task.max + group_heads_ : partial_sum_.data() + at;
+  kernels_.attend(task);
+  for (int64_t h = 0; merge && h < group_heads_; ++h) {
+    kernels_.merge_attention(out + h * padded_head_dim_, &partial_max_[static_cast<size_t>(at + h)],
+                             &partial_sum_[static_cast<size_t>(at + h)], task.out + h * padded_head_dim_,
+                             task.max[h], task.sum[h], padded_head_dim_);
   }
 }
 
 // Merges a row's chunks in their order and divides by the sum of the weights.
 void Forward::merge_row(int64_t row) {
-  const auto first = first_partial_[static_cast<size_t>(row)];
+  const Sight& sight = sights_[static_cast<size_t>(row)];
   for (int64_t h = 0; h < spec_.num_heads; ++h) {
-    const auto at = [&](int64_t chunk) { return static_cast<size_t>((first + chunk) * spec_.num_heads + h); };
+    const auto at = [&](int64_t chunk) { return static_cast<size_t>((sight.partial + chunk) * spec_.num_heads + h); };
     float* acc = partial_.data() + at(0) * static_cast<size_t>(padded_head_dim_);
-    for (int64_t c = 1; c < num_chunks_[static_cast<size_t>(row)]; ++c) {
+    for (int64_t c = 1; c < sight.num_partials; ++c) {
       kernels_.merge_attention(acc, &partial_max_[at(0)], &partial_sum_[at(0)],
                                partial_.data() + at(c) * static_cast<size_t>(padded_head_dim_),
                                partial_max_[at(c)], partial_sum_[at(c)], padded_head_dim_);

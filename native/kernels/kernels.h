@@ -12,8 +12,8 @@
 namespace outpace {
 
 // One KV head's share of one block of 32 tokens, in bytes from its start. head_dim is padded to 16.
-//   int8: keys u8 [2][head_dim / 4][16 tokens][4], biased by 128; values i8 [32][head_dim];
-//         key scales f32 [32]; value scales f32 [32]
+//   int8: keys u8 [2][head_dim / 4][16 tokens][4 channels], values u8 [8][head_dim][4 tokens], both biased
+//         by 128; key scales f32 [32]; value scales f32 [32]
 //   f16:  keys [2][head_dim][16 tokens]; values [32][head_dim]
 struct KVLayout {
   bool int8 = true;
@@ -32,8 +32,14 @@ struct AttentionTask {
   int64_t block_stride;        // bytes from one block to the next
   const int32_t* block_table;  // [end / 32 + 1] block ids of the request
   int64_t begin, end;          // tokens; all within one chunk of kAttentionChunk
+  const int32_t* next_blocks;  // [num_next_blocks] of the chunk that comes next, to be fetched ahead
+  int64_t num_next_blocks;     // 0 to 4
   int64_t num_heads;
-  const float* query;  // [num_heads, head_dim], rotated, scaled and balanced
+  const float* query;  // [num_heads, head_dim], rotated and scaled; read for f16
+  // The same, balanced and quantized, read for int8: 128 x high + low, in units of query_unit.
+  const int8_t *query_high, *query_low;  // [num_heads, head_dim]
+  const float* query_unit;               // [num_heads]
+  const int32_t* query_sum;              // [num_heads] of the integers
   float softcap;
   float* out;  // [num_heads, head_dim] sum of weight x value, not normalised
   float* max;  // [num_heads] the largest score
@@ -68,6 +74,8 @@ struct Kernels {
 
   // Writes one token's key and value; k and v: [head_dim].
   void (*write_kv)(const KVLayout& layout, uint8_t* block, int64_t slot, const float* k, const float* v);
+  // One query head as AttentionTask wants it; n: head_dim.
+  void (*quantize_query)(const float* x, int64_t n, int8_t* high, int8_t* low, float* unit, int32_t* sum);
   void (*attend)(const AttentionTask& task);
   // acc, acc_max, acc_sum take in another chunk's result; n: head_dim.
   void (*merge_attention)(float* acc, float* acc_max, float* acc_sum, const float* out, float max, float sum,

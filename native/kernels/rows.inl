@@ -24,16 +24,23 @@ OUTPACE_INLINE void store_part(float* p, const F16x& v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = v[i];
 }
 
+// Folds 16 lanes in halves: lane i meets lane i + 8, then i + 4, i + 2 and i + 1.
+template <class V16, class Op>
+OUTPACE_INLINE auto fold16(const V16& v, Op op) {
+  const auto a = op(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
+                    __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+  const auto b = op(__builtin_shufflevector(a, a, 0, 1, 2, 3), __builtin_shufflevector(a, a, 4, 5, 6, 7));
+  const auto c = op(b, __builtin_shufflevector(b, b, 2, 3, 0, 1));
+  return op(c, __builtin_shufflevector(c, c, 1, 0, 3, 2))[0];
+}
 OUTPACE_INLINE float fold_sum(const F16x& v) {
-  float a[8];
-  for (int i = 0; i < 8; ++i) a[i] = v[i] + v[i + 8];
-  for (int i = 0; i < 4; ++i) a[i] += a[i + 4];
-  return (a[0] + a[2]) + (a[1] + a[3]);
+  return fold16(v, [](const auto& a, const auto& b) { return a + b; });
+}
+OUTPACE_INLINE int32_t fold_ints(const I16x& v) {
+  return fold16(v, [](const auto& a, const auto& b) { return a + b; });
 }
 OUTPACE_INLINE float fold_max(const F16x& v) {
-  float m = v[0];
-  for (int i = 1; i < 16; ++i) m = v[i] > m ? v[i] : m;
-  return m;
+  return fold16(v, [](const auto& a, const auto& b) { return a > b ? a : b; });
 }
 OUTPACE_INLINE F16x max16(const F16x& a, const F16x& b) { return a > b ? a : b; }
 OUTPACE_INLINE F16x min16(const F16x& a, const F16x& b) { return a < b ? a : b; }
@@ -140,12 +147,6 @@ OUTPACE_INLINE void narrow16(int8_t* out, const I16x& v) {
   const B16x b = __builtin_convertvector(v, B16x);
   std::memcpy(out, &b, 16);
 }
-OUTPACE_INLINE int32_t fold_ints(const I16x& v) {
-  int32_t sum = 0;
-  for (int i = 0; i < 16; ++i) sum += v[i];
-  return sum;
-}
-
 // Integers per unit where `largest` becomes `steps`. What is so small that the quotient would overflow
 // counts as zero.
 OUTPACE_INLINE float inverse_step(float steps, float largest) {

@@ -29,6 +29,7 @@ constexpr Kernels kTable = {
     .gelu_mul = gelu_mul,
     .rope = rope,
     .write_kv = write_kv,
+    .quantize_query = quantize_query,
     .attend = attend,
     .merge_attention = merge_attention,
     .argmax = argmax,

@@ -1,0 +1,75 @@
+// Attention over half-precision keys and values, in float.
+//
+// Keys lie as 16 tokens of one channel after the other, values as rows of channels. Per 16 tokens, query head
+// and d channels: 2 d multiplications and as many additions of 16 lanes.
+
+namespace outpace::OUTPACE_TIER {
+
+// Scores of 16 tokens for H heads. scores: [H] rows of kAttentionChunk
+template <int H>
+OUTPACE_INLINE void scores_f16(const AttentionTask& t, int64_t head, int64_t token, float* scores) {
+  const KVLayout& kv = *t.layout;
+  const float* query = t.query + head * kv.head_dim;
+  const uint8_t* keys = block_of(t, token) + token % kBlockTokens / kTileTokens * kTileTokens * kv.head_dim * 2;
+  Floats acc[H];
+  for (int h = 0; h < H; ++h) acc[h] = set_floats(0.0f);
+  for (int64_t c = 0; c < kv.head_dim; ++c) {
+    const Floats k = load_halves(keys + 2 * kTileTokens * c);
+    for (int h = 0; h < H; ++h) acc[h] = add(acc[h], mul(k, set_floats(query[h * kv.head_dim + c])));
+  }
+  for (int h = 0; h < H; ++h) store(scores + h * kAttentionChunk, acc[h]);
+}
+
+// out[h][channel ..] = sum over the tokens in their order of weight x value, S groups of 16 channels.
+template <int H, int S>
+OUTPACE_INLINE void values_f16(const AttentionTask& t, int64_t head, int64_t tile_begin, int64_t channel,
+                               const float* weights) {
+  const KVLayout& kv = *t.layout;
+  Floats acc[H][S];
+  for (int h = 0; h < H; ++h) {
+    for (int s = 0; s < S; ++s) acc[h][s] = set_floats(0.0f);
+  }
+  for (int64_t token = t.begin; token < t.end; ++token) {
+    const uint8_t* row = block_of(t, token) + kv.value_offset + token % kBlockTokens * kv.head_dim * 2;
+    Floats v[S];
+    for (int s = 0; s < S; ++s) v[s] = load_halves(row + 2 * (channel + 16 * s));
+    for (int h = 0; h < H; ++h) {
+      const Floats w = set_floats(weights[h * kAttentionChunk + token - tile_begin]);
+      for (int s = 0; s < S; ++s) acc[h][s] = add(acc[h][s], mul(w, v[s]));
+    }
+  }
+  for (int h = 0; h < H; ++h) {
+    for (int s = 0; s < S; ++s) store(t.out + (head + h) * kv.head_dim + channel + 16 * s, acc[h][s]);
+  }
+}
+
+template <int H>
+void attend_f16(const AttentionTask& t, int64_t head) {
+  const int64_t tile_begin = t.begin / kTileTokens * kTileTokens, head_dim = t.layout->head_dim;
+  alignas(64) float scores[H][kAttentionChunk];
+  for (int64_t token = tile_begin; token < t.end; token += kTileTokens) {
+    if (head == 0) fetch_next_tile(t, token);
+    scores_f16<H>(t, head, token, &scores[0][token - tile_begin]);
+  }
+  for (int h = 0; h < H; ++h) {
+    softmax_chunk(scores[h], t.begin - tile_begin, t.end - tile_begin, t.softcap, t.max[head + h],
+                  t.sum[head + h]);
+  }
+  int64_t channel = 0;
+  for (; channel + 64 <= head_dim; channel += 64) {
+    values_f16<H, 4>(t, head, tile_begin, channel, &scores[0][0]);
+  }
+  for (; channel < head_dim; channel += 16) values_f16<H, 1>(t, head, tile_begin, channel, &scores[0][0]);
+}
+
+OUTPACE_INLINE void write_kv_f16(const KVLayout& kv, uint8_t* block, int64_t slot, const float* k,
+                                 const float* v) {
+  auto* keys = reinterpret_cast<uint16_t*>(block) + slot / kTileTokens * kTileTokens * kv.head_dim;
+  auto* values = reinterpret_cast<uint16_t*>(block + kv.value_offset) + slot * kv.head_dim;
+  for (int64_t c = 0; c < kv.head_dim; ++c) {
+    keys[c * kTileTokens + slot % kTileTokens] = f32_to_f16(k[c]);
+    values[c] = f32_to_f16(v[c]);
+  }
+}
+
+}  // namespace outpace::OUTPACE_TIER
