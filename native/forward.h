@@ -11,6 +11,7 @@
 #include "kernels/kernels.h"
 #include "memory.h"
 #include "thread_pool.h"
+#include "trace.h"
 #include "weights.h"
 
 namespace outpace {
@@ -59,6 +60,9 @@ class Forward {
   // Logits of some of the rows of the last run(). logits: [rows.size(), padded vocabulary]
   void logits(const int64_t* rows, int64_t num_rows, float* logits);
 
+  // Where the times of the operations go from now on; null: nowhere.
+  void set_clock(StepClock* clock) { clock_ = clock; }
+
   int64_t padded_vocab() const { return weights_.output.padded_rows(); }
 
  private:
@@ -66,6 +70,11 @@ class Forward {
     int64_t row, kv_head, begin, end;  // tokens
     int64_t partial;                   // index of its result among the partial ones, -1: the row's only one
   };
+
+  // What ran since the last mark was `op`; after its barrier.
+  void mark(Op op) {
+    if (clock_ != nullptr && pool_.thread_index() == 0) clock_->mark(op);
+  }
 
   void reserve(int64_t num_rows);
   void plan_attention(const std::vector<Row>& rows);
@@ -95,6 +104,7 @@ class Forward {
   KVCache& cache_;
   const Kernels& kernels_;
   ThreadPool& pool_;
+  StepClock* clock_ = nullptr;
   const int64_t padded_head_dim_, num_pairs_, group_heads_;
   const float attention_scale_;
 
