@@ -111,9 +111,9 @@ def roofline_tables(report: RooflineReport) -> Group:
     dots = limits.peak_gmac_s / limits.clock_ghz / report.threads
     title = (
         f"{report.model}: {report.isa}, {report.threads} threads\n"
-        f"limits: {limits.bandwidth_gb_s:.1f} GB/s; {limits.peak_gmac_s:.0f} GMAC/s of int8 "
-        f"({2 * limits.peak_gmac_s:.0f} GOPS), {dots:.0f} a cycle and core at {limits.clock_ghz:.2f} GHz\n"
-        f"cycles: of a core, for 16 outputs x 32 inputs and a row; {GROUP_MACS / dots:.1f} at the peak"
+        f"limits: {limits.bandwidth_gb_s:.1f} GB/s, {limits.peak_gmac_s:.0f} int8 GMAC/s "
+        f"({dots:.0f} a cycle and core at {limits.clock_ghz:.2f} GHz)\n"
+        f"cycles: for 16 outputs x 32 inputs and a row, of one core; {GROUP_MACS / dots:.1f} at the peak"
     )
     return Group(title, *(_roofline_table(step) for step in report.steps))
 
@@ -135,7 +135,7 @@ def _roofline_table(step: StepFigures) -> Table:
         f"{num_bytes / step.ms / 1e6:.1f}",
         f"{num_macs / 1e9:.3f}",
         f"{2 * num_macs / step.ms / 1e6:.0f}",
-        f"{step.limit_ms / step.ms:.0%} of {step.limit_ms:.3f} ms",
+        f"{step.limit_ms / step.ms:.0%} of {step.limit_ms:.4g} ms",
         f"{step.to_win:.2f}x",
     )
     return table

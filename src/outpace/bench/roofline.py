@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
-from outpace.bench.bandwidth import REPEATS, threads_of
+from outpace.bench.bandwidth import Limits, measure_limits, threads_of
 from outpace.bench.step import StepDriver
 from outpace.errors import UsageError
 from outpace.types import Backend
@@ -62,15 +62,6 @@ class TracingBackend(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What the machine can do at best, on the backend's threads."""
-
-    bandwidth_gb_s: float  # streaming read of as many bytes as the largest of the steps reads
-    peak_gmac_s: float  # the tier's int8 dot product from registers
-    clock_ghz: float  # of one core while all of them work
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class OpFigures:
     """One operation's figures; the field names are keys of the JSON and stay."""
 
@@ -100,7 +91,7 @@ class StepFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RooflineReport:
-    """The figures of `bench roofline`."""
+    """The figures of `bench roofline`; the bandwidth is of as many bytes as its largest step reads."""
 
     model: str
     isa: str
@@ -139,7 +130,7 @@ def bench_roofline(
         chunk = min(PREFILL_ROWS, max_batch_tokens, driver.capacity)
         measured.append((chunk, 0, _measure(backend, lambda: driver.prefill(chunk))))
     close()
-    limits = _limits(isa, threads, max(_num_bytes(trace) for _, _, trace in measured))
+    limits = measure_limits(isa, threads, max(_num_bytes(trace) for _, _, trace in measured))
     steps = tuple(step_figures(rows, before, trace, limits, threads) for rows, before, trace in measured)
     return RooflineReport(
         model=model,
@@ -226,16 +217,6 @@ def _measure(backend: TracingBackend, run: Callable[[], float]) -> StepTrace:
 
 def _num_bytes(trace: StepTrace) -> int:
     return sum(op.num_bytes for op in trace.ops)
-
-
-def _limits(isa: str, threads: int, num_bytes: int) -> Limits:
-    from outpace import _native  # a backend that traces was there, so this is too
-
-    return Limits(
-        bandwidth_gb_s=_native.read_bandwidth(num_bytes, threads, REPEATS),
-        peak_gmac_s=_native.int8_peak(isa, threads, REPEATS) / 1e9,
-        clock_ghz=_native.clock_rate(threads, REPEATS) / 1e9,
-    )
 
 
 def _check(row_counts: Sequence[int], context: int, capacity: int, max_batch_tokens: int) -> None:
