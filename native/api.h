@@ -154,7 +154,7 @@ class Model {
   // on a batch that breaks the contract, before anything is computed.
   void step(const StepBatch& batch, StepOutput& output);
 
-  // While it is on, each step() leaves a trace; about 1 % slower for a small model.
+  // While it is on, each step() leaves a trace.
   void set_trace(bool on);
   const StepTrace& trace() const;  // of the last such step
 

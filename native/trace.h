@@ -13,8 +13,8 @@ namespace outpace {
 
 struct Row;
 
-// Gives the time since the last look to an operation. A look costs about 30 ns: 0.3 % of a step of a small
-// model, which is why nothing looks unless a trace is asked for.
+// Gives the time since the last look to an operation. A look costs about 30 ns, and a step of a small model
+// has 300 of them: a few tenths of a per cent, and nothing unless a trace is asked for.
 class StepClock {
  public:
   // A step begins: everything is counted from here.

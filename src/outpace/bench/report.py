@@ -135,7 +135,7 @@ def _roofline_table(step: StepFigures) -> Table:
         f"{num_bytes / step.ms / 1e6:.1f}",
         f"{num_macs / 1e9:.3f}",
         f"{2 * num_macs / step.ms / 1e6:.0f}",
-        f"{step.limit_ms / step.ms:.0%} of {step.limit_ms:.4g} ms",
+        f"{step.limit_ms / step.ms:.0%} of {step.limit_ms:.4g}",
         f"{step.to_win:.2f}x",
     )
     return table

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PREFILL_ROWS = 512
 GROUP_MACS = 16 * 32  # 16 outputs x 32 inputs, one row: what a kernel unpacks at a time
-MIN_RUNS, MIN_SECONDS, MAX_RUNS = 8, 0.4, 400
+MIN_RUNS, MIN_SECONDS, MAX_RUNS = 4, 0.5, 400
 
 Bound = Literal["memory", "compute", "none"]
 
