@@ -75,7 +75,7 @@ def test_step_leaves_out_what_the_context_does_not_hold(model_135m: Path) -> Non
 
 
 def test_the_step_table_says_what_is_missing(model_135m: Path) -> None:
-    done = bench("step", "-m", str(model_135m), *NULL[:-1], "1MiB", "--max-context", "600")
+    done = bench("step", "-m", str(model_135m), *NULL[:-1], "6MiB", "--max-context", "600")
     assert done.returncode == 0, done.stderr
     rows = {
         line.split("│")[1].strip(): line.split("│")[2].strip()
