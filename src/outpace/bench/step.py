@@ -46,7 +46,7 @@ class StepReport:
     concurrent_ratio: float | None  # that of 16 over that of one
     mbu: float | None  # weight bytes over the time of a step of one row, as a share of the bandwidth
     load_s: float
-    peak_rss_bytes: int  # of this process, before the bandwidth probe takes its buffer
+    peak_rss_bytes: int  # of this process, before longer contexts fill the KV cache and the probe its buffer
 
 
 class StepDriver:
@@ -222,11 +222,11 @@ def bench_step(
     driver = StepDriver(backend, max_batch_tokens)
     prefill_tok_s = measure_prefill(driver)
     step_ms = measure_steps(driver)
+    peak = peak_rss_bytes()
     context_decode = {str(tokens): measure_decode(driver, 1, tokens) for tokens in DECODE_CONTEXTS}
     alone = context_decode[str(CONTEXT)]
     together = measure_decode(driver, CONCURRENT_REQUESTS, CONTEXT)
     spec, weight_bytes, description = backend.spec, backend.weight_bytes, backend.description
-    peak = peak_rss_bytes()
     close()
     threads = threads_of(description)
     bandwidth = read_bandwidth(weight_bytes, threads) if weight_bytes else None
