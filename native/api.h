@@ -105,6 +105,39 @@ struct StepOutput {
   float* logits = nullptr;           // [num_rows, vocab_size] or null
 };
 
+// The operations of a step, in their order; `other` is what lies outside them.
+enum class Op {
+  embed,      // and the angles of the positions
+  attn_norm,  // and its quantization, as the other norms
+  qkv,
+  rope,       // and what is written to the KV cache
+  attention,  // and the quantization of its result
+  o,
+  ffn_norm,
+  gate_up,   // and the activation
+  quantize,  // what `down` reads
+  down,
+  output_norm,
+  output,
+  sample,
+  other,
+};
+constexpr int kNumOps = static_cast<int>(Op::other) + 1;
+const char* op_name(Op op);
+
+// One operation, all layers together. Bytes and multiply-accumulates are what it cannot do without: weights
+// and, in attention, keys and values once; the second plane of wide activations is not counted.
+struct OpTrace {
+  double seconds = 0.0;
+  uint64_t num_bytes = 0, num_macs = 0;
+};
+
+struct StepTrace {
+  double seconds = 0.0;  // of the whole step: the sum of its operations
+  OpTrace ops[kNumOps];
+  OpTrace& at(Op op) { return ops[static_cast<int>(op)]; }
+};
+
 // A loaded model with its KV cache. step() is not reentrant.
 class Model {
  public:
@@ -121,6 +154,10 @@ class Model {
   // on a batch that breaks the contract, before anything is computed.
   void step(const StepBatch& batch, StepOutput& output);
 
+  // While it is on, each step() leaves a trace.
+  void set_trace(bool on);
+  const StepTrace& trace() const;  // of the last such step
+
   uint64_t weight_bytes() const;  // read by one decode step
   uint64_t memory_bytes() const;  // of weights as they lie in memory, embeddings included
   std::string isa() const;
@@ -136,6 +173,13 @@ uint64_t kv_bytes_per_block(const ModelSpec& spec, KVFormat format);
 
 // GB/s of a streaming read of a huge-page buffer, the best of `repeats` passes.
 double read_bandwidth(uint64_t num_bytes, int num_threads, int repeats);
+
+// Multiply-accumulates of bytes per second, all threads together, of a tier's dot product alone: no kernel of
+// that tier can do more. The best of `repeats` passes. Throws Error where the machine cannot run the tier.
+double int8_peak(const std::string& isa, int num_threads, int repeats);
+
+// Cycles per second of one core while all threads work, the best of `repeats` passes.
+double clock_rate(int num_threads, int repeats);
 
 // Compiler and flags of this build.
 std::string compiler();

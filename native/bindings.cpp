@@ -125,6 +125,17 @@ std::unique_ptr<Model> load(const nb::dict& spec, const nb::list& tensors, const
   return std::make_unique<Model>(s, refs, o, report);
 }
 
+// (seconds, [(operation, seconds, bytes, multiply-accumulates)]) of the last traced step.
+nb::tuple trace_of(const Model& model) {
+  const StepTrace& trace = model.trace();
+  nb::list ops;
+  for (int i = 0; i < kNumOps; ++i) {
+    const OpTrace& op = trace.ops[i];
+    ops.append(nb::make_tuple(op_name(static_cast<Op>(i)), op.seconds, op.num_bytes, op.num_macs));
+  }
+  return nb::make_tuple(trace.seconds, ops);
+}
+
 template <class T>
 void spans(const nb::object& list, size_t num_requests, std::vector<Span<T>>& out) {
   if (list.is_none()) return;
@@ -192,7 +203,9 @@ NB_MODULE(_native, m) {
       .def_prop_ro("weight_bytes", &Model::weight_bytes)
       .def_prop_ro("memory_bytes", &Model::memory_bytes)
       .def_prop_ro("isa", &Model::isa)
-      .def_prop_ro("num_threads", &Model::num_threads);
+      .def_prop_ro("num_threads", &Model::num_threads)
+      .def_prop_ro("trace", &trace_of)
+      .def("set_trace", &Model::set_trace, nb::arg("on"));
   m.def("load", &load, nb::arg("spec"), nb::arg("tensors"), nb::arg("options"), nb::arg("progress").none());
   m.def("step", &step, nb::arg("model"), nb::arg("token_ids"), nb::arg("row_start"),
         nb::arg("num_computed_tokens"), nb::arg("num_draft_tokens"), nb::arg("sample"),
@@ -209,6 +222,10 @@ NB_MODULE(_native, m) {
       nb::arg("spec"), nb::arg("options"));
   m.def("read_bandwidth", &read_bandwidth, nb::arg("num_bytes"), nb::arg("num_threads"),
         nb::arg("repeats") = 5, nb::call_guard<nb::gil_scoped_release>());
+  m.def("int8_peak", &int8_peak, nb::arg("isa"), nb::arg("num_threads"), nb::arg("repeats") = 5,
+        nb::call_guard<nb::gil_scoped_release>());
+  m.def("clock_rate", &clock_rate, nb::arg("num_threads"), nb::arg("repeats") = 5,
+        nb::call_guard<nb::gil_scoped_release>());
   m.def("available_isas", &available_isas);
   m.attr("compiler") = compiler();
 }

@@ -133,6 +133,7 @@ void Forward::run(const std::vector<Row>& rows, const int32_t* token_ids) {
   const auto num_rows = static_cast<int64_t>(rows.size());
   reserve(num_rows);
   plan_attention(rows);
+  mark(Op::other);
   pool_.run([&](int) {
     pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
       for (int64_t r = first; r < last; ++r) {
@@ -151,6 +152,7 @@ void Forward::run(const std::vector<Row>& rows, const int32_t* token_ids) {
         }
       }
     });
+    mark(Op::embed);
     for (int64_t i = 0; i < spec_.num_layers; ++i) layer(i, rows);
   });
 }
@@ -172,10 +174,13 @@ void Forward::layer(int64_t index, const std::vector<Row>& rows) {
   const auto num_rows = static_cast<int64_t>(rows.size());
   const Needs out = needs({&w.o});
   normalize(w.attn_norm, num_rows, needs({&w.q, &w.k, &w.v}));
+  mark(Op::attn_norm);
   project_qkv(w, num_rows);
+  mark(Op::qkv);
   pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; ++r) rotate_and_cache(index, w, r, rows[static_cast<size_t>(r)]);
   });
+  mark(Op::rope);
   attend(index, rows);
   pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; ++r) {
@@ -183,8 +188,10 @@ void Forward::layer(int64_t index, const std::vector<Row>& rows) {
       quantize(attended_.data() + r * w.o.columns, r, w.o.columns, out);
     }
   });
+  mark(Op::attention);
   multiply(w.o, activations(attended_.data(), w.o.columns, w.o.columns), num_rows, x_.data(),
            spec_.hidden_size, true);
+  mark(Op::o);
   feed_forward(w, num_rows);
 }
 
@@ -218,6 +225,7 @@ void Forward::feed_forward(const LayerWeights& w, int64_t num_rows) {
   const int64_t hidden = spec_.hidden_size, inner = round_up(spec_.intermediate_size, kStrip);
   const Needs mid = needs({&w.down});
   normalize(w.ffn_norm, num_rows, needs({&w.gate, &w.up}));
+  mark(Op::ffn_norm);
   const Activations a = activations(norm_.data(), hidden, hidden);
   const auto activate = spec_.activation == Activation::silu ? kernels_.silu_mul : kernels_.gelu_mul;
   pool_.parallel(w.gate.num_strips(), grain(w.gate.num_strips()), [&](int64_t first, int64_t last) {
@@ -231,10 +239,13 @@ void Forward::feed_forward(const LayerWeights& w, int64_t num_rows) {
       }
     }
   });
+  mark(Op::gate_up);
   pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; ++r) quantize(inner_.data() + r * inner, r, w.down.columns, mid);
   });
+  mark(Op::quantize);
   multiply(w.down, activations(inner_.data(), inner, w.down.columns), num_rows, x_.data(), hidden, true);
+  mark(Op::down);
 }
 
 void Forward::logits(const int64_t* rows, int64_t num_rows, float* logits) {
@@ -249,6 +260,7 @@ void Forward::logits(const int64_t* rows, int64_t num_rows, float* logits) {
         quantize(norm, i, hidden, output);
       }
     });
+    mark(Op::output_norm);
     multiply(weights_.output, activations(norm_.data(), hidden, hidden), num_rows, logits, padded_vocab(),
              false);
     if (spec_.logit_softcap > 0.0f) {
@@ -258,6 +270,7 @@ void Forward::logits(const int64_t* rows, int64_t num_rows, float* logits) {
         }
       });
     }
+    mark(Op::output);
   });
 }
 

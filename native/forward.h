@@ -11,6 +11,7 @@
 #include "kernels/kernels.h"
 #include "memory.h"
 #include "thread_pool.h"
+#include "trace.h"
 #include "weights.h"
 
 namespace outpace {
@@ -59,6 +60,9 @@ class Forward {
   // Logits of some of the rows of the last run(). logits: [rows.size(), padded vocabulary]
   void logits(const int64_t* rows, int64_t num_rows, float* logits);
 
+  // Where the times of the operations go from now on; null: nowhere.
+  void set_clock(StepClock* clock) { clock_ = clock; }
+
   int64_t padded_vocab() const { return weights_.output.padded_rows(); }
 
  private:
@@ -75,6 +79,11 @@ class Forward {
   struct AttentionUnit {
     int64_t first_row, last_row, kv_head, first_chunk, last_chunk;  // all inclusive
   };
+
+  // What ran since the last mark was `op`; after its barrier.
+  void mark(Op op) {
+    if (clock_ != nullptr && pool_.thread_index() == 0) clock_->mark(op);
+  }
 
   void reserve(int64_t num_rows);
   void plan_attention(const std::vector<Row>& rows);
@@ -105,6 +114,7 @@ class Forward {
   KVCache& cache_;
   const Kernels& kernels_;
   ThreadPool& pool_;
+  StepClock* clock_ = nullptr;
   const int64_t padded_head_dim_, num_pairs_, group_heads_;
   const float attention_scale_;
 

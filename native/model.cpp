@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cmath>
 #include <cstring>
 
@@ -9,6 +8,7 @@
 #include "forward.h"
 #include "sampler.h"
 #include "thread_pool.h"
+#include "trace.h"
 #include "weights.h"
 
 namespace outpace {
@@ -50,6 +50,8 @@ struct Model::Impl {
   std::vector<float> logits;
   std::vector<int32_t> chosen;  // [num_rows] what each sampled row picked
   std::atomic<bool> not_a_number{false};
+  StepClock clock;
+  bool tracing = false;
 
   Impl(const ModelSpec& model, const std::vector<TensorRef>& tensors, const Options& opts,
        const Progress& progress)
@@ -64,6 +66,9 @@ struct Model::Impl {
         forward(spec, weights, cache, kernels, pool) {}
 
   void step(const StepBatch& batch, StepOutput& output);
+  void mark(Op op) {
+    if (tracing) clock.mark(op);
+  }
   void place_rows(const StepBatch& batch, int64_t output_width);
   void sample_row(const StepBatch& batch, StepOutput& output, int64_t row, float* row_logits);
   void accept(const StepBatch& batch, StepOutput& output);
@@ -101,6 +106,7 @@ void Model::Impl::place_rows(const StepBatch& b, int64_t output_width) {
 }
 
 void Model::Impl::step(const StepBatch& batch, StepOutput& output) {
+  if (tracing) clock.start();
   place_rows(batch, output.width);
   forward.run(rows, batch.token_ids);
   sampled_rows.clear();
@@ -124,12 +130,15 @@ void Model::Impl::step(const StepBatch& batch, StepOutput& output) {
         }
       });
     });
+    mark(Op::sample);
   }
   if (not_a_number.exchange(false)) {
     throw Error(
         "the model's logits are not numbers; the weights are damaged or overflow: bring the file again");
   }
   accept(batch, output);
+  mark(Op::other);
+  if (tracing) count_work(spec, weights, cache.layout, rows, total, clock.trace());
 }
 
 void Model::Impl::sample_row(const StepBatch& b, StepOutput& output, int64_t row, float* row_logits) {
@@ -178,6 +187,11 @@ Model::Model(const ModelSpec& spec, const std::vector<TensorRef>& tensors, const
     : impl_(std::make_unique<Impl>(spec, tensors, options, progress)) {}
 Model::~Model() = default;
 void Model::step(const StepBatch& batch, StepOutput& output) { impl_->step(batch, output); }
+void Model::set_trace(bool on) {
+  impl_->tracing = on;
+  impl_->forward.set_clock(on ? &impl_->clock : nullptr);
+}
+const StepTrace& Model::trace() const { return impl_->clock.trace(); }
 uint64_t Model::weight_bytes() const { return impl_->weights.step_bytes; }
 uint64_t Model::memory_bytes() const { return impl_->weights.tiles.size(); }
 std::string Model::isa() const { return impl_->kernels.name; }
@@ -192,42 +206,5 @@ std::string compiler() {
 }
 
 std::vector<std::string> available_isas() { return available_tiers(); }
-
-double read_bandwidth(uint64_t num_bytes, int num_threads, int repeats) {
-  using Clock = std::chrono::steady_clock;
-  const int64_t lines = static_cast<int64_t>(num_bytes / 64);
-  HugeBuffer buffer(num_bytes, "the bandwidth probe");
-  ThreadPool pool(std::max(1, num_threads));
-  double best = 0.0;
-  uint64_t total = 0;
-  std::memset(buffer.data(), 1, num_bytes);
-  for (int i = 0; i < repeats; ++i) {
-    std::atomic<uint64_t> sum{0};
-    const auto start = Clock::now();
-    pool.run([&](int) {
-      pool.parallel(lines, std::max<int64_t>(1, lines / (num_threads * 8)), [&](int64_t first, int64_t last) {
-        typedef uint64_t U8x __attribute__((vector_size(64)));
-        U8x acc[4] = {};
-        for (int64_t l = first; l + 4 <= last; l += 4) {
-          for (int k = 0; k < 4; ++k)
-            __builtin_prefetch(buffer.data() + (l + k) * 64 + 4096);  // as the kernels do
-          for (int k = 0; k < 4; ++k) {
-            U8x v;
-            std::memcpy(&v, buffer.data() + (l + k) * 64, 64);
-            acc[k] += v;
-          }
-        }
-        uint64_t folded = 0;
-        for (int k = 0; k < 8; ++k) folded += acc[0][k] + acc[1][k] + acc[2][k] + acc[3][k];
-        sum += folded;
-      });
-    });
-    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    best = std::max(best, static_cast<double>(num_bytes) / seconds / 1e9);
-    total += sum;
-  }
-  if (total == 0) throw Error("the bandwidth probe read nothing");
-  return best;
-}
 
 }  // namespace outpace

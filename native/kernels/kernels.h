@@ -52,6 +52,8 @@ struct Kernels {
   // out[r * out_stride + i] = sum over k of weight[16 strip + i][k] x activation[r][k].
   void (*matmul_strip)(const TileMatrix& weights, int64_t strip, const Activations& activations,
                        int64_t num_rows, float* out, int64_t out_stride);
+  // Runs the dot product instruction of matmul_strip and nothing else; returns the multiply-accumulates done.
+  int64_t (*dot_peak)(int64_t rounds);
   // One output's weights, as floats. out: [columns]
   void (*dequantize_row)(const TileMatrix& weights, int64_t row, float* out);
   // Rows in the file's layout -> one strip. rows[i] points to the bytes of output i, or is null.

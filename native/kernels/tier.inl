@@ -7,6 +7,7 @@
 
 #include "matmul.inl"
 #include "pack.inl"
+#include "peak.inl"
 #include "rows.inl"
 
 #include "attention.inl"
@@ -16,6 +17,7 @@ namespace outpace::OUTPACE_TIER {
 constexpr Kernels kTable = {
     .name = kTierName,
     .matmul_strip = matmul_strip,
+    .dot_peak = dot_peak,
     .dequantize_row = dequantize_row,
     .pack_strip = pack_strip,
     .quantize_weights = quantize_weights,

@@ -129,6 +129,14 @@ class NativeBackend:
             raise BackendError(str(error)) from error
         return output
 
+    def set_trace(self, on: bool) -> None:
+        """Keep the times of each step's operations from now on, or no longer."""
+        self._loaded.set_trace(on)
+
+    def trace(self) -> tuple[float, list[tuple[str, float, int, int]]]:
+        """Of the last step with a trace: seconds, and (operation, seconds, bytes, multiply-accumulates)."""
+        return self._loaded.trace
+
     def close(self) -> None:
         """Give the memory and the threads back."""
         self._model = None

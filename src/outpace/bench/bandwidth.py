@@ -1,10 +1,20 @@
-"""How fast this machine reads memory, and how much of that a decode step uses (MBU)."""
+"""How fast this machine reads memory and multiplies, and how much of the former a decode step uses (MBU)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-REPEATS = 5
+REPEATS, LIMIT_REPEATS = 5, 15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the machine can do at best, on the backend's threads."""
+
+    bandwidth_gb_s: float  # streaming read of as many bytes as the step reads
+    peak_gmac_s: float  # the tier's int8 dot product from registers
+    clock_ghz: float  # of one core while all of them work
 
 
 def read_bandwidth(num_bytes: int, num_threads: int) -> float | None:
@@ -17,6 +27,17 @@ def read_bandwidth(num_bytes: int, num_threads: int) -> float | None:
     except ImportError:
         return None
     return _native.read_bandwidth(num_bytes, max(1, num_threads), REPEATS)
+
+
+def measure_limits(isa: str, num_threads: int, num_bytes: int) -> Limits:
+    """The best of fifteen passes of each probe: nothing may be faster. Needs the native core."""
+    from outpace import _native
+
+    return Limits(
+        bandwidth_gb_s=_native.read_bandwidth(num_bytes, num_threads, LIMIT_REPEATS),
+        peak_gmac_s=_native.int8_peak(isa, num_threads, LIMIT_REPEATS) / 1e9,
+        clock_ghz=_native.clock_rate(num_threads, LIMIT_REPEATS) / 1e9,
+    )
 
 
 def utilisation(weight_bytes: int, seconds_per_step: float, bandwidth_gb_s: float | None) -> float | None:

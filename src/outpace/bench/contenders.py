@@ -39,8 +39,8 @@ class Contender(Protocol):
         """Generate exactly `max_tokens` greedily, past any end token."""
         ...
 
-    def step(self, rows: int, runs: int) -> list[float]:
-        """Seconds of steps of `rows` rows in one request at context 256, each row verified."""
+    def step(self, rows: int, runs: int, context: int = CONTEXT) -> list[float]:
+        """Seconds of steps of `rows` rows in one request after `context` tokens, each row verified."""
         ...
 
     def prefill(self, num_tokens: int) -> float:
@@ -61,10 +61,10 @@ class OutpaceContender:
         timing = follow(lambda: iter(self._llm.loop.submit(prompt_token_ids, params)))
         return Decoded(tuple(timing.token_ids), (timing.ttft_ms or 0.0) / 1e3, timing.decode_seconds)
 
-    def step(self, rows: int, runs: int) -> list[float]:
+    def step(self, rows: int, runs: int, context: int = CONTEXT) -> list[float]:
         """Straight to the backend, after one run to warm up."""
-        self._driver.prefill(CONTEXT)
-        return [self._driver.step(rows) for _ in range(runs + 1)][1:]
+        self._driver.prefill(context)
+        return [self._driver.step(rows, context) for _ in range(runs + 1)][1:]
 
     def prefill(self, num_tokens: int) -> float:
         """Straight to the backend."""
@@ -139,9 +139,9 @@ class LlamaCppContender:
         )
         return Decoded(tuple(reply["token_ids"]), reply["ttft_s"], reply["decode_s"])
 
-    def step(self, rows: int, runs: int) -> list[float]:
+    def step(self, rows: int, runs: int, context: int = CONTEXT) -> list[float]:
         """llama_decode of one batch."""
-        return self._process.ask("step", rows=rows, context=CONTEXT, runs=runs, flash=self._flash)["seconds"]
+        return self._process.ask("step", rows=rows, context=context, runs=runs, flash=self._flash)["seconds"]
 
     def prefill(self, num_tokens: int) -> float:
         """llama_decode of the prompt."""

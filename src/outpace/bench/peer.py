@@ -16,7 +16,8 @@ from outpace.bench.workload import WorkloadRequest
 from outpace.llm import LLM
 
 OURS = "outpace"
-STEP_ROWS = (1, 8, 16)
+STEP_ROWS = (1, 8, 16, 32)
+LONG_CONTEXT = 2048  # where decoding is measured once more
 STEP_RUNS = 5  # in each round
 PAUSE = 0.25  # seconds between turns: OpenMP's threads spin for 0.2 s after their last work
 
@@ -32,6 +33,7 @@ class Figures:
     ttft_ms: float  # median over the requests
     step_ms: Mapping[str, float]  # rows in one request at context 256 -> milliseconds
     prefill_tok_s: Mapping[str, float]  # prompt tokens -> tokens/s
+    context_decode: Mapping[str, float]  # tokens of context -> tokens/s of steps of one row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,7 @@ class _Samples:
     ttft_ms: list[float]
     step_ms: dict[str, list[float]]
     prefill_tok_s: dict[str, list[float]]
+    context_decode: dict[str, list[float]]
     outputs: list[Sequence[int]]  # of the last round
 
     def figures(self) -> Figures:
@@ -74,6 +77,7 @@ class _Samples:
             ttft_ms=median(self.ttft_ms),
             step_ms={rows: median(values) for rows, values in self.step_ms.items()},
             prefill_tok_s={length: median(values) for length, values in self.prefill_tok_s.items()},
+            context_decode={context: median(values) for context, values in self.context_decode.items()},
         )
 
 
@@ -82,21 +86,23 @@ def compare(
     prompts: Sequence[Prompt],
     *,
     rounds: int,
-    max_prefill: int,
+    max_context: int,
     pause: float = PAUSE,
     on_turn: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, Figures], dict[str, list[Sequence[int]]]]:
     """Measure the contenders strictly in turn, never two at a time; every other round in reverse order.
 
-    Prompt lengths above `max_prefill` are left out. Returns figures and the last round's token ids,
-    by contender.
+    Prompt lengths above `max_context`, and contexts that reach it, are left out. Returns figures and the last
+    round's token ids, by contender.
     """
-    lengths = [length for length in PREFILL_LENGTHS if length <= max_prefill]
-    samples = {name: _new_samples(lengths) for name in contenders}
+    lengths = [length for length in PREFILL_LENGTHS if length <= max_context]
+    contexts = [context for context in (LONG_CONTEXT,) if context < max_context]
+    samples = {name: _new_samples(lengths, contexts) for name in contenders}
     measurements: list[tuple[str, Callable[[Contender, _Samples], None]]] = [
         ("decode", lambda contender, into: _decode(contender, prompts, into)),
         *((f"step({rows})", _step(rows)) for rows in STEP_ROWS),
         *((f"prefill({length})", _prefill(length)) for length in lengths),
+        *((f"decode at {context}", _decode_at(context)) for context in contexts),
     ]
     names = list(contenders)
     for number in range(rounds):
@@ -139,7 +145,7 @@ def bench_peer(
             "flash_attention_on": LlamaCppContender(process, flash=True),
         }
         figures, outputs = compare(
-            contenders, prompts, rounds=rounds, max_prefill=max_prefill, on_turn=on_turn
+            contenders, prompts, rounds=rounds, max_context=llm.config.max_context, on_turn=on_turn
         )
     variants = {name: taken for name, taken in figures.items() if name != OURS}
     best = better(list(variants.values()))
@@ -169,6 +175,10 @@ def better(variants: Sequence[Figures]) -> Figures:
         prefill_tok_s={
             length: max(f.prefill_tok_s[length] for f in variants) for length in variants[0].prefill_tok_s
         },
+        context_decode={
+            context: max(f.context_decode[context] for f in variants)
+            for context in variants[0].context_decode
+        },
     )
 
 
@@ -180,6 +190,9 @@ def ratios(ours: Figures, theirs: Figures) -> Figures:
         step_ms={rows: theirs.step_ms[rows] / ours.step_ms[rows] for rows in ours.step_ms},
         prefill_tok_s={
             length: ours.prefill_tok_s[length] / theirs.prefill_tok_s[length] for length in ours.prefill_tok_s
+        },
+        context_decode={
+            context: speed / theirs.context_decode[context] for context, speed in ours.context_decode.items()
         },
     )
 
@@ -197,10 +210,11 @@ def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     return min(len(first), len(second))
 
 
-def _new_samples(lengths: Sequence[int]) -> _Samples:
-    return _Samples(
-        [], [], {str(rows): [] for rows in STEP_ROWS}, {str(length): [] for length in lengths}, []
-    )
+def _new_samples(lengths: Sequence[int], contexts: Sequence[int]) -> _Samples:
+    def empty(keys: Sequence[int]) -> dict[str, list[float]]:
+        return {str(key): [] for key in keys}
+
+    return _Samples([], [], empty(STEP_ROWS), empty(lengths), empty(contexts), [])
 
 
 def _decode(contender: Contender, prompts: Sequence[Prompt], into: _Samples) -> None:
@@ -221,5 +235,14 @@ def _step(rows: int) -> Callable[[Contender, _Samples], None]:
 def _prefill(length: int) -> Callable[[Contender, _Samples], None]:
     def measure(contender: Contender, into: _Samples) -> None:
         into.prefill_tok_s[str(length)].append(length / contender.prefill(length))
+
+    return measure
+
+
+def _decode_at(context: int) -> Callable[[Contender, _Samples], None]:
+    def measure(contender: Contender, into: _Samples) -> None:
+        into.context_decode[str(context)] += [
+            1 / seconds for seconds in contender.step(1, STEP_RUNS, context)
+        ]
 
     return measure

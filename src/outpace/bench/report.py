@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
 from outpace.bench.generate import GenerateReport, RequestFigures
 from outpace.bench.peer import Figures, PeerReport
+from outpace.bench.roofline import GROUP_MACS, OpFigures, RooflineReport, StepFigures
 from outpace.bench.step import StepReport
 
 MISSING = "-"
 
 
-def as_json(report: StepReport | GenerateReport | PeerReport) -> str:
+def as_json(report: StepReport | GenerateReport | PeerReport | RooflineReport) -> str:
     """The report on one line."""
     return json.dumps(asdict(report))
 
@@ -27,9 +29,18 @@ def step_table(report: StepReport) -> Group:
     )
     table = Table("figure", "value")
     for rows, milliseconds in report.step_ms.items():
-        table.add_row(f"step, rows {rows}", f"{milliseconds:.2f} ms")
+        table.add_row(f"step, rows {rows}", f"{milliseconds:.2f} ms ({report.step_ratio[rows]:.2f}x)")
     for length, speed in report.prefill_tok_s.items():
-        table.add_row(f"prefill {length}", _number(speed, "{:.0f} tokens/s"))
+        tops = _number(report.prefill_tops[length], " ({:.3f} TOPS)")
+        table.add_row(f"prefill {length}", MISSING if speed is None else f"{speed:.0f} tokens/s{tops}")
+    for context, speed in report.context_decode.items():
+        ratio = _number(report.context_ratio[context], " ({:.0%})")
+        table.add_row(
+            f"decode, context {context}", MISSING if speed is None else f"{speed:.1f} tokens/s{ratio}"
+        )
+    together = report.concurrent_decode["16"]
+    ratio = _number(report.concurrent_ratio, " ({:.2f}x)")
+    table.add_row("decode, 16 requests", MISSING if together is None else f"{together:.1f} tokens/s{ratio}")
     table.add_row("read bandwidth", _number(report.bandwidth_gb_s, "{:.1f} GB/s"))
     table.add_row("MBU", _number(report.mbu, "{:.0%}"))
     table.add_row("load", f"{report.load_s:.2f} s")
@@ -87,6 +98,59 @@ def _peer_rows(figures: Figures) -> list[tuple[str, str, float]]:
         ("TTFT", "{:.0f} ms", figures.ttft_ms),
         *((f"step, rows {rows}", "{:.2f} ms", value) for rows, value in figures.step_ms.items()),
         *((f"prefill {length}", "{:.0f} tokens/s", value) for length, value in figures.prefill_tok_s.items()),
+        *(
+            (f"decode, context {context}", "{:.1f} tokens/s", value)
+            for context, value in figures.context_decode.items()
+        ),
+    ]
+
+
+def roofline_tables(report: RooflineReport) -> Group:
+    """`bench roofline` for people: a table for each step."""
+    limits = report.limits
+    dots = limits.peak_gmac_s / limits.clock_ghz / report.threads
+    title = (
+        f"{report.model}: {report.isa}, {report.threads} threads\n"
+        f"limits: {limits.bandwidth_gb_s:.1f} GB/s, {limits.peak_gmac_s:.0f} int8 GMAC/s "
+        f"({dots:.0f} a cycle and core at {limits.clock_ghz:.2f} GHz)\n"
+        f"cycles: for 16 outputs x 32 inputs and a row, of one core; {GROUP_MACS / dots:.1f} at the peak"
+    )
+    return Group(title, *(_roofline_table(step) for step in report.steps))
+
+
+def _roofline_table(step: StepFigures) -> Table:
+    title = f"{step.rows} rows after {step.context} tokens"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("operation")
+    for name in ("ms", "MB", "GB/s", "GMAC", "GOPS", "of the limit", "cycles"):
+        table.add_column(name, justify="right")
+    for op in step.ops:
+        table.add_row(*_roofline_cells(op))
+    table.add_section()
+    num_bytes, num_macs = sum(op.num_bytes for op in step.ops), sum(op.num_macs for op in step.ops)
+    table.add_row(
+        "all",
+        f"{step.ms:.3f}",
+        f"{num_bytes / 1e6:.1f}",
+        f"{num_bytes / step.ms / 1e6:.1f}",
+        f"{num_macs / 1e9:.3f}",
+        f"{2 * num_macs / step.ms / 1e6:.0f}",
+        f"{step.limit_ms / step.ms:.0%} of {step.limit_ms:.4g}",
+        f"{step.to_win:.2f}x",
+    )
+    return table
+
+
+def _roofline_cells(op: OpFigures) -> list[str]:
+    return [
+        op.op,
+        f"{op.ms:.3f}",
+        f"{op.num_bytes / 1e6:.1f}" if op.num_bytes else "",
+        f"{op.gb_s:.1f}" if op.num_bytes else "",
+        f"{op.num_macs / 1e9:.3f}" if op.num_macs else "",
+        f"{op.gops:.0f}" if op.num_macs else "",
+        f"{op.share:.0%} {op.bound}" if op.share is not None else "",
+        _number(op.cycles_per_group, "{:.1f}") if op.num_macs else "",
     ]
 
 

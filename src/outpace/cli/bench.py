@@ -1,4 +1,4 @@
-"""`outpace bench`: one step, a workload, or against a peer. With --json the last line is the report."""
+"""`outpace bench`: a step, its parts, a workload, a peer. With --json the last line is the report."""
 
 from __future__ import annotations
 
@@ -43,6 +43,33 @@ def step(model: ModelFlag = None, *, as_json: JsonFlag = False, engine: EngineFl
             close=llm.close,
         )
     _print(report.as_json(result) if as_json else report.step_table(result))
+
+
+@bench.command("roofline")
+@flatten
+def roofline(
+    model: ModelFlag = None,
+    *,
+    rows: Annotated[str, typer.Option(help="Rows of the steps, comma separated.")] = "1,8,16,32",
+    context: Annotated[int, typer.Option(min=1, help="Tokens in the KV cache before a step.")] = 256,
+    as_json: JsonFlag = False,
+    engine: EngineFlags,
+) -> None:
+    """Where a step's time goes, operation by operation, against this machine's limits."""
+    from outpace.bench import report
+    from outpace.bench.roofline import bench_roofline
+
+    row_counts = _numbers(rows, "--rows")
+    with open_llm(_or_default(model), engine) as llm:
+        result = bench_roofline(
+            llm.model_name,
+            llm.backend,
+            row_counts=row_counts,
+            context=context,
+            max_batch_tokens=llm.config.max_batch_tokens,
+            close=llm.close,
+        )
+    _print(report.as_json(result) if as_json else report.roofline_tables(result))
 
 
 @bench.command("generate")
@@ -111,6 +138,14 @@ def _or_default(model: str | None) -> str:
     from outpace.models.hub import DEFAULT_MODEL
 
     return model or DEFAULT_MODEL
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    """Whole numbers from `1,8,16`."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} {text!r}: must be whole numbers with commas between") from None
 
 
 def _say(what: str) -> None:

@@ -16,8 +16,9 @@ from outpace import LLM, SamplingParams
 NULL = ("--backend", "null", "--kv-cache", "64MiB")
 
 STEP_KEYS = [
-    "model", "isa", "threads", "weight_bytes", "bandwidth_gb_s", "step_ms", "prefill_tok_s", "mbu", "load_s",
-    "peak_rss_bytes",
+    "model", "isa", "threads", "weight_bytes", "bandwidth_gb_s", "step_ms", "step_ratio", "prefill_tok_s",
+    "prefill_tops", "context_decode", "context_ratio", "concurrent_decode", "concurrent_ratio", "mbu",
+    "load_s", "peak_rss_bytes",
 ]  # fmt: skip
 FIGURES = ["prompt_tokens", "completion_tokens", "ttft_ms", "tok_s", "acceptance_length", "output_sha256"]
 
@@ -49,6 +50,16 @@ def test_step_reports_these_keys(model_135m: Path) -> None:
     assert list(report["step_ms"]) == ["1", "2", "4", "8", "16", "32"]
     assert list(report["prefill_tok_s"]) == ["512", "2048"]
     assert all(value > 0 for value in [*report["step_ms"].values(), *report["prefill_tok_s"].values()])
+    assert report["step_ratio"]["8"] == pytest.approx(report["step_ms"]["8"] / report["step_ms"]["1"])
+    assert list(report["context_decode"]) == list(report["context_ratio"]) == ["256", "2048", "8192"]
+    assert report["context_ratio"]["256"] == 1
+    # 2 x (tokens x weights of the layers + weights of the head), 512 times that of one token
+    assert report["prefill_tops"]["512"] == pytest.approx(
+        2 * (512 * 106_168_320 + 49_152 * 576) / 512 * report["prefill_tok_s"]["512"] / 1e12
+    )
+    assert list(report["concurrent_decode"]) == ["1", "16"]
+    assert report["concurrent_decode"]["1"] == report["context_decode"]["256"]
+    assert report["concurrent_ratio"] > 0
     assert (report["weight_bytes"], report["mbu"]) == (0, None)  # the null backend reads none
     assert 20e6 < report["peak_rss_bytes"] < 4e9
     assert report["load_s"] > 0
@@ -58,7 +69,22 @@ def test_step_leaves_out_what_the_context_does_not_hold(model_135m: Path) -> Non
     report = last_line(
         bench("step", "-m", str(model_135m), *NULL[:-1], "1MiB", "--max-context", "600", "--json")
     )
-    assert report["prefill_tok_s"]["2048"] is None
+    assert report["prefill_tok_s"]["2048"] is report["prefill_tops"]["2048"] is None
+    assert report["context_decode"]["2048"] is report["context_ratio"]["2048"] is None
+    assert report["concurrent_decode"]["16"] is report["concurrent_ratio"] is None
+
+
+def test_the_step_table_says_what_is_missing(model_135m: Path) -> None:
+    done = bench("step", "-m", str(model_135m), *NULL[:-1], "6MiB", "--max-context", "600")
+    assert done.returncode == 0, done.stderr
+    rows = {
+        line.split("│")[1].strip(): line.split("│")[2].strip()
+        for line in done.stdout.splitlines()
+        if "│" in line
+    }
+    assert rows["decode, context 8192"] == rows["decode, 16 requests"] == rows["prefill 2048"] == "-"
+    assert rows["decode, context 256"].endswith("tokens/s (100%)")
+    assert rows["step, rows 1"].endswith("(1.00x)")
 
 
 def test_generate_agrees_with_the_library(model_135m: Path, workload: Path) -> None:

@@ -15,19 +15,39 @@ from outpace.bench.contenders import Decoded, LlamaCppContender, LlamaCppProcess
 from outpace.bench.peer import Figures, better, compare, equal_share, ratios
 from outpace.errors import BackendError, OutpaceError
 
-FAST = Figures(decode_tok_s=20.0, ttft_ms=100.0, step_ms={"1": 50.0, "8": 70.0}, prefill_tok_s={"512": 400.0})
-SLOW = Figures(decode_tok_s=10.0, ttft_ms=50.0, step_ms={"1": 100.0, "8": 70.0}, prefill_tok_s={"512": 800.0})
+FAST = Figures(
+    decode_tok_s=20.0,
+    ttft_ms=100.0,
+    step_ms={"1": 50.0, "8": 70.0},
+    prefill_tok_s={"512": 400.0},
+    context_decode={"2048": 8.0},
+)
+SLOW = Figures(
+    decode_tok_s=10.0,
+    ttft_ms=50.0,
+    step_ms={"1": 100.0, "8": 70.0},
+    prefill_tok_s={"512": 800.0},
+    context_decode={"2048": 16.0},
+)
 
 
 def test_a_ratio_above_one_is_faster() -> None:
     assert ratios(FAST, SLOW) == Figures(
-        decode_tok_s=2.0, ttft_ms=0.5, step_ms={"1": 2.0, "8": 1.0}, prefill_tok_s={"512": 0.5}
+        decode_tok_s=2.0,
+        ttft_ms=0.5,
+        step_ms={"1": 2.0, "8": 1.0},
+        prefill_tok_s={"512": 0.5},
+        context_decode={"2048": 0.5},
     )
 
 
 def test_the_better_of_two_counts_for_each_figure() -> None:
     assert better([FAST, SLOW]) == Figures(
-        decode_tok_s=20.0, ttft_ms=50.0, step_ms={"1": 50.0, "8": 70.0}, prefill_tok_s={"512": 800.0}
+        decode_tok_s=20.0,
+        ttft_ms=50.0,
+        step_ms={"1": 50.0, "8": 70.0},
+        prefill_tok_s={"512": 800.0},
+        context_decode={"2048": 16.0},
     )
 
 
@@ -46,9 +66,9 @@ class Recorder:
         self.log.append(self.name)
         return Decoded(tuple(range(max_tokens)), self.seconds, self.seconds * (max_tokens - 1))
 
-    def step(self, rows: int, runs: int) -> list[float]:
+    def step(self, rows: int, runs: int, context: int = 256) -> list[float]:
         self.log.append(self.name)
-        return [self.seconds * rows] * runs
+        return [self.seconds * rows * context / 256] * runs
 
     def prefill(self, num_tokens: int) -> float:
         self.log.append(self.name)
@@ -58,15 +78,22 @@ class Recorder:
 def test_turns_alternate_and_rounds_reverse() -> None:
     log: list[str] = []
     contenders = {"a": Recorder("a", log, 0.5), "b": Recorder("b", log, 0.25)}
-    figures, outputs = compare(contenders, [([1, 2], 4)], rounds=2, max_prefill=600, pause=0)
-    measurements = 1 + 3 + 1  # decode, three steps, one prefill: 2048 does not fit
+    figures, outputs = compare(contenders, [([1, 2], 4)], rounds=2, max_context=600, pause=0)
+    measurements = 1 + 4 + 1  # decode, four steps, one prefill: 2048 does not fit
     assert log == ["a", "b"] * measurements + ["b", "a"] * measurements
     assert figures["a"] == Figures(
-        decode_tok_s=2.0, ttft_ms=500.0, step_ms={"1": 500.0, "8": 4000.0, "16": 8000.0},
-        prefill_tok_s={"512": 2.0},
+        decode_tok_s=2.0, ttft_ms=500.0, step_ms={"1": 500.0, "8": 4000.0, "16": 8000.0, "32": 16000.0},
+        prefill_tok_s={"512": 2.0}, context_decode={},
     )  # fmt: skip
     assert figures["b"].decode_tok_s == 4.0
     assert outputs["a"] == [(0, 1, 2, 3)]
+
+
+def test_decoding_is_measured_at_a_long_context_that_fits() -> None:
+    contenders = {"a": Recorder("a", [], 0.5)}
+    for max_context, expected in ((2048, {}), (2049, {"2048": 0.25})):
+        figures, _ = compare(contenders, [([1], 2)], rounds=1, max_context=max_context, pause=0)
+        assert figures["a"].context_decode == expected
 
 
 def test_a_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +126,7 @@ def test_llama_cpp_does_what_it_is_asked(model_135m: Path) -> None:
             seconds = contender.step(8, 2)
             assert len(seconds) == 2
             assert min(seconds) > 0
+            assert len(contender.step(1, 3, 300)) == 3  # another context
         with pytest.raises(BackendError, match="prefill"):
             process.ask("prefill", tokens=512, flash=False)  # more than its context
         assert contender.prefill(64) > 0  # it still answers
@@ -115,8 +143,8 @@ def test_the_command_reports_ratios(model_135m: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
-    assert set(report["ratio"]) == {"decode_tok_s", "ttft_ms", "step_ms", "prefill_tok_s"}
-    assert set(report["ratio"]["step_ms"]) == {"1", "8", "16"}
+    assert set(report["ratio"]) == {"decode_tok_s", "ttft_ms", "step_ms", "prefill_tok_s", "context_decode"}
+    assert set(report["ratio"]["step_ms"]) == {"1", "8", "16", "32"}
     assert report["peer_build"]["flags"].startswith("CPU")
     assert report["outpace_build"]["backend"] == "null"
     assert set(report["peer_variants"]) == {"flash_attention_off", "flash_attention_on"}
