@@ -196,9 +196,7 @@ OUTPACE_INLINE Floats mul(Floats a, Floats b) {
   OUTPACE_EACH a.v[i] = vmulq_f32(a.v[i], b.v[i]);
   return a;
 }
-OUTPACE_INLINE void store(float* p, Floats a) {
-  OUTPACE_EACH vst1q_f32(p + 4 * i, a.v[i]);
-}
+OUTPACE_INLINE void store(float* p, Floats a) { OUTPACE_EACH vst1q_f32(p + 4 * i, a.v[i]); }
 
 #undef OUTPACE_EACH
 
