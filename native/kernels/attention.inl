@@ -51,7 +51,8 @@ OUTPACE_INLINE void tile_scores_int8(const KVLayout& kv, const uint8_t* block, i
   const auto* key_scales = reinterpret_cast<const float*>(block + kv.key_scale_offset);
   const Floats key_scale = load_floats(key_scales + half * kTileTokens);
   for (int h = 0; h < H; ++h) {
-    const Ints total = sub(add(shift_left<7>(high[h]), low[h]), shift_left<7>(set_ints(query[h].sum)));
+    Ints total = add(shift_left<7>(high[h]), low[h]);
+    if constexpr (kByteZeroPoint != 0) total = sub(total, shift_left<7>(set_ints(query[h].sum)));
     store(scores + h * stride, mul(to_floats(total), mul(key_scale, set_floats(query[h].unit))));
   }
 }

@@ -113,6 +113,13 @@ OUTPACE_INLINE Ints shift_left(Ints a) {
   return a;
 }
 
+// Without a product of unsigned and signed bytes, dot<false> takes the 128 off.
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+constexpr int kByteZeroPoint = 128;
+#else
+constexpr int kByteZeroPoint = 0;
+#endif
+
 // acc[o] += the four products of w[o] with the four of a; both signed.
 OUTPACE_INLINE int32x4_t dot_signed(int32x4_t acc, int8x16_t w, int8x16_t a) {
 #if defined(__ARM_FEATURE_DOTPROD)
@@ -130,15 +137,9 @@ OUTPACE_INLINE Ints dot(Ints acc, Lines w, const int8_t* a) {
 #if defined(__ARM_FEATURE_MATMUL_INT8)
   OUTPACE_EACH acc.v[i] = vusdotq_s32(acc.v[i], w.v[i], v);
 #else
-  if constexpr (Small) {
-    OUTPACE_EACH acc.v[i] = dot_signed(acc.v[i], vreinterpretq_s8_u8(w.v[i]), v);
-  } else {  // w = (w - 128) + 64 + 64
-    const int8x16_t half = vdupq_n_s8(64);
-    const int32x4_t rest = dot_signed(dot_signed(vdupq_n_s32(0), half, v), half, v);
-    OUTPACE_EACH {
-      const int8x16_t less = vreinterpretq_s8_u8(veorq_u8(w.v[i], vdupq_n_u8(0x80)));
-      acc.v[i] = dot_signed(vaddq_s32(acc.v[i], rest), less, v);
-    }
+  OUTPACE_EACH {
+    const uint8x16_t bytes = Small ? w.v[i] : veorq_u8(w.v[i], vdupq_n_u8(0x80));
+    acc.v[i] = dot_signed(acc.v[i], vreinterpretq_s8_u8(bytes), v);
   }
 #endif
   return acc;
