@@ -14,6 +14,8 @@ PYTHON ?= $(firstword $(foreach v,python3 python3.13 python3.12 python3.11 pytho
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 NATIVE_BUILD := build/native-tests
+AARCH64_BUILD := build/native-tests-aarch64
+NATIVE_OPTIONS := -G Ninja -DCMAKE_BUILD_TYPE=Release -DOUTPACE_TESTS=ON -DOUTPACE_PYTHON=OFF
 NATIVE_SOURCES := $(wildcard native/*.cpp native/*.h native/*/*.cpp native/*/*.h native/*/*.inl)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The compilers are found by CMake; ninja and cmake come from the virtual environment.
@@ -23,7 +25,7 @@ override PROMPT := $(value PROMPT)
 export MODEL PROMPT
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint ctest pytest bench format wheel clean
+.PHONY: help run test lint ctest ctest-aarch64 pytest bench format wheel clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,10 +44,21 @@ lint: $(STAMPS)/lint $(STAMPS)/test  ## Linter, format, types and import rules
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-ctest: $(STAMPS)/install  ## Native tests
-	cmake -S . -B $(NATIVE_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DOUTPACE_TESTS=ON -DOUTPACE_PYTHON=OFF
+ctest: $(STAMPS)/install  ## Native tests, and those of aarch64 under emulation
+	cmake -S . -B $(NATIVE_BUILD) $(NATIVE_OPTIONS)
 	cmake --build $(NATIVE_BUILD)
 	ctest --test-dir $(NATIVE_BUILD) --output-on-failure
+	@if [ "$$(uname -m)" = aarch64 ]; then :; \
+	elif command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null; \
+	then $(MAKE) --no-print-directory ctest-aarch64; \
+	else echo; echo "SKIPPED: aarch64 tests: apt-get install g++-aarch64-linux-gnu qemu-user"; echo; fi
+
+# The same programs, which must come to the digests of the run before.
+ctest-aarch64:
+	cmake -S . -B $(AARCH64_BUILD) $(NATIVE_OPTIONS) -DOUTPACE_DIGESTS=$(abspath $(NATIVE_BUILD))/native/tests \
+		--toolchain cmake/aarch64-linux-gnu.cmake
+	cmake --build $(AARCH64_BUILD)
+	ctest --test-dir $(AARCH64_BUILD) --output-on-failure --parallel 2
 
 pytest: $(STAMPS)/test  ## Python tests; ARGS are pytest's
 	$(BIN)/python -m pytest $(ARGS)

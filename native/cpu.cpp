@@ -2,6 +2,8 @@
 
 #if defined(OUTPACE_X86)
 #include <cpuid.h>
+#elif defined(OUTPACE_AARCH64)
+#include <sys/auxv.h>
 #endif
 
 #include "api.h"
@@ -32,6 +34,12 @@ std::vector<std::string> available_tiers() {
                       __builtin_cpu_supports("avx512vnni");
   if (avx512) names.emplace_back("avx512vnni");
   if (avx2) names.emplace_back("avx2");
+#elif defined(OUTPACE_AARCH64)
+  const bool dotprod = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+  const bool i8mm = dotprod && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0;
+  if (i8mm) names.emplace_back("neon-i8mm");
+  if (dotprod) names.emplace_back("neon-dotprod");
+  names.emplace_back("neon");  // every aarch64 Linux has it
 #endif
   names.emplace_back("portable");
   return names;
@@ -46,6 +54,10 @@ const Kernels& select_kernels(const std::string& name) {
 #if defined(OUTPACE_X86)
       if (wanted == "avx512vnni") return avx512vnni_kernels();
       if (wanted == "avx2") return avx2_kernels();
+#elif defined(OUTPACE_AARCH64)
+      if (wanted == "neon-i8mm") return neon_i8mm_kernels();
+      if (wanted == "neon-dotprod") return neon_dotprod_kernels();
+      if (wanted == "neon") return neon_kernels();
 #endif
       return portable_kernels();
     }

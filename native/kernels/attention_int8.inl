@@ -25,6 +25,13 @@ void quantize_query(const float* x, int64_t n, int8_t* high, int8_t* low, float*
   *sum = fold_ints(total);
 }
 
+// The dot product with both planes, less what the bytes' bias added; sum: of the two-plane integers.
+OUTPACE_INLINE Ints planes_total(Ints high, Ints low, int32_t sum) {
+  const Ints total = add(shift_left<7>(high), low);
+  if constexpr (kByteZeroPoint == 0) return total;
+  return sub(total, shift_left<7>(set_ints(sum)));
+}
+
 // Scores of H heads and T tiles of 16 tokens from `token` on. scores: [H] rows of kAttentionChunk
 template <int H, int T>
 OUTPACE_INLINE void scores_int8(const AttentionTask& t, int64_t head, int64_t token, float* scores) {
@@ -51,9 +58,8 @@ OUTPACE_INLINE void scores_int8(const AttentionTask& t, int64_t head, int64_t to
     }
   }
   for (int h = 0; h < H; ++h) {
-    const Ints bias = shift_left<7>(set_ints(t.query_sum[head + h]));
     for (int i = 0; i < T; ++i) {
-      const Ints total = sub(add(shift_left<7>(high[h][i]), low[h][i]), bias);
+      const Ints total = planes_total(high[h][i], low[h][i], t.query_sum[head + h]);
       store(scores + h * kAttentionChunk + i * kTileTokens,
             mul(to_floats(total), mul(load_floats(scales[i]), set_floats(t.query_unit[head + h]))));
     }
@@ -89,9 +95,8 @@ OUTPACE_INLINE void values_int8(const AttentionTask& t, int64_t head, int64_t ti
     }
   }
   for (int h = 0; h < H; ++h) {
-    const Ints bias = shift_left<7>(set_ints(weights[h].sum));
     for (int s = 0; s < S; ++s) {
-      const Ints total = sub(add(shift_left<7>(high[h][s]), low[h][s]), bias);
+      const Ints total = planes_total(high[h][s], low[h][s], weights[h].sum);
       store(t.out + (head + h) * kv.head_dim + channel + 16 * s, mul(to_floats(total), set_floats(unit)));
     }
   }

@@ -92,6 +92,10 @@ const Kernels& portable_kernels();
 #if defined(OUTPACE_X86)
 const Kernels& avx2_kernels();
 const Kernels& avx512vnni_kernels();
+#elif defined(OUTPACE_AARCH64)
+const Kernels& neon_kernels();
+const Kernels& neon_dotprod_kernels();
+const Kernels& neon_i8mm_kernels();
 #endif
 
 }  // namespace outpace

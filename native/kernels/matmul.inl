@@ -72,8 +72,9 @@ OUTPACE_INLINE void group_cell(const uint8_t* cell, const Plane& a, int64_t colu
   for (int r = 0; r < R; ++r) {
     const int64_t row = row0 + r, index = row * (columns / kGroup) + g;
     Ints sum = dot_group<F>(w, a.q + row * columns + g * kGroup);
-    if constexpr (zero_point(F) != 0) {
-      sum = sub(sum, shift_left<log2_of(zero_point(F))>(set_ints(a.sum[index])));
+    constexpr int zero = bits(F) == 8 ? kByteZeroPoint : zero_point(F);
+    if constexpr (zero != 0) {
+      sum = sub(sum, shift_left<log2_of(zero)>(set_ints(a.sum[index])));
     }
     out[r] = add(out[r], mul(to_floats(sum), mul(d, set_floats(a.scale[index]))));
     if constexpr (has_min(F)) {

@@ -91,6 +91,7 @@ OUTPACE_INLINE Ints shift_left(Ints a) {
   return {_mm256_slli_epi32(a.lo, N), _mm256_slli_epi32(a.hi, N)};
 }
 
+constexpr int kByteZeroPoint = 128;
 template <bool Small>
 OUTPACE_INLINE __m256i dot256(__m256i acc, __m256i w, __m256i a) {
   if constexpr (Small) {  // 63 x 127 x 2 fits 16 bits

@@ -66,6 +66,7 @@ OUTPACE_INLINE Ints shift_left(Ints a) {
   return {_mm512_slli_epi32(a.v, N)};
 }
 
+constexpr int kByteZeroPoint = 128;
 template <bool Small>
 OUTPACE_INLINE Ints dot(Ints acc, Lines w, const int8_t* a) {
   int32_t quad;

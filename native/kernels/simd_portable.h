@@ -99,6 +99,9 @@ OUTPACE_INLINE Ints shift_left(Ints a) {
   return a;
 }
 
+// What bytes that are biased by 128 (q8_0, int8 keys) are still biased by in the sums of dot<false>.
+constexpr int kByteZeroPoint = 128;
+
 // acc[o] += sum over 4 of w[4o + i] x a[i]; w unsigned, a signed. `Small`: w is below 64.
 template <bool Small>
 OUTPACE_INLINE Ints dot(Ints acc, Lines w, const int8_t* a) {

@@ -61,7 +61,7 @@ void check_rows(const outpace::Kernels& kernels, const gguf::Matrix& m) {
   for (int64_t r = 0; r < m.rows; ++r) {
     kernels.dequantize_row(tiles, r, out.data());
     CHECK(out.back() == 7.0f, "%s wrote past the row", kernels.name);
-    check::record(out.data(), out.size());
+    if (&kernels == check::tiers().front()) check::record(out.data(), out.size());
     for (int64_t k = 0; k < m.columns; ++k) {
       const float expected = static_cast<float>(gguf::weight(m.format, m.row(r), k).value());
       const float got = out[static_cast<size_t>(k)];
@@ -136,7 +136,8 @@ std::vector<float> row_to_quantize(uint64_t seed) {
   return x;
 }
 
-void check_quantized(const outpace::Kernels& kernels, Format from, Format to, const std::vector<float>& x) {
+std::vector<uint8_t> check_quantized(const outpace::Kernels& kernels, Format from, Format to,
+                                     const std::vector<float>& x) {
   std::vector<uint8_t> row(x.size() * (from == Format::f32 ? 4 : 2));
   for (size_t i = 0; i < x.size(); ++i) {
     if (from == Format::f32) std::memcpy(row.data() + 4 * i, &x[i], 4);
@@ -160,14 +161,18 @@ void check_quantized(const outpace::Kernels& kernels, Format from, Format to, co
             gguf::name_of(from), gguf::name_of(to), static_cast<int>(g), got, expected);
     }
   }
-  for (const uint8_t byte : blocks) check::record(std::vector<int32_t>{byte}.data(), 1);
+  return blocks;
 }
 
 TEST(quantize_weights_keeps_within_half_a_step) {
-  for (const outpace::Kernels* kernels : check::tiers()) {
-    for (const Format from : {Format::f32, Format::f16, Format::bf16}) {
-      for (const Format to : {Format::q8_0, Format::q4_0}) {
-        for (uint64_t seed = 0; seed < 20; ++seed) check_quantized(*kernels, from, to, row_to_quantize(seed));
+  for (const Format from : {Format::f32, Format::f16, Format::bf16}) {
+    for (const Format to : {Format::q8_0, Format::q4_0}) {
+      for (uint64_t seed = 0; seed < 20; ++seed) {
+        const std::vector<float> x = row_to_quantize(seed);
+        const std::vector<uint8_t> first = check_quantized(*check::tiers().front(), from, to, x);
+        for (const uint8_t byte : first) check::record(std::vector<int32_t>{byte}.data(), 1);
+        for (const outpace::Kernels* kernels : check::tiers())
+          CHECK(check_quantized(*kernels, from, to, x) == first, "%s", kernels->name);
       }
     }
   }

@@ -1,0 +1,11 @@
+#define OUTPACE_TIER neon_i8mm
+#include "simd_neon.h"
+
+namespace outpace::OUTPACE_TIER {
+constexpr const char* kTierName = "neon-i8mm";
+constexpr int kMaxRows = 4;  // rows whose accumulators fit the registers
+}  // namespace outpace::OUTPACE_TIER
+
+#include "tier.inl"
+
+const outpace::Kernels& outpace::neon_i8mm_kernels() { return outpace::OUTPACE_TIER::kTable; }
