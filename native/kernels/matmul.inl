@@ -11,6 +11,9 @@
 
 namespace outpace::OUTPACE_TIER {
 
+// Rows' sums stay in registers only where the loop over the rows is unrolled, which gcc must be told.
+#define OUTPACE_UNROLL _Pragma("GCC unroll 16")
+
 // Eight lines of 16 outputs x 4 inputs each, one byte a weight, biased by the format's zero point.
 template <Format F>
 OUTPACE_INLINE void unpack_group(const uint8_t* quants, const uint8_t* high, Lines (&w)[8]) {
@@ -51,14 +54,13 @@ OUTPACE_INLINE Ints dot_group(const Lines (&w)[8], const int8_t* a) {
   return add(even, odd);
 }
 
-// Asks for the lines of a cell some way ahead; the next strip follows this one in memory. Few rows pass so
-// quickly that the first level still holds the lines when they are needed. With more rows a cell takes long
-// and the activations stream through that level: there the lines wait in the second one, and the memory is
-// read while the products run (LABLOG.md: 8 rows, 13 against 22 GB/s).
-template <int R, int Bytes>
+// Asks for the lines of a cell 8 kB ahead; the next strip follows this one in memory. Into the second level:
+// the first one is too small to keep them while several rows' products run and activations stream through
+// it, and the memory must be read meanwhile (8 rows of Q4_K: 13 GB/s with the first level, 22 with the second).
+constexpr int kPrefetch = 8192;
+template <int Bytes>
 OUTPACE_INLINE void prefetch(const uint8_t* cell) {
-  constexpr int kDistance = 8192, kLocality = 2;
-  for (int at = 0; at < Bytes; at += 64) __builtin_prefetch(cell + kDistance + at, 0, kLocality);
+  for (int at = 0; at < Bytes; at += 64) __builtin_prefetch(cell + kPrefetch + at, 0, 2);
 }
 
 // One cell of a group format: out[r] += weights . activations of the plane.
@@ -69,7 +71,7 @@ OUTPACE_INLINE void group_cell(const uint8_t* cell, const Plane& a, int64_t colu
   unpack_group<F>(cell, cell + high_offset(F), w);
   const uint8_t* scales = cell + scale_offset(F);
   const Floats d = load_halves(scales);
-  for (int r = 0; r < R; ++r) {
+  OUTPACE_UNROLL for (int r = 0; r < R; ++r) {
     const int64_t row = row0 + r, index = row * (columns / kGroup) + g;
     Ints sum = dot_group<F>(w, a.q + row * columns + g * kGroup);
     constexpr int zero = bits(F) == 8 ? kByteZeroPoint : zero_point(F);
@@ -106,19 +108,19 @@ OUTPACE_INLINE void k_super_block(const uint8_t* cell, const Plane& a, int64_t c
   const Ints scale_of[8] = {byte_of<0>(scale[0]), byte_of<1>(scale[0]), byte_of<2>(scale[0]),
                             byte_of<3>(scale[0]), byte_of<0>(scale[1]), byte_of<1>(scale[1]),
                             byte_of<2>(scale[1]), byte_of<3>(scale[1])};
-  for (int r = 0; r < R; ++r) acc[r] = zero_ints();
+  OUTPACE_UNROLL for (int r = 0; r < R; ++r) acc[r] = zero_ints();
   // A loop on purpose: unrolled, the groups' lines and the rows' sums do not fit the registers together.
   for (int g = 0; g < 8; ++g) {
     Lines w[8];
     unpack_group<F>(quants + g * quant_bytes(F), high + g * high_bytes(F), w);
     const int8_t* q = a.q + row0 * columns + block * kSuperBlock + g * kGroup;
-    for (int r = 0; r < R; ++r) acc[r] = add(acc[r], mul(dot_group<F>(w, q + r * columns), scale_of[g]));
+    OUTPACE_UNROLL for (int r = 0; r < R; ++r) acc[r] = add(acc[r], mul(dot_group<F>(w, q + r * columns), scale_of[g]));
   }
   const Floats d = load_halves(scales + 192), dmin = load_halves(scales + 224);
   // The minima of groups (0, 2), (1, 3), (4, 6), (5, 7) as pairs of 16-bit numbers.
   const Ints m02 = bit_and(min[0], 0x00ff00ff), m13 = bit_and(shift_right<8>(min[0]), 0x00ff00ff);
   const Ints m46 = bit_and(min[1], 0x00ff00ff), m57 = bit_and(shift_right<8>(min[1]), 0x00ff00ff);
-  for (int r = 0; r < R; ++r) {
+  OUTPACE_UNROLL for (int r = 0; r < R; ++r) {
     const int64_t row = row0 + r;
     const int16_t* sum = a.pair_sum + row * (columns / kGroup) + block * 8;
     Ints lows = dot_pairs(dot_pairs(zero_ints(), m02, sum), m13, sum + 2);
@@ -183,7 +185,7 @@ void quantized_rows(const TileMatrix& m, const uint8_t* strip, const Activations
   for (int r = 0; r < R; ++r) acc[r] = set_floats(0.0f);
   const uint8_t* cell = strip;
   for (int64_t i = 0; i < cells; ++i, cell += cell_bytes(F)) {
-    if (row0 == 0) prefetch<R, cell_bytes(F)>(cell);
+    if (row0 == 0) prefetch<cell_bytes(F)>(cell);
     quantized_cell<F, R>(cell, a.high, m.columns, row0, i, acc);
   }
   for (int r = 0; r < R; ++r) {
