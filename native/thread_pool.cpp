@@ -25,21 +25,23 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::microseconds;
 
 // A waiting thread first spins, longer than almost all waits on a quiet machine, so that a step makes no
-// system call; then it offers its core to whoever shares it, and at last sleeps. Without the middle part, two
-// threads that the system has put on one core each spin through the other's time: 36 ms instead of 2.5 for a
-// step of the 135M model.
+// system call; then it offers its core to whoever shares it, now and then, and at last sleeps. Without the
+// middle part, two threads that the system has put on one core each spin through the other's time: 36 ms
+// instead of 2.5 for a step of the 135M model.
 struct Patience {
   microseconds spin;
   int yields;
+  bool in_step;
 };
-constexpr Patience kInStep{microseconds(50), 50};
-constexpr Patience kIdle{microseconds(200), 200};  // about the time that Python takes between two steps
-constexpr int kSpinsPerLook = 32;                  // at the clock
+constexpr Patience kInStep{microseconds(200), 50, true};
+constexpr Patience kIdle{microseconds(500), 20, false};  // more than Python takes between two steps
+constexpr int kSpinsPerLook = 32;  // at the clock, or between two yields: about a microsecond
 
-// A yield that takes longer than this let somebody else run: the core is shared, and for so many waits to
-// come this thread does not spin before it yields.
-constexpr microseconds kQuickYield(5);
-constexpr int kCrowdedWaits = 64;
+// A yield that takes this long let somebody else run, and a wait in a step that ends in sleep was for a
+// thread that has no core: the cores are shared, and for so many waits to come (about a step) this thread
+// yields at once, and then sleeps, which lets the system move the other one here.
+constexpr microseconds kSlowYield(20);
+constexpr int kCrowdedWaits = 256;
 thread_local int crowded_waits = 0;
 
 void pause() {
@@ -52,26 +54,27 @@ void pause() {
 
 // Waits until `value` differs from `old`.
 void wait_for_change(std::atomic<uint32_t>& value, uint32_t old, Patience patience) {
-  const auto changed = [&] { return value.load(std::memory_order_acquire) != old; };
-  for (int i = 0; i < kSpinsPerLook; ++i) {
-    if (changed()) return;
-    pause();
-  }
+  const auto changed_in_a_spin = [&] {
+    for (int i = 0; i < kSpinsPerLook; ++i) {
+      if (value.load(std::memory_order_acquire) != old) return true;
+      pause();
+    }
+    return false;
+  };
+  if (changed_in_a_spin()) return;
   const bool crowded = crowded_waits > 0;
   if (crowded) --crowded_waits;
   for (const auto end = Clock::now() + patience.spin; !crowded && Clock::now() < end;) {
-    for (int i = 0; i < kSpinsPerLook; ++i) {
-      if (changed()) return;
-      pause();
-    }
+    if (changed_in_a_spin()) return;
   }
   for (int i = 0; i < patience.yields; ++i) {
-    if (changed()) return;
     const auto start = Clock::now();
     std::this_thread::yield();
-    if (Clock::now() - start > kQuickYield) crowded_waits = kCrowdedWaits;
+    if (Clock::now() - start > kSlowYield) crowded_waits = kCrowdedWaits;
+    if (crowded ? value.load(std::memory_order_acquire) != old : changed_in_a_spin()) return;
   }
-  while (!changed()) value.wait(old, std::memory_order_acquire);
+  if (patience.in_step && !crowded) crowded_waits = kCrowdedWaits;
+  while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
 }
 
 std::atomic<uint32_t> num_forks{0};

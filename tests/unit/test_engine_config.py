@@ -92,4 +92,4 @@ def test_an_impossible_option_is_named(options: dict, message: str, memory) -> N
 
 def test_the_machine_is_read() -> None:
     assert config.available_memory() > 1 << 20
-    assert config.usable_cores() >= 1
+    assert config.default_threads() >= 1
