@@ -14,6 +14,7 @@ PYTHON ?= $(firstword $(foreach v,python3 python3.13 python3.12 python3.11 pytho
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 NATIVE_BUILD := build/native-tests
+SANITIZED_BUILD := build/native-sanitized
 NATIVE_SOURCES := $(wildcard native/*.cpp native/*.h native/*/*.cpp native/*/*.h native/*/*.inl)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The compilers are found by CMake; ninja and cmake come from the virtual environment.
@@ -23,7 +24,7 @@ override PROMPT := $(value PROMPT)
 export MODEL PROMPT
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint ctest pytest bench format wheel clean
+.PHONY: help run test lint ctest sanitize pytest bench format wheel clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,7 +34,7 @@ help:  ## List the targets
 run: $(STAMPS)/install  ## Build, install, bring the default model and answer a prompt
 	@$(BIN)/outpace run --stats --model "$$MODEL" -- "$$PROMPT"
 
-test: lint ctest pytest  ## All that CI checks: linter, types, import rules, native and Python tests
+test: lint ctest sanitize pytest  ## All that CI checks: linter, types, import rules, native (also sanitized) and Python tests
 
 lint: $(STAMPS)/lint $(STAMPS)/test  ## Linter, format, types and import rules
 	$(BIN)/ruff check .
@@ -46,6 +47,11 @@ ctest: $(STAMPS)/install  ## Native tests
 	cmake -S . -B $(NATIVE_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DOUTPACE_TESTS=ON -DOUTPACE_PYTHON=OFF
 	cmake --build $(NATIVE_BUILD)
 	ctest --test-dir $(NATIVE_BUILD) --output-on-failure
+
+sanitize: $(STAMPS)/install  ## Native tests again, with the sanitizers of addresses, undefined behaviour and races
+	cmake -S . -B $(SANITIZED_BUILD) -G Ninja -DOUTPACE_SANITIZE=ON -DOUTPACE_TESTS=ON -DOUTPACE_PYTHON=OFF
+	cmake --build $(SANITIZED_BUILD)
+	ctest --test-dir $(SANITIZED_BUILD) --output-on-failure
 
 pytest: $(STAMPS)/test  ## Python tests; ARGS are pytest's
 	$(BIN)/python -m pytest $(ARGS)

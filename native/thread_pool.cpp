@@ -24,10 +24,10 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::microseconds;
 
-// A waiting thread first spins, longer than almost all waits on a quiet machine, so that a step makes no
-// system call; then it offers its core to whoever shares it, now and then, and at last sleeps. Without the
-// middle part, two threads that the system has put on one core each spin through the other's time: 36 ms
-// instead of 2.5 for a step of the 135M model.
+// A waiting thread first spins, longer than most waits on a quiet machine, as each system call costs; then it
+// offers its core to whoever shares it, now and then, and at last sleeps. Without the middle part, two
+// threads that the system has put on one core each spin through the other's time: 36 ms instead of 2.5 for a
+// step of the 135M model.
 struct Patience {
   microseconds spin;
   int yields;

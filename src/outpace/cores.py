@@ -35,7 +35,9 @@ def default_threads(root: Path = ROOT, affinity: Iterable[int] | None = None) ->
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
-def cores_to_pin(num_threads: int, root: Path = ROOT, affinity: Iterable[int] | None = None) -> list[list[int]]:
+def cores_to_pin(
+    num_threads: int, root: Path = ROOT, affinity: Iterable[int] | None = None
+) -> list[list[int]]:
     """The core that each thread is to stay on; none where pinning would not help.
 
     It helps where a core is several processors, as two threads on one of them are slow: each gets a core's

@@ -85,7 +85,8 @@ def test_version_2(machine, limit: str, quota: float | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("quota", "period", "expected"), [("250000", "100000", 2.5), ("-1", "100000", None), ("100000", "0", None)]
+    ("quota", "period", "expected"),
+    [("250000", "100000", 2.5), ("-1", "100000", None), ("100000", "0", None)],
 )
 def test_version_1(machine, quota: str, period: str, expected: float | None) -> None:
     group = "sys/fs/cgroup/cpu,cpuacct/docker/abc"
@@ -126,7 +127,11 @@ def test_inside_a_container(machine, top: str) -> None:
 
 
 def test_a_quota_is_rounded_up_and_never_zero(machine) -> None:
-    files = {**siblings("0,4", "1,5", "2,6", "3,7"), "proc/self/cgroup": "0::/\n", "proc/self/mountinfo": V2_MOUNT}
+    files = {
+        **siblings("0,4", "1,5", "2,6", "3,7"),
+        "proc/self/cgroup": "0::/\n",
+        "proc/self/mountinfo": V2_MOUNT,
+    }
     for limit, threads in {"5000": 1, "100000": 1, "100001": 2, "250000": 3, "900000": 4}.items():
         root = machine({**files, "sys/fs/cgroup/cpu.max": f"{limit} 100000\n"})
         assert threads_of(root, range(8)) == threads, limit
@@ -141,7 +146,9 @@ def test_no_such_files(tmp_path: Path) -> None:
 
 def threads_in_child(before: str = "") -> int:
     code = f"import os\n{before}\nfrom outpace.config import default_threads\nprint(default_threads())"
-    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    return int(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    )
 
 
 def test_a_smaller_mask() -> None:
