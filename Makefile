@@ -16,6 +16,7 @@ STAMPS := $(VENV)/stamps
 NATIVE_BUILD := build/native-tests
 AARCH64_BUILD := build/native-tests-aarch64
 NATIVE_OPTIONS := -G Ninja -DCMAKE_BUILD_TYPE=Release -DOUTPACE_TESTS=ON -DOUTPACE_PYTHON=OFF
+SANITIZED_BUILD := build/native-sanitized
 NATIVE_SOURCES := $(wildcard native/*.cpp native/*.h native/*/*.cpp native/*/*.h native/*/*.inl)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The compilers are found by CMake; ninja and cmake come from the virtual environment.
@@ -25,7 +26,7 @@ override PROMPT := $(value PROMPT)
 export MODEL PROMPT
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint ctest ctest-aarch64 pytest bench format wheel clean
+.PHONY: help run test lint ctest ctest-aarch64 sanitize pytest bench format wheel clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +60,11 @@ ctest-aarch64:
 		--toolchain cmake/aarch64-linux-gnu.cmake
 	cmake --build $(AARCH64_BUILD)
 	ctest --test-dir $(AARCH64_BUILD) --output-on-failure --parallel 2
+
+sanitize: $(STAMPS)/install  ## Native tests again, with the sanitizers of addresses, undefined behaviour and races
+	cmake -S . -B $(SANITIZED_BUILD) $(NATIVE_OPTIONS) -DOUTPACE_SANITIZE=ON
+	cmake --build $(SANITIZED_BUILD)
+	ctest --test-dir $(SANITIZED_BUILD) --output-on-failure
 
 pytest: $(STAMPS)/test  ## Python tests; ARGS are pytest's
 	$(BIN)/python -m pytest $(ARGS)

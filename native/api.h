@@ -57,6 +57,7 @@ struct TensorRef {
 
 struct Options {
   int num_threads = 1;
+  std::vector<std::vector<int>> cores;  // where to pin thread 1, 2, ... (the first is unused); empty: nowhere
   std::string isa = "auto";  // or a tier's name: "portable", "avx2", "avx512vnni", "neon", ...
   WeightFormat weight_format = WeightFormat::keep;
   KVFormat kv_format = KVFormat::int8;

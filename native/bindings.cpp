@@ -85,6 +85,7 @@ KVFormat kv_format_of(const nb::dict& d) {
 Options options_of(const nb::dict& d) {
   Options o;
   o.num_threads = get<int>(d, "num_threads");
+  o.cores = get<std::vector<std::vector<int>>>(d, "cores");
   o.isa = get<std::string>(d, "isa");
   o.weight_format = choice<WeightFormat>(
       d, "weight_format",

@@ -58,7 +58,7 @@ struct Model::Impl {
       : spec((check_spec(model), model)),
         options(opts),
         kernels(select_kernels(opts.isa)),
-        pool(std::max(1, opts.num_threads)),
+        pool(std::max(1, opts.num_threads), opts.cores),
         weights(Weights::load(spec, tensors, opts.weight_format, kernels, pool, progress)),
         cache{kv_layout(spec, opts.kv_format), opts.num_blocks, spec.num_kv_heads,
               HugeBuffer(kv_bytes_per_block(spec, opts.kv_format) * static_cast<uint64_t>(opts.num_blocks),

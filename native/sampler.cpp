@@ -5,7 +5,6 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
-#include <unordered_map>
 
 namespace outpace {
 
@@ -40,6 +39,13 @@ float gumbel_bound(uint32_t bits) {
   return 0.6931472f * static_cast<float>(std::countl_zero(rest | 1) - 7) + 0.7f;
 }
 
+// Memory of [vocab] elements that each thread keeps, so that choosing a token allocates nothing.
+struct Scratch {
+  std::vector<int32_t> ids, counts;
+  std::vector<float> weights, raw;
+};
+thread_local Scratch scratch;
+
 // Tokens from the likeliest down, the lowest id first among equals.
 struct Order {
   const float* z;
@@ -49,7 +55,8 @@ struct Order {
 void collect_logprobs(const float* logits, int64_t n, int num_top, Sampled& out, double log_sum) {
   if (num_top == 0) return;
   const Order order{logits};
-  std::vector<int32_t> ids(static_cast<size_t>(n));
+  std::vector<int32_t>& ids = scratch.ids;
+  ids.resize(static_cast<size_t>(n));
   std::iota(ids.begin(), ids.end(), 0);
   const auto middle = ids.begin() + std::min<int64_t>(num_top, n);
   std::partial_sort(ids.begin(), middle, ids.end(),
@@ -70,20 +77,22 @@ void penalize(float* logits, int64_t n, const SampleRequest& request) {
   const Sampling& s = *request.sampling;
   const bool repetition = s.repetition_penalty != 1.0f;
   if (!repetition && s.presence_penalty == 0.0f && s.frequency_penalty == 0.0f) return;
-  struct Count {
-    int output = 0;
+  std::vector<int32_t>& counts = scratch.counts;  // in the output, -1: not even in the prompt
+  counts.assign(static_cast<size_t>(n), -1);
+  const auto count = [&](int32_t id, bool output) {
+    if (id < 0 || id >= n) return;
+    int32_t& c = counts[static_cast<size_t>(id)];
+    c = std::max(c, 0) + output;
   };
-  std::unordered_map<int32_t, Count> counts;
-  for (int64_t i = 0; i < request.history.size; ++i) {
-    counts[request.history.data[i]].output += i >= s.num_prompt_tokens;
-  }
-  for (int64_t i = 0; i < request.drafts.size; ++i) ++counts[request.drafts.data[i]].output;
-  for (const auto& [id, count] : counts) {
-    if (id < 0 || id >= n) continue;
+  for (int64_t i = 0; i < request.history.size; ++i) count(request.history.data[i], i >= s.num_prompt_tokens);
+  for (int64_t i = 0; i < request.drafts.size; ++i) count(request.drafts.data[i], true);
+  for (int64_t id = 0; id < n; ++id) {
+    const int32_t num_output = counts[static_cast<size_t>(id)];
+    if (num_output < 0) continue;
     float& x = logits[id];
     if (repetition) x = x > 0.0f ? x / s.repetition_penalty : x * s.repetition_penalty;
-    if (count.output == 0) continue;
-    x -= s.frequency_penalty * static_cast<float>(count.output);
+    if (num_output == 0) continue;
+    x -= s.frequency_penalty * static_cast<float>(num_output);
     x -= s.presence_penalty;
   }
 }
@@ -93,13 +102,19 @@ void penalize(float* logits, int64_t n, const SampleRequest& request) {
 class Restriction {
  public:
   Restriction(const Kernels& kernels, const float* z, int64_t n, int64_t likeliest, const Sampling& s)
-      : order_{z}, n_(n), sampling_(s), top_k_(s.top_k > 0 && s.top_k < n), top_p_(s.top_p < 1.0f) {
+      : order_{z},
+        n_(n),
+        sampling_(s),
+        top_k_(s.top_k > 0 && s.top_k < n),
+        top_p_(s.top_p < 1.0f),
+        weights_(scratch.weights) {
     if (!top_p_ && s.min_p <= 0.0f) return;
     weights_.resize(static_cast<size_t>(n));
     kernels.exp(z, z[likeliest], n, weights_.data());
     if (!top_p_) return;
     if (top_k_) {  // the weights of the top_k tokens alone count
-      std::vector<int32_t> ids(static_cast<size_t>(n));
+      std::vector<int32_t>& ids = scratch.ids;
+      ids.resize(static_cast<size_t>(n));
       std::iota(ids.begin(), ids.end(), 0);
       const auto last = ids.begin() + s.top_k - 1;
       std::nth_element(ids.begin(), last, ids.end(),
@@ -129,7 +144,7 @@ class Restriction {
   const int64_t n_;
   const Sampling& sampling_;
   const bool top_k_, top_p_;
-  std::vector<float> weights_;  // [n] e^(z - max z), where top_p or min_p asks
+  std::vector<float>& weights_;  // [n] e^(z - max z), where top_p or min_p asks
   double total_ = 0.0;
 };
 
@@ -176,7 +191,7 @@ Sampled sample(const Kernels& kernels, float* logits, int64_t n, const SampleReq
   const int32_t num_top = request.sampling->num_logprobs;
   const bool want_logprobs = num_top >= 0;
   double log_sum = 0.0;
-  std::vector<float> raw;  // what the bias and the penalties change
+  std::vector<float>& raw = scratch.raw;  // what the bias and the penalties change
   if (want_logprobs) {
     log_sum = kernels.log_sum_exp(logits, n);
     collect_logprobs(logits, n, num_top, out, log_sum);

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
-#include <functional>
 #include <thread>
 #include <vector>
 
@@ -35,7 +34,10 @@ class Ranges {
 
 class ThreadPool {
  public:
-  explicit ThreadPool(int num_threads);
+  // Thread i > 0 is kept to the processors cores[i], where those are given and allowed, unless another pool
+  // of this process has done so; the caller of run() is thread 0 and stays as it is. Throws Error when the
+  // system refuses a thread.
+  explicit ThreadPool(int num_threads, const std::vector<std::vector<int>>& cores = {});
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -44,9 +46,14 @@ class ThreadPool {
   // Inside run(): which thread this is.
   int thread_index() const { return thread_index_; }
 
-  // Runs task(thread index) on every thread, the caller being thread 0, and waits for all of them.
-  // The task must not throw where other threads wait at a barrier.
-  void run(const std::function<void(int)>& task);
+  // Runs task(thread index) on every thread, the caller being thread 0, and waits for all of them. The first
+  // exception of a body of parallel() is thrown here when all have ended; one from elsewhere in the task ends
+  // the process, as others may wait at a barrier. Throws Error in a child process that was forked from the
+  // pool's: threads are not inherited.
+  template <class Task>
+  void run(const Task& task) {
+    run(&task, [](const void* t, int index) noexcept { (*static_cast<const Task*>(t))(index); });
+  }
 
   // Inside run(): waits until every thread is here.
   void barrier() { barrier_.wait(); }
@@ -57,17 +64,25 @@ class ThreadPool {
   void parallel(int64_t size, int64_t grain, const Body& body);
 
  private:
+  using Call = void (*)(const void* task,
+                        int index) noexcept;  // no std::function: it allocates for most lambdas
+  void run(const void* task, Call call);
   void work(int index);
+  void stop();
+  void fail();  // keeps the current exception for run(), if it is the first
 
   static constexpr int kNumRanges = 4;  // enough that the one being reset is not in use
   const int num_threads_;
+  const bool pins_;
+  const uint32_t forks_;  // of the process when the threads were made
   Barrier barrier_;
   Ranges ranges_[kNumRanges];
   std::vector<int> turn_;  // [num_threads x 16] which of ranges_ a thread uses next
-  const std::function<void(int)>* task_ = nullptr;
+  const void* task_ = nullptr;
+  Call call_ = nullptr;
   alignas(64) std::atomic<uint32_t> generation_{0};
-  alignas(64) std::atomic<int> running_{0};
-  std::atomic<bool> stopping_{false};
+  std::atomic<bool> stopping_{false}, failed_{false};
+  std::exception_ptr failure_;
   std::vector<std::thread> threads_;
 
   static thread_local int thread_index_;
@@ -75,17 +90,18 @@ class ThreadPool {
 
 template <class Body>
 void ThreadPool::parallel(int64_t size, int64_t grain, const Body& body) {
-  if (num_threads_ == 1) {
-    if (size > 0) body(0, size);
-    return;
-  }
   int& turn = turn_[static_cast<size_t>(thread_index_) * 16];
   Ranges& ranges = ranges_[turn];
   // Two uses ahead: every thread has left that one, or it could not have passed the last barrier.
   if (thread_index_ == 0) ranges_[(turn + 2) % kNumRanges].reset();
   turn = (turn + 1) % kNumRanges;
-  for (int64_t first = ranges.take(grain); first < size; first = ranges.take(grain)) {
-    body(first, first + grain < size ? first + grain : size);
+  if (num_threads_ == 1) grain = size;
+  try {
+    for (int64_t first = ranges.take(grain); first < size; first = ranges.take(grain)) {
+      body(first, first + grain < size ? first + grain : size);
+    }
+  } catch (...) {
+    fail();  // and on to the barrier, where the others wait
   }
   barrier();
 }

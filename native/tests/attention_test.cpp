@@ -335,6 +335,16 @@ TEST(head_sizes_and_groups) {
   }
 }
 
+// Every number of heads that share a KV head, around the borders of tiles, blocks and chunks.
+TEST(groups_at_the_borders) {
+  for (const bool int8 : {true, false}) {
+    for (int64_t heads = 1; heads <= 9; ++heads) {
+      for (const int64_t end : {1, 15, 16, 17, 31, 32, 33, 127, 128, 129, 300})
+        check_shape({32, 0, end, int8}, heads, 0.0f, static_cast<uint64_t>(1000 * heads + end));
+    }
+  }
+}
+
 TEST(context_lengths) {
   for (const bool int8 : {true, false}) {
     for (const int64_t end : {1,   2,   15,  16,  17,  31,  32,  33,  47,   64,   65,

@@ -15,9 +15,10 @@ struct Shape {
 };
 
 std::vector<Shape> shapes_of(Format f) {
-  if (outpace::is_float(f)) return {{1, 1}, {17, 7}, {16, 96}, {33, 576}};
-  if (outpace::is_k(f)) return {{1, 256}, {33, 512}, {19, 768}, {16, 1536}};
-  return {{1, 32}, {17, 64}, {16, 96}, {33, 160}, {19, 576}, {9, 896}, {16, 1536}};
+  if (outpace::is_float(f)) return {{1, 1}, {15, 32}, {17, 7}, {16, 96}, {33, 576}};
+  if (outpace::is_k(f)) return {{1, 256}, {15, 768}, {16, 512}, {17, 256}, {33, 512}, {19, 768}, {16, 1536}};
+  return {{1, 32},  {15, 96},  {16, 32},  {17, 64}, {16, 96},
+          {33, 64}, {33, 160}, {19, 576}, {9, 896}, {16, 1536}};
 }
 
 // What real rows are like, and what could break: row r is of kind r % 11.

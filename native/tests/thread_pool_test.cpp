@@ -1,11 +1,17 @@
 // The thread pool: every index once, whatever the sizes and the threads; idle is free; ends cleanly.
+#include <sched.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <memory>
+#include <string>
 #include <thread>
 
+#include "api.h"
 #include "check.h"
 #include "thread_pool.h"
 
@@ -144,5 +150,114 @@ TEST(pools_end_whether_parked_or_spinning) {
   }
   CHECK(true);  // reached: nothing hangs
 }
+
+TEST(what_a_body_throws_comes_out_of_run) {
+  for (const int threads : {1, 2, 4}) {
+    ThreadPool pool(threads);
+    for (int64_t bad = 0; bad < 8; ++bad) {
+      std::atomic<int> ended{0};
+      std::string caught;
+      try {
+        pool.run([&](int) {
+          pool.parallel(8, 1, [&](int64_t first, int64_t last) {
+            if (first <= bad && bad < last) throw outpace::Error("index " + std::to_string(bad));
+          });
+          pool.parallel(8, 3, [&](int64_t, int64_t) { throw outpace::Error("a later one"); });
+          ++ended;
+        });
+      } catch (const outpace::Error& e) {
+        caught = e.what();
+      }
+      CHECK(caught == "index " + std::to_string(bad), "%s", caught.c_str());
+      CHECK(ended == threads);
+      CHECK(chained_regions(pool, 3) == 0);  // and nothing is left of it
+    }
+  }
+}
+
+// In a child, so that a hang or a crash of it is this test's failure and not its end.
+template <class Body>
+int exit_status(const Body& body) {
+  std::fflush(stdout);
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);
+    _exit(body());
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+}
+
+#if !defined(OUTPACE_RACES)  // which allows a forked child no threads of its own
+TEST(a_forked_child_is_refused_and_ends) {
+  auto pool = std::make_unique<ThreadPool>(2);
+  CHECK(chained_regions(*pool, 3) == 0);
+  const int status = exit_status([&] {
+    try {
+      pool->run([](int) {});
+    } catch (const outpace::Error&) {
+      pool.reset();
+      ThreadPool own(2);
+      return chained_regions(own, 3) == 0 ? 5 : 6;
+    }
+    return 7;
+  });
+  CHECK(status == 5, "status %d", status);
+  CHECK(chained_regions(*pool, 3) == 0);  // the parent's goes on
+}
+#endif
+
+#if !defined(OUTPACE_SANITIZED)  // whose shadow memory needs the address space
+TEST(a_refused_thread_is_an_error) {
+  const int status = exit_status([] {
+    const rlimit little{256 << 20, 256 << 20};
+    setrlimit(RLIMIT_AS, &little);
+    try {
+      ThreadPool pool(1000);
+    } catch (const outpace::Error& e) {
+      return std::strstr(e.what(), "ask for fewer") != nullptr ? 5 : 6;
+    }
+    return 7;
+  });
+  CHECK(status == 5, "status %d", status);
+}
+#endif
+
+#if defined(__linux__)
+std::vector<int> allowed_cpus() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  sched_getaffinity(0, sizeof(set), &set);
+  std::vector<int> cpus;
+  for (int i = 0; i < CPU_SETSIZE; ++i) {
+    if (CPU_ISSET(static_cast<size_t>(i), &set)) cpus.push_back(i);
+  }
+  return cpus;
+}
+
+// What the threads of a pool may use while it lives.
+std::vector<std::vector<int>> allowed_in(ThreadPool& pool) {
+  std::vector<std::vector<int>> allowed(static_cast<size_t>(pool.num_threads()));
+  pool.run([&](int index) { allowed[static_cast<size_t>(index)] = allowed_cpus(); });
+  return allowed;
+}
+
+TEST(workers_are_pinned_and_the_caller_is_not) {
+  const std::vector<int> all = allowed_cpus();
+  const std::vector<int> last{all.back()}, elsewhere{1000};
+  {
+    ThreadPool pool(3, {{all.front()}, last, elsewhere});
+    const auto allowed = allowed_in(pool);
+    CHECK(allowed[0] == all);  // the caller's own
+    CHECK(allowed[1] == last);
+    CHECK(allowed[2] == all);  // refused by the system: it floats
+    ThreadPool second(2, {{all.front()}, last});
+    CHECK(allowed_in(second)[1] == all);  // one pool of a process at a time
+  }
+  ThreadPool third(2, {{all.front()}, last});
+  CHECK(allowed_in(third)[1] == last);
+}
+#endif
 
 }  // namespace

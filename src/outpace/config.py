@@ -1,4 +1,4 @@
-"""Settings, resolved once: the only place that reads the environment and looks at the machine.
+"""Settings, resolved once: the only place that reads the environment and looks at the machine (with `cores`).
 
 `OUTPACE_CACHE` is Outpace's own cache folder; `HF_*` variables mean what they mean to huggingface_hub.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, TypedDict, get_args
 
+from outpace.cores import default_threads
 from outpace.errors import OutOfMemoryError, UsageError
 from outpace.types import BLOCK_SIZE, EngineConfig, KVFormat, ModelSpec, WeightFormat
 
@@ -75,6 +76,7 @@ class EngineOptions(TypedDict, total=False):
 
     backend: Literal["native", "torch", "null"]
     num_threads: int
+    pin_threads: bool
     isa: str
     weight_format: WeightFormat
     kv_format: KVFormat
@@ -118,7 +120,7 @@ def resolve_engine_config(spec: ModelSpec, options: EngineOptions) -> EngineConf
     context = config.max_context or spec.max_context
     return replace(
         config,
-        num_threads=config.num_threads or usable_cores(),
+        num_threads=config.num_threads or default_threads(),
         max_context=context,
         kv_cache_bytes=_kv_budget(spec, config, context),
     )
@@ -133,8 +135,8 @@ def _check_options(options: EngineOptions) -> None:
             raise UsageError(f"{name} must be one of {', '.join(_CHOICES[name])}, not {value!r}")
         if name == "isa" and not isinstance(value, str):
             raise UsageError(f"isa must be the name of an instruction set tier or auto, not {value!r}")
-        if name == "prefix_cache" and not isinstance(value, bool):
-            raise UsageError(f"prefix_cache must be True or False, not {value!r}")
+        if name in ("prefix_cache", "pin_threads") and not isinstance(value, bool):
+            raise UsageError(f"{name} must be True or False, not {value!r}")
         if name in _LIMITS:
             low, high = _LIMITS[name]
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -194,19 +196,6 @@ def available_memory() -> int:
                 used -= int(line.split()[1])
         available = min(available, max(0, int(limit) - used))
     return available
-
-
-def usable_cores() -> int:
-    """Physical cores that this process may run on: its affinity, and its control group's quota if less."""
-    cpus = os.sched_getaffinity(0)
-    cores: set[str] = set()
-    for cpu in cpus:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        cores.add("".join(_lines(siblings)) or str(cpu))
-    quota = "".join(_lines(Path("/sys/fs/cgroup/cpu.max"))).split()
-    if len(quota) == 2 and quota[0].isdigit():
-        return max(1, min(len(cores), int(quota[0]) // int(quota[1])))
-    return len(cores)
 
 
 def _lines(path: Path) -> list[str]:

@@ -81,6 +81,7 @@ def test_what_is_given_stays(memory) -> None:
         ({"num_threads": True}, "num_threads must be a whole number"),
         ({"isa": 5}, "isa must be the name"),
         ({"prefix_cache": "no"}, "prefix_cache must be True or False"),
+        ({"pin_threads": 1}, "pin_threads must be True or False"),
         ({"max_context": 9000}, "max_context is 9000, but the model's own limit is 8192"),
         ({"colour": "red"}, "colour is no option"),
     ],
@@ -92,4 +93,4 @@ def test_an_impossible_option_is_named(options: dict, message: str, memory) -> N
 
 def test_the_machine_is_read() -> None:
     assert config.available_memory() > 1 << 20
-    assert config.usable_cores() >= 1
+    assert config.default_threads() >= 1

@@ -10,6 +10,7 @@ import numpy as np
 
 from outpace import _native
 from outpace.config import available_memory, kv_bytes_per_block
+from outpace.cores import cores_to_pin
 from outpace.errors import BackendError, OutOfMemoryError, UsageError
 from outpace.types import EngineConfig, Float32Array, Int32Array, ModelSpec, StepBatch, StepOutput, TensorRef
 
@@ -39,6 +40,7 @@ class NativeBackend:
         _check_memory(checkpoint, config)
         options = {
             "num_threads": config.num_threads,
+            "cores": cores_to_pin(config.num_threads) if config.pin_threads else [],
             "isa": config.isa,
             "weight_format": config.weight_format,
             "kv_format": config.kv_format,

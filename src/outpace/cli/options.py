@@ -46,6 +46,14 @@ class EngineFlags:
         int | None,
         typer.Option("--threads", help="CPU threads; default: one per core.", rich_help_panel=ENGINE_PANEL),
     ] = None
+    pin_threads: Annotated[
+        bool | None,
+        typer.Option(
+            "--pin/--no-pin",
+            help="Keep each thread to a core, where cores have siblings.",
+            rich_help_panel=ENGINE_PANEL,
+        ),
+    ] = None
     isa: Annotated[
         str | None,
         typer.Option(help="Force an instruction set tier, e.g. portable.", rich_help_panel=ENGINE_PANEL),

@@ -1,0 +1,176 @@
+// Model::step through api.h: a hot step allocates nothing, and a batch that breaks the contract is refused.
+#include <sys/resource.h>
+#include <sys/time.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <new>
+#include <string>
+
+#include "api.h"
+#include "check.h"
+#include "tiny_model.h"
+
+namespace {
+std::atomic<int64_t> num_allocations{0};
+
+void* allocate(size_t bytes, size_t alignment) {
+  ++num_allocations;
+  void* p = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+  if (p == nullptr) throw std::bad_alloc();
+  return p;
+}
+}  // namespace
+
+void* operator new(size_t bytes) { return allocate(bytes, alignof(std::max_align_t)); }
+void* operator new(size_t bytes, std::align_val_t to) { return allocate(bytes, static_cast<size_t>(to)); }
+void operator delete(void* p) noexcept { std::free(p); }
+void operator delete(void* p, size_t) noexcept { std::free(p); }
+void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
+void operator delete(void* p, size_t, std::align_val_t) noexcept { std::free(p); }
+
+namespace {
+
+using outpace::Model;
+using outpace::Options;
+
+Options options(int num_threads, outpace::KVFormat kv_format = outpace::KVFormat::int8) {
+  Options o;
+  o.num_threads = num_threads;
+  o.kv_format = kv_format;
+  o.num_blocks = tiny::kBlocks;
+  o.max_rows = 64;
+  return o;
+}
+
+std::vector<int32_t> tokens(int64_t n, int64_t seed) {
+  check::Random random{static_cast<uint64_t>(seed)};
+  std::vector<int32_t> ids;
+  for (int64_t i = 0; i < n; ++i) ids.push_back(static_cast<int32_t>(random.below(500)));
+  return ids;
+}
+
+TEST(a_hot_step_allocates_nothing) {
+  const outpace::ModelSpec spec = tiny::spec();
+  const tiny::File file(spec);
+  for (const int threads : {1, 2}) {
+    for (const auto kv_format : {outpace::KVFormat::int8, outpace::KVFormat::f16}) {
+      Model model(spec, file.tensors(), options(threads, kv_format), nullptr);
+      tiny::Batch prompt;
+      prompt.add(tokens(60, 1), 0);
+      prompt.link();
+      model.step(prompt.batch, prompt.output);
+      const std::vector<int32_t> history = tokens(60, 1);
+      for (const bool sampled : {false, true}) {  // one request of one row, and one with drafts
+        tiny::Batch decode;
+        decode.add(tokens(1, 2), 60);
+        decode.add(tokens(5, 3), 9, 4, 4);
+        for (outpace::Sampling& s : decode.sampling) {
+          if (sampled) s = {7, 0.9f, 0.9f, 0.01f, 1.1f, 0.1f, 0.1f, 40, -1, 60, 0};
+        }
+        decode.batch.history.assign(2, {history.data(), static_cast<int64_t>(history.size())});
+        decode.link();
+        // Which thread samples is chance, and each allocates once: all have when 100 steps are clean.
+        int64_t made = -1;
+        for (int round = 0; round < 30 && made != 0; ++round) {
+          const int64_t before = num_allocations;
+          for (int i = 0; i < 100; ++i) model.step(decode.batch, decode.output);
+          made = num_allocations - before;
+        }
+        CHECK(made == 0, "%d allocations in 100 steps, %d threads, sampled: %d", static_cast<int>(made),
+              threads, sampled);
+        CHECK(decode.out_token_ids[0] >= 0 && decode.out_accepted[1] >= 0);
+      }
+    }
+  }
+}
+
+// A batch of three requests that is right: a prompt's chunk, a row, a row with drafts.
+tiny::Batch right_batch() {
+  tiny::Batch b;
+  b.add(tokens(7, 4), 33);
+  b.add(tokens(1, 5), 0, 0, 3);
+  b.add(tokens(4, 6), 60, 3, 5);
+  b.link();
+  return b;
+}
+
+bool refused(Model& model, tiny::Batch& b) {
+  try {
+    model.step(b.batch, b.output);
+  } catch (const outpace::Error& e) {
+    CHECK(std::strstr(e.what(), "bad step batch: ") == e.what(), "%s", e.what());
+    return true;
+  }
+  return false;
+}
+
+TEST(a_batch_that_breaks_the_contract_is_refused) {
+  constexpr int32_t least = INT32_MIN, most = INT32_MAX;
+  const outpace::ModelSpec spec = tiny::spec();
+  const tiny::File file(spec);
+  Model model(spec, file.tensors(), options(2), nullptr);
+  struct Case {
+    const char* what;
+    std::vector<int32_t> tiny::Batch::* array;
+    size_t at;
+    std::vector<int32_t> values;
+  };
+  using B = tiny::Batch;
+  const Case cases[] = {
+      {"row_start begins", &B::row_start, 0, {-1, 1, least, most}},
+      {"row_start ends", &B::row_start, 3, {-1, 11, 13, least, most}},
+      {"row_start inside", &B::row_start, 1, {-1, 0, 8, 9, 13, least, most}},
+      {"token ids", &B::token_ids, 11, {-1, 500, least, most}},
+      {"computed tokens", &B::num_computed, 2, {-1, 253, 1000, least, most}},
+      {"drafts", &B::num_drafts, 2, {-1, 4, 5, least, most}},
+      {"drafts of one row", &B::num_drafts, 1, {-1, 1, least, most}},
+      {"block ids", &B::tables, 1, {-1, 8, least, most}},
+      {"block ids of another", &B::tables, 8 * 2 + 1, {-1, 8, least, most}},
+  };
+  B right = right_batch();
+  CHECK(!refused(model, right));
+  const std::vector<int32_t> answer = right.out_token_ids;
+  for (const Case& c : cases) {
+    for (const int32_t value : c.values) {
+      B b = right_batch();
+      (b.*c.array)[c.at] = value;
+      b.link();
+      CHECK(refused(model, b), "%s: %d", c.what, value);
+    }
+  }
+  B narrow = right_batch(), wide_table = right_batch();
+  narrow.output.width = 3;
+  CHECK(refused(model, narrow));
+  wide_table.batch.block_table_width = 1;
+  CHECK(refused(model, wide_table));
+  CHECK(!refused(model, right));
+  CHECK(right.out_token_ids == answer);  // nothing of the refused ones is left
+}
+
+// Any few numbers changed at random: refused or run, within the arrays' bounds, which the sanitizers watch.
+TEST(random_batches_stay_in_bounds) {
+  const outpace::ModelSpec spec = tiny::spec();
+  const tiny::File file(spec);
+  Model model(spec, file.tensors(), options(2), nullptr);
+  check::Random random{9};
+  int num_refused = 0;
+  constexpr int rounds = 1000;
+  for (int round = 0; round < rounds; ++round) {
+    tiny::Batch b = right_batch();
+    std::vector<int32_t>* arrays[] = {&b.token_ids, &b.row_start, &b.num_computed, &b.num_drafts, &b.tables};
+    for (int64_t changes = random.between(1, 3); changes > 0; --changes) {
+      std::vector<int32_t>& array = *arrays[random.below(5)];
+      int32_t& value = array[static_cast<size_t>(random.below(static_cast<int64_t>(array.size())))];
+      const auto any = static_cast<int32_t>(random.bits());
+      const int32_t near = value + static_cast<int32_t>(random.between(-2, 2));
+      value = random.below(2) == 0 ? any : near;
+    }
+    b.link();
+    num_refused += refused(model, b);
+  }
+  CHECK(num_refused > rounds / 4 && num_refused < rounds, "%d refused", num_refused);
+}
+
+}  // namespace
