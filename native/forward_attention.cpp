@@ -36,6 +36,7 @@ void Forward::rotate_and_cache(int64_t index, const LayerWeights& w, int64_t row
     std::memcpy(value, v_raw_.data() + row * w.v.padded_rows() + h * d,
                 static_cast<size_t>(d) * sizeof(float));
     kernels_.write_kv(cache_.layout, cache_.head(index, h) + block * cache_.block_stride(), slot, key, value);
+    for (int64_t i = 0; i < at.copies.size; ++i) cache_.copy(index, h, at.copies.data[i]);
   }
 }
 
