@@ -158,8 +158,8 @@ class Draft:
     """Tokens that a drafter proposes to follow a request's last token.
 
     `parents[i]` is the index of the draft token before token i, below i, or -1 for the request's last token;
-    None is a chain. Each path from -1 down is one guess at what follows; put the likeliest one first, since it
-    alone costs no copies in the KV cache. A draft changes when a token comes, never which.
+    None is a chain. Each path from -1 down is one guess at what follows; the likeliest goes first, as it alone
+    costs no copies in the KV cache. A draft changes when a token comes, never which.
     """
 
     token_ids: Sequence[int]
@@ -179,7 +179,8 @@ class StepBatch:
     the draft before it, or -1 for the row before the drafts; a parent is below its child. The value of other
     rows means nothing. A draft's position is then that of the row before the drafts plus its depth (1 for a
     child of -1), and it sees the tokens before the drafts, the drafts on its path and itself: its choice and
-    its logits are those of a batch that holds this path alone, as a chain. The block table has a slot for every row.
+    its logits are those of a batch that holds this path alone, as a chain. Every row has a slot of its own
+    in the block table, as in a chain.
     """
 
     token_ids: Int32Array  # [num_rows]

@@ -122,7 +122,7 @@ class NullBackend:
     def _prefix_hashes(
         self, batch: StepBatch, request: int, first: int, num_rows: int, num_last: int
     ) -> NDArray[np.uint64]:
-        """Hashes of the prefixes, along the path of each, that end with the request's last `num_last` rows."""
+        """Hashes of the prefixes, each along its path, that end with the request's last `num_last` rows."""
         length = first + num_rows
         blocks: Int32Array = batch.block_tables[request, : -(-length // BLOCK_SIZE)]
         tokens = self._kv[blocks].reshape(-1)[:length]

@@ -171,7 +171,7 @@ def draft_parents(batch: StepBatch, request: int) -> list[int]:
 
 
 def next_draft(drafts: Sequence[int], parents: Sequence[int], last: int, token_id: int) -> int | None:
-    """The draft that follows draft `last` (-1: the row before the drafts) with this token, if there is one."""
+    """The draft that follows draft `last` (-1: the row before the drafts) with this token, if any."""
     for index in range(last + 1, len(drafts)):
         if parents[index] == last and drafts[index] == token_id:
             return index
