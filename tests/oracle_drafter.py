@@ -67,7 +67,7 @@ class OracleDrafter:
                 raise RuntimeError("this drafter is broken on purpose")
 
     def _tree(self, right: list[int], position: int) -> Draft:
-        """A random tree; the right path goes wrong somewhere, and lies anywhere among wrong ones and doubles."""
+        """A random tree; the right path ends somewhere, and lies anywhere among wrong ones and doubles."""
         random = np.random.default_rng(position)
         wrong = random.choice([0.0, 0.2, 0.6, 0.9])  # chains to stars
         token_ids: list[int] = []

@@ -158,8 +158,8 @@ class Draft:
     """Tokens that a drafter proposes to follow a request's last token.
 
     `parents[i]` is the index of the draft token before token i, below i, or -1 for the request's last token;
-    None is a chain. Each path from -1 down is one guess at what follows; the likeliest goes first, as it alone
-    costs no copies in the KV cache. A draft changes when a token comes, never which.
+    None is a chain. Each path from -1 down is one guess at what follows; the likeliest goes first, as it
+    alone costs no copies in the KV cache. A draft changes when a token comes, never which.
     """
 
     token_ids: Sequence[int]
