@@ -175,12 +175,10 @@ class StepBatch:
     is set, the row before the drafts and every draft row yield a token; else the request is in the
     midst of its prompt and the rows only fill the KV cache.
 
-    Where drafts branch, `draft_parents` holds, for each draft row, the index among its request's drafts of
-    the draft before it, or -1 for the row before the drafts; a parent is below its child. The value of other
-    rows means nothing. A draft's position is then that of the row before the drafts plus its depth (1 for a
-    child of -1), and it sees the tokens before the drafts, the drafts on its path and itself: its choice and
-    its logits are those of a batch that holds this path alone, as a chain. Every row has a slot of its own
-    in the block table, as in a chain.
+    Where drafts branch, `draft_parents` holds for each draft row the index, among its request's drafts, of the
+    draft before it (a lower one), or -1 for the row before the drafts; in other rows it means nothing. A
+    draft's position is that of the row before the drafts plus its depth (1 for a child of -1), and it sees its
+    own path alone: choice and logits are those of that path as a chain. The block table has slots for all rows.
     """
 
     token_ids: Int32Array  # [num_rows]
@@ -212,9 +210,9 @@ class StepOutput:
     """What a step chose.
 
     Request i gets `token_ids[i, : num_accepted[i] + 1]`: the drafts that equal what plain decoding
-    picks, then the bonus token. A request whose `sample` is 0 gets nothing. In a tree the accepted drafts are
-    a path: from the row before the drafts on, the first child that equals the token picked. The KV cache then
-    holds that path in the slots after the row before the drafts, in its order, as if it had been a chain.
+    picks, then the bonus token. A request whose `sample` is 0 gets nothing. In a tree they are a path: from
+    the row before the drafts on, the first child that equals the token picked. The KV cache then holds that
+    path as if it had been a chain.
     """
 
     token_ids: Int32Array  # [num_requests, 1 + max draft]
