@@ -8,13 +8,10 @@ namespace outpace {
 void DraftTrees::place(const StepBatch& b, std::vector<Row>& rows) {
   branching_ = false;
   if (b.draft_parents == nullptr) return;
-  nodes_.assign(rows.size(), {});
-  for (int64_t r = 0; r < b.num_rows; ++r) node(r).parent = r - 1;
-  path_tokens_.clear();
   std::vector<int64_t> trees;  // requests
   int64_t num_tree_rows = 0;
   for (int64_t i = 0; i < b.num_requests; ++i) {
-    if (!link(b, i)) continue;
+    if (!branches(b, i)) continue;
     trees.push_back(i);
     num_tree_rows += b.num_draft_tokens[i];
   }
@@ -23,22 +20,38 @@ void DraftTrees::place(const StepBatch& b, std::vector<Row>& rows) {
                 " rows of drafts that branch, and the limit is " + std::to_string(cache_.num_scratch));
   }
   branching_ = !trees.empty();
+  if (!branching_) return;
+  nodes_.assign(rows.size(), {});
+  for (int64_t r = 0; r < b.num_rows; ++r) node(r).parent = r - 1;  // as in a chain
+  path_tokens_.clear();
   num_used_ = 0;
   row_copies_.clear();
   const auto need = static_cast<size_t>(num_tree_rows * b.block_table_width);
   if (tables_.size() < need) tables_.resize(need);
-  for (const int64_t i : trees) place_tree(b, i, rows);
+  for (const int64_t i : trees) {
+    link(b, i);
+    place_tree(b, i, rows);
+  }
   hand_out_copies(rows);
 }
 
-// Reads a request's parents; whether they are other than those of a chain.
-bool DraftTrees::link(const StepBatch& b, int64_t request) {
+// Checks a request's parents; whether they are other than those of a chain.
+bool DraftTrees::branches(const StepBatch& b, int64_t request) {
   const int64_t count = b.num_draft_tokens[request], first = b.row_start[request + 1] - count;
-  bool branches = false;
+  bool found = false;
   for (int64_t k = 0; k < count; ++k) {
     const int64_t parent = b.draft_parents[first + k];
     if (parent < -1 || parent >= k) throw Error("bad step batch: a draft's parent does not precede it");
-    branches |= parent != k - 1;
+    found |= parent != k - 1;
+  }
+  return found;
+}
+
+// Fills in the nodes of a tree's drafts.
+void DraftTrees::link(const StepBatch& b, int64_t request) {
+  const int64_t count = b.num_draft_tokens[request], first = b.row_start[request + 1] - count;
+  for (int64_t k = 0; k < count; ++k) {
+    const int64_t parent = b.draft_parents[first + k];
     Node &own = node(first + k), &above = node(first + parent);
     own.parent = first + parent;
     own.depth = above.depth + 1;
@@ -52,7 +65,6 @@ bool DraftTrees::link(const StepBatch& b, int64_t request) {
     }
     path_tokens_.push_back(b.token_ids[first + k]);
   }
-  return branches;
 }
 
 void DraftTrees::place_tree(const StepBatch& b, int64_t request, std::vector<Row>& rows) {

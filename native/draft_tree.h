@@ -53,7 +53,8 @@ class DraftTrees {
 
   Node& node(int64_t row) { return nodes_[static_cast<size_t>(row)]; }
   const Node& node(int64_t row) const { return nodes_[static_cast<size_t>(row)]; }
-  bool link(const StepBatch& batch, int64_t request);
+  static bool branches(const StepBatch& batch, int64_t request);
+  void link(const StepBatch& batch, int64_t request);
   void place_tree(const StepBatch& batch, int64_t request, std::vector<Row>& rows);
   void open_scratch(const StepBatch& batch, int64_t request, int64_t row, std::vector<Row>& rows);
   const int32_t* new_table(const StepBatch& batch, int64_t request, int64_t row,

@@ -175,10 +175,10 @@ class StepBatch:
     is set, the row before the drafts and every draft row yield a token; else the request is in the
     midst of its prompt and the rows only fill the KV cache.
 
-    Where drafts branch, `draft_parents` holds for each draft row the index, among its request's drafts, of the
-    draft before it (a lower one), or -1 for the row before the drafts; in other rows it means nothing. A
-    draft's position is that of the row before the drafts plus its depth (1 for a child of -1), and it sees its
-    own path alone: choice and logits are those of that path as a chain. The block table has slots for all rows.
+    Where drafts branch, `draft_parents` holds for each draft row the index, among its request's drafts, of
+    the draft before it (a lower one), or -1 for the row before the drafts; in other rows it means nothing.
+    A draft's position is that of the row before the drafts plus its depth (1 for a child of -1), and it sees
+    its own path alone: choice and logits are those of that path as a chain. All rows have slots.
     """
 
     token_ids: Int32Array  # [num_rows]
