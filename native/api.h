@@ -61,8 +61,9 @@ struct Options {
   std::string isa = "auto";  // or a tier's name: "portable", "avx2", "avx512vnni", "neon", ...
   WeightFormat weight_format = WeightFormat::keep;
   KVFormat kv_format = KVFormat::int8;
-  int64_t num_blocks = 0;  // of the KV cache
-  int64_t max_rows = 512;  // in one step
+  int64_t num_blocks = 0;      // of the KV cache
+  int64_t max_rows = 512;      // in one step
+  int64_t max_tree_rows = 64;  // of them, in drafts that branch; each takes a block of address space
 };
 
 // One request's sampling parameters; the layout of outpace.types.SAMPLING_DTYPE.
@@ -86,6 +87,7 @@ struct StepBatch {
   const int32_t* row_start = nullptr;            // [num_requests + 1]
   const int32_t* num_computed_tokens = nullptr;  // [num_requests]
   const int32_t* num_draft_tokens = nullptr;     // [num_requests]
+  const int32_t* draft_parents = nullptr;        // [num_rows] or null: all drafts are chains
   const uint8_t* sample = nullptr;               // [num_requests]
   const int32_t* block_tables = nullptr;         // [num_requests, block_table_width]
   const Sampling* sampling = nullptr;            // [num_requests]

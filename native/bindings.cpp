@@ -93,6 +93,7 @@ Options options_of(const nb::dict& d) {
   o.kv_format = kv_format_of(d);
   o.num_blocks = get<int64_t>(d, "num_blocks");
   o.max_rows = get<int64_t>(d, "max_rows");
+  o.max_tree_rows = get<int64_t>(d, "max_tree_rows");
   return o;
 }
 
@@ -153,7 +154,7 @@ void spans(const nb::object& list, size_t num_requests, std::vector<Span<T>>& ou
 
 void step(Model& model, const Array<const int32_t>& token_ids, const Array<const int32_t>& row_start,
           const Array<const int32_t>& num_computed_tokens, const Array<const int32_t>& num_draft_tokens,
-          const Array<const uint8_t>& sample,
+          const Optional<const int32_t>& draft_parents, const Array<const uint8_t>& sample,
           const nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig>& block_tables,
           const Array<const uint8_t>& sampling, const nb::object& history, const nb::object& bias_token_ids,
           const nb::object& bias_values, const nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig>& out_token_ids,
@@ -168,6 +169,7 @@ void step(Model& model, const Array<const int32_t>& token_ids, const Array<const
   b.row_start = pointer(row_start, requests + 1, "row_start");
   b.num_computed_tokens = num_computed_tokens.data();
   b.num_draft_tokens = pointer(num_draft_tokens, requests, "num_draft_tokens");
+  b.draft_parents = pointer(draft_parents, token_ids.size(), "draft_parents");
   b.sample = pointer(sample, requests, "sample");
   if (block_tables.shape(0) < requests) throw Error("array 'block_tables' is too small");
   b.block_tables = block_tables.data();
@@ -209,8 +211,8 @@ NB_MODULE(_native, m) {
       .def("set_trace", &Model::set_trace, nb::arg("on"));
   m.def("load", &load, nb::arg("spec"), nb::arg("tensors"), nb::arg("options"), nb::arg("progress").none());
   m.def("step", &step, nb::arg("model"), nb::arg("token_ids"), nb::arg("row_start"),
-        nb::arg("num_computed_tokens"), nb::arg("num_draft_tokens"), nb::arg("sample"),
-        nb::arg("block_tables"), nb::arg("sampling"), nb::arg("history").none(),
+        nb::arg("num_computed_tokens"), nb::arg("num_draft_tokens"), nb::arg("draft_parents").none(),
+        nb::arg("sample"), nb::arg("block_tables"), nb::arg("sampling"), nb::arg("history").none(),
         nb::arg("bias_token_ids").none(), nb::arg("bias_values").none(), nb::arg("out_token_ids"),
         nb::arg("out_num_accepted"), nb::arg("out_logprobs").none(), nb::arg("out_top_token_ids").none(),
         nb::arg("out_top_logprobs").none(), nb::arg("out_logits").none(), nb::arg("num_top"),

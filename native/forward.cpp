@@ -10,18 +10,6 @@ namespace {
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 }  // namespace
 
-KVLayout kv_layout(const ModelSpec& spec, KVFormat format) {
-  KVLayout kv;
-  kv.int8 = format == KVFormat::int8;
-  kv.head_dim = round_up(spec.head_dim, 16);
-  const int64_t plane = kBlockSize * kv.head_dim * (kv.int8 ? 1 : 2);
-  kv.value_offset = plane;
-  kv.key_scale_offset = 2 * plane;
-  kv.value_scale_offset = kv.key_scale_offset + kBlockSize * static_cast<int64_t>(sizeof(float));
-  kv.bytes = kv.int8 ? kv.value_scale_offset + kBlockSize * static_cast<int64_t>(sizeof(float)) : 2 * plane;
-  return kv;
-}
-
 Forward::Forward(const ModelSpec& spec, const Weights& weights, KVCache& cache, const Kernels& kernels,
                  ThreadPool& pool)
     : spec_(spec),

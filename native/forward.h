@@ -9,33 +9,12 @@
 
 #include "api.h"
 #include "kernels/kernels.h"
-#include "memory.h"
+#include "kv_cache.h"
 #include "thread_pool.h"
 #include "trace.h"
 #include "weights.h"
 
 namespace outpace {
-
-KVLayout kv_layout(const ModelSpec& spec, KVFormat format);
-
-// The paged KV cache: for each layer and block, the shares of all KV heads.
-struct KVCache {
-  KVLayout layout;
-  int64_t num_blocks = 0, num_kv_heads = 0;
-  HugeBuffer memory;
-
-  int64_t block_stride() const { return num_kv_heads * layout.bytes; }
-  // Block 0 of a layer's KV head.
-  uint8_t* head(int64_t layer, int64_t kv_head) const {
-    return memory.data() + layer * num_blocks * block_stride() + kv_head * layout.bytes;
-  }
-};
-
-// A row's place: which request, which position.
-struct Row {
-  int64_t request, position;
-  const int32_t* block_table;
-};
 
 // Memory for rows of quantized activations of any width up to the widest.
 struct QuantizedRows {

@@ -46,6 +46,7 @@ void Forward::rotate_and_cache(int64_t index, const LayerWeights& w, int64_t row
     std::memcpy(value, v_raw_.data() + row * w.v.padded_rows() + h * d,
                 static_cast<size_t>(d) * sizeof(float));
     kernels_.write_kv(cache_.layout, cache_.head(index, h) + block * cache_.block_stride(), slot, key, value);
+    for (int64_t i = 0; i < at.copies.size; ++i) cache_.copy(index, h, at.copies.data[i]);
   }
 }
 
@@ -69,9 +70,13 @@ void Forward::plan_attention(const std::vector<Row>& rows) {
   for (int64_t first = 0, last; first < num_rows; first = last + 1) {
     const auto request = [&](int64_t r) { return rows[static_cast<size_t>(r)].request; };
     const auto sight = [&](int64_t r) -> const Sight& { return sights_[static_cast<size_t>(r)]; };
-    last = first;
-    while (last + 1 < std::min(num_rows, first + kRowsPerUnit) && request(last + 1) == request(first)) ++last;
-    const int64_t from = sight(first).first_chunk(), to = sight(last).last_chunk(), chunks = to - from + 1;
+    int64_t from = sight(first).first_chunk(), to = sight(first).last_chunk();
+    for (last = first; last + 1 < std::min(num_rows, first + kRowsPerUnit); ++last) {
+      if (request(last + 1) != request(first)) break;
+      from = std::min(from, sight(last + 1).first_chunk());
+      to = std::max(to, sight(last + 1).last_chunk());
+    }
+    const int64_t chunks = to - from + 1;
     const int64_t per_unit = split ? std::max<int64_t>(1, chunks / (4 * pool_.num_threads())) : chunks;
     for (int64_t h = 0; h < spec_.num_kv_heads; ++h) {
       for (int64_t c = from; c <= to; c += per_unit) {

@@ -5,6 +5,7 @@
 
 #include "api.h"
 #include "cpu.h"
+#include "draft_tree.h"
 #include "forward.h"
 #include "sampler.h"
 #include "thread_pool.h"
@@ -33,10 +34,6 @@ void check_spec(const ModelSpec& spec) {
 
 }  // namespace
 
-uint64_t kv_bytes_per_block(const ModelSpec& spec, KVFormat format) {
-  return static_cast<uint64_t>(spec.num_layers * spec.num_kv_heads * kv_layout(spec, format).bytes);
-}
-
 struct Model::Impl {
   ModelSpec spec;
   Options options;
@@ -44,6 +41,7 @@ struct Model::Impl {
   ThreadPool pool;
   Weights weights;
   KVCache cache;
+  DraftTrees trees;
   Forward forward;
   std::vector<Row> rows;
   std::vector<int64_t> sampled_rows;
@@ -60,9 +58,8 @@ struct Model::Impl {
         kernels(select_kernels(opts.isa)),
         pool(std::max(1, opts.num_threads), opts.cores),
         weights(Weights::load(spec, tensors, opts.weight_format, kernels, pool, progress)),
-        cache{kv_layout(spec, opts.kv_format), opts.num_blocks, spec.num_kv_heads,
-              HugeBuffer(kv_bytes_per_block(spec, opts.kv_format) * static_cast<uint64_t>(opts.num_blocks),
-                         "the KV cache")},
+        cache(spec, opts),
+        trees(cache),
         forward(spec, weights, cache, kernels, pool) {}
 
   void step(const StepBatch& batch, StepOutput& output);
@@ -72,6 +69,7 @@ struct Model::Impl {
   void place_rows(const StepBatch& batch, int64_t output_width);
   void sample_row(const StepBatch& batch, StepOutput& output, int64_t row, float* row_logits);
   void accept(const StepBatch& batch, StepOutput& output);
+  static void move_choice(StepOutput& output, int64_t from, int64_t to);
 
   // The first row of a request that yields a token: the one before its drafts.
   static int64_t first_sampled(const StepBatch& b, int64_t request) {
@@ -103,6 +101,7 @@ void Model::Impl::place_rows(const StepBatch& b, int64_t output_width) {
   for (int64_t r = 0; r < b.num_rows; ++r) {
     if (b.token_ids[r] < 0 || b.token_ids[r] >= spec.vocab_size) refuse("a token id is out of range");
   }
+  trees.place(b, rows);
 }
 
 void Model::Impl::step(const StepBatch& batch, StepOutput& output) {
@@ -150,7 +149,7 @@ void Model::Impl::sample_row(const StepBatch& b, StepOutput& output, int64_t row
   if (b.sample[request] == 0 || row < first) return;
   const auto i = static_cast<size_t>(request);
   SampleRequest what{&b.sampling[request], rows[static_cast<size_t>(row)].position + 1, {}, {}, {}, {}};
-  what.drafts = {b.token_ids + first + 1, row - first};
+  what.drafts = trees.path(b, first, row);
   if (!b.history.empty()) what.history = b.history[i];
   if (!b.bias_token_ids.empty()) {
     what.bias_token_ids = b.bias_token_ids[i];
@@ -169,17 +168,31 @@ void Model::Impl::sample_row(const StepBatch& b, StepOutput& output, int64_t row
   }
 }
 
-// A draft is accepted exactly when it is the token that plain decoding picks.
+// A draft is accepted exactly when it is the token that plain decoding picks. In a tree the accepted rows
+// may lie anywhere; what they and the last one picked moves to the front.
 void Model::Impl::accept(const StepBatch& b, StepOutput& output) {
   for (int64_t i = 0; i < b.num_requests; ++i) {
-    int32_t accepted = 0;
+    output.num_accepted[i] = 0;
+    if (b.sample[i] == 0) continue;
     const int64_t first = first_sampled(b, i);
-    while (b.sample[i] != 0 && accepted < b.num_draft_tokens[i] &&
-           b.token_ids[first + 1 + accepted] == chosen[static_cast<size_t>(first + accepted)]) {
-      ++accepted;
+    int64_t row = first, next = 0;
+    while ((next = trees.child(b, i, row, chosen[static_cast<size_t>(row)])) >= 0) {
+      row = next;
+      const int64_t to = i * output.width + ++output.num_accepted[i], from = i * output.width + row - first;
+      if (from != to) move_choice(output, from, to);
     }
-    output.num_accepted[i] = accepted;
+    trees.accept(b, first, row, rows);
   }
+}
+
+void Model::Impl::move_choice(StepOutput& output, int64_t from, int64_t to) {
+  output.token_ids[to] = output.token_ids[from];
+  if (output.logprobs != nullptr) output.logprobs[to] = output.logprobs[from];
+  if (output.top_token_ids == nullptr) return;
+  std::copy_n(output.top_token_ids + from * output.num_top, output.num_top,
+              output.top_token_ids + to * output.num_top);
+  std::copy_n(output.top_logprobs + from * output.num_top, output.num_top,
+              output.top_logprobs + to * output.num_top);
 }
 
 Model::Model(const ModelSpec& spec, const std::vector<TensorRef>& tensors, const Options& options,

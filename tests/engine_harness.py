@@ -133,6 +133,7 @@ def check_batch(batch: StepBatch, num_blocks: int, vocab_size: int) -> None:
     assert batch.token_ids.max() < vocab_size
     written: dict[int, int] = {}
     read: list[set[int]] = []
+    check_parents(batch)
     for array in (batch.token_ids, batch.block_tables, batch.row_start, batch.sampling):
         assert array.flags.c_contiguous
     for i in range(n):
@@ -153,6 +154,20 @@ def check_batch(batch: StepBatch, num_blocks: int, vocab_size: int) -> None:
             assert len(history) == first + rows - batch.num_draft_tokens[i]
     for block, writer in written.items():
         assert all(i == writer or block not in blocks for i, blocks in enumerate(read))
+
+
+def check_parents(batch: StepBatch) -> None:
+    """Assert what `StepBatch.draft_parents` promises."""
+    if batch.draft_parents is None:
+        return
+    assert batch.draft_parents.shape == batch.token_ids.shape
+    branches = False
+    for i in range(batch.num_requests):
+        end, count = int(batch.row_start[i + 1]), int(batch.num_draft_tokens[i])
+        parents = batch.draft_parents[end - count : end].tolist()
+        assert all(-1 <= parent < index for index, parent in enumerate(parents))
+        branches |= parents != list(range(-1, count - 1))
+    assert branches, "chains need no parents"
 
 
 @dataclass

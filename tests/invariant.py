@@ -41,6 +41,7 @@ class Scenario:
     prefix_cache: bool
     draft: DraftMode | None
     max_draft_tokens: int
+    max_tree_tokens: int
     failing_steps: frozenset[int]
 
 
@@ -71,6 +72,9 @@ def sampling_params(draw: st.DrawFn, vocab_size: int, max_tokens: int) -> Sampli
     )
 
 
+TREES = ("tree", "tree", "broken tree")
+
+
 @st.composite
 def scenarios(
     draw: st.DrawFn, vocab_size: int, *, max_requests: int = 6, max_prompt: int = 150, max_tokens: int = 70
@@ -98,8 +102,9 @@ def scenarios(
         max_num_seqs=draw(st.sampled_from([1, 2, 4, 16])),
         max_batch_tokens=draw(st.sampled_from([1, 3, 16, 33, 64, 512])),
         prefix_cache=draw(st.booleans()),
-        draft=draw(st.sampled_from([None, "right", "wrong", "half", "mixed", "broken"])),
+        draft=draw(st.sampled_from([None, "right", "wrong", "half", "mixed", "broken", *TREES])),
         max_draft_tokens=draw(st.sampled_from([1, 3, 15])),
+        max_tree_tokens=draw(st.sampled_from([64, 64, 20, 4, 0])),
         failing_steps=draw(st.one_of(st.just(frozenset()), st.frozensets(st.integers(0, 60), max_size=2))),
     )
 
@@ -149,6 +154,7 @@ def _run(
         max_batch_tokens=scenario.max_batch_tokens,
         prefix_cache=scenario.prefix_cache,
         max_draft_tokens=scenario.max_draft_tokens,
+        max_tree_tokens=scenario.max_tree_tokens,
     )
     answers: Answers = {}
     logging.disable(logging.CRITICAL)  # failures on purpose

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import numpy as np
+
 from outpace.types import Draft, Int32Array
 
-DraftMode = Literal["right", "wrong", "half", "mixed", "broken"]
+DraftMode = Literal["right", "wrong", "half", "mixed", "broken", "tree", "broken tree"]
 
 
 class OracleDrafter:
@@ -36,6 +38,10 @@ class OracleDrafter:
                 return self._mixed(right, position)
             case "broken":
                 return self._broken(right, position)
+            case "tree":
+                return self._tree(right, position)
+            case "broken tree":
+                return self._broken_tree(right, position)
 
     def _other(self, token: int) -> int:
         return (token + 1) % self.vocab_size
@@ -59,6 +65,35 @@ class OracleDrafter:
                 return Draft(right + right, parents=[*range(-1, len(right) - 1), *range(-1, len(right) - 1)])
             case _:
                 raise RuntimeError("this drafter is broken on purpose")
+
+    def _tree(self, right: list[int], position: int) -> Draft:
+        """A random tree; the right path ends somewhere, and lies anywhere among wrong ones and doubles."""
+        random = np.random.default_rng(position)
+        wrong = random.choice([0.0, 0.2, 0.6, 0.9])  # chains to stars
+        token_ids: list[int] = []
+        parents: list[int] = []
+        last, depth = -1, 0  # the right path's end
+        while len(token_ids) < len(right):
+            if random.random() >= wrong:
+                token_ids.append(right[depth])
+                parents.append(last)
+                last, depth = len(token_ids) - 1, depth + 1
+                continue
+            parent = int(random.choice([last, random.integers(-1, len(token_ids)), len(token_ids) - 1]))
+            token_ids.append(int(random.choice([right[depth], *right, random.integers(self.vocab_size)])))
+            parents.append(parent)
+        return Draft(token_ids, parents)
+
+    def _broken_tree(self, right: list[int], position: int) -> Draft:
+        """A tree with ids that are no tokens, parents that are none, and lists that do not fit."""
+        random = np.random.default_rng(position)
+        tree = self._tree(right * 2, position)
+        assert tree.parents is not None
+        token_ids, parents = list(tree.token_ids), list(tree.parents)
+        for _ in range(position % 3):
+            token_ids[random.integers(len(token_ids))] = int(random.choice([-1, self.vocab_size, 1 << 40]))
+            parents[random.integers(len(parents))] = int(random.choice([-2, len(parents), 1 << 40]))
+        return Draft(token_ids, parents[: len(parents) - position % 2])
 
     def forget(self, request_id: str) -> None:
         """Note it."""

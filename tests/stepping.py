@@ -28,6 +28,7 @@ class Rows:
     num_draft_tokens: int = 0
     sample: bool = True
     sampling: np.ndarray = field(default_factory=greedy)
+    parents: Sequence[int] | None = None  # of the drafts; None: a chain
 
 
 def blocks_for(num_tokens: int) -> int:
@@ -49,7 +50,18 @@ def make_batch(requests: Sequence[Rows], *, want_logits: bool = False) -> StepBa
         block_tables=tables,
         sampling=np.concatenate([rows.sampling for rows in requests]),
         want_logits=want_logits,
+        draft_parents=_draft_parents(requests),
     )
+
+
+def _draft_parents(requests: Sequence[Rows]) -> np.ndarray | None:
+    if all(rows.parents is None for rows in requests):
+        return None
+    parents: list[int] = []
+    for rows in requests:
+        parents += [-7] * (len(rows.token_ids) - rows.num_draft_tokens)  # means nothing
+        parents += range(-1, rows.num_draft_tokens - 1) if rows.parents is None else rows.parents
+    return np.array(parents, np.int32)
 
 
 def run_logits(

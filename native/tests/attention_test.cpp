@@ -324,6 +324,50 @@ TEST(write_kv_is_within_half_a_step) {
   }
 }
 
+// A copy has the entry's bytes and touches no other slot, and attention over copies gives the same bits.
+TEST(copied_slots_are_as_written) {
+  constexpr int64_t ranges[][2] = {{0, 1}, {15, 16}, {15, 17}, {16, 32}, {31, 32}, {3, 29}, {0, 32}, {7, 7}};
+  for (const int64_t head_dim : {16, 72, 128}) {
+    for (const bool int8 : {true, false}) {
+      Context c = make_context({head_dim, 0, 64, int8}, 4);
+      for (const Kernels* kernels : check::tiers()) {
+        for (const auto& range : ranges) {
+          write_cache(c, *kernels, 0xff, 5);
+          check::Array<uint8_t> expected(static_cast<size_t>(c.layout.bytes), 0x5a), copy = expected;
+          for (int64_t t = range[0]; t < range[1]; ++t) {
+            kernels->write_kv(c.layout, expected.data(), t, c.keys.data() + t * c.padded(),
+                              c.values.data() + t * c.padded());
+          }
+          outpace::copy_slots(c.layout, c.block(0), copy.data(), range[0], range[1]);
+          CHECK(copy == expected, "%s, %s, d %d, slots %d..%d", kernels->name, int8 ? "int8" : "f16",
+                static_cast<int>(head_dim), static_cast<int>(range[0]), static_cast<int>(range[1]));
+        }
+      }
+    }
+  }
+}
+
+TEST(attention_over_copies) {
+  for (const bool int8 : {true, false}) {
+    Context c = make_context({64, 0, 57, int8}, 6);
+    const Query q = make_query(c, 3, 0.0f, 7);
+    for (const Kernels* kernels : check::tiers()) {
+      write_cache(c, *kernels, 0xff, 8);
+      const Result expected = attend_all(c, *kernels, q);
+      // The second block again, in a spare one: token by token and in ranges, over garbage.
+      const uint8_t* from = c.block(32);
+      int32_t spare = 0;
+      while (spare == c.table[0] || spare == c.table[1]) ++spare;
+      c.table[1] = spare;
+      outpace::copy_slots(c.layout, from, c.block(32), 0, 13);
+      for (int64_t slot = 13; slot < 17; ++slot)
+        outpace::copy_slots(c.layout, from, c.block(32), slot, slot + 1);
+      outpace::copy_slots(c.layout, from, c.block(32), 17, 25);
+      CHECK(attend_all(c, *kernels, q) == expected, "%s, %s", kernels->name, int8 ? "int8" : "f16");
+    }
+  }
+}
+
 TEST(head_sizes_and_groups) {
   int64_t heads = 0;
   for (const int64_t head_dim : {16, 32, 48, 64, 72, 80, 96, 128, 192, 256}) {  // 72 is padded to 80

@@ -37,6 +37,7 @@ def step(
     row_start: NDArray[np.int32],
     num_computed_tokens: NDArray[np.int32],
     num_draft_tokens: NDArray[np.int32],
+    draft_parents: NDArray[np.int32] | None,
     sample: NDArray[np.uint8],
     block_tables: NDArray[np.int32],
     sampling: NDArray[np.uint8],

@@ -87,6 +87,7 @@ class EngineOptions(TypedDict, total=False):
     prefix_cache: bool
     draft: Literal["off", "auto"]
     max_draft_tokens: int
+    max_tree_tokens: int
 
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -102,6 +103,7 @@ _LIMITS: Mapping[str, tuple[int, int]] = {
     "max_num_seqs": (1, 4096),
     "max_batch_tokens": (1, 65536),
     "max_draft_tokens": (0, 255),
+    "max_tree_tokens": (0, 4096),
 }
 
 
@@ -147,7 +149,7 @@ def kv_bytes_per_block(spec: ModelSpec, kv_format: KVFormat) -> int:
     """Bytes of keys and values of one block of BLOCK_SIZE tokens, all layers.
 
     int8: a byte for each element, a float32 scale for each token and head; f16: two bytes for each element.
-    Heads are padded to a multiple of 16 elements, as in native/forward.cpp.
+    Heads are padded to a multiple of 16 elements, as in native/kv_cache.cpp.
     """
     heads = spec.num_layers * spec.num_kv_heads
     head_dim = -(-spec.head_dim // 16) * 16

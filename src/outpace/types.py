@@ -148,6 +148,7 @@ class EngineConfig:
     prefix_cache: bool = True
     draft: Literal["off", "auto"] = "auto"
     max_draft_tokens: int = 15  # per request and step
+    max_tree_tokens: int = 64  # in drafts that branch, all requests of a step together
 
 
 # --- one step -----------------------------------------------------------------------------------
@@ -157,8 +158,9 @@ class EngineConfig:
 class Draft:
     """Tokens that a drafter proposes to follow a request's last token.
 
-    `parents[i]` is the index of the draft token before token i, or -1 for the request's last token;
-    None is a chain. A draft changes when a token comes, never which.
+    `parents[i]` is the index of the draft token before token i, below i, or -1 for the request's last token;
+    None is a chain. Each path from -1 down is one guess at what follows; the likeliest goes first, as it
+    alone costs no copies in the KV cache. A draft changes when a token comes, never which.
     """
 
     token_ids: Sequence[int]
@@ -173,6 +175,11 @@ class StepBatch:
     `num_computed_tokens[i]` on. The last `num_draft_tokens[i]` of them are drafts. Where `sample[i]`
     is set, the row before the drafts and every draft row yield a token; else the request is in the
     midst of its prompt and the rows only fill the KV cache.
+
+    Where drafts branch, `draft_parents` holds for each draft row the index, among its request's drafts, of
+    the draft before it (a lower one), or -1 for the row before the drafts; in other rows it means nothing.
+    A draft's position is that of the row before the drafts plus its depth (1 for a child of -1), and it sees
+    its own path alone: choice and logits are those of that path as a chain. All rows have slots.
     """
 
     token_ids: Int32Array  # [num_rows]
@@ -185,6 +192,7 @@ class StepBatch:
     # Only what some requests need; None where no request of the batch needs it.
     history: list[Int32Array | None] | None = None  # prompt and output ids, for the penalties
     logit_bias: list[tuple[Int32Array, Float32Array] | None] | None = None  # (token ids, biases)
+    draft_parents: Int32Array | None = None  # [num_rows]; None: every draft is a chain
     want_logits: bool = False  # return the logits of every row (oracle, perplexity)
 
     @property
@@ -203,7 +211,9 @@ class StepOutput:
     """What a step chose.
 
     Request i gets `token_ids[i, : num_accepted[i] + 1]`: the drafts that equal what plain decoding
-    picks, then the bonus token. A request whose `sample` is 0 gets nothing.
+    picks, then the bonus token. A request whose `sample` is 0 gets nothing. In a tree they are a path: from
+    the row before the drafts on, the first child that equals the token picked. The KV cache then holds that
+    path as if it had been a chain.
     """
 
     token_ids: Int32Array  # [num_requests, 1 + max draft]

@@ -46,6 +46,7 @@ class NativeBackend:
             "kv_format": config.kv_format,
             "num_blocks": self._num_blocks,
             "max_rows": config.max_batch_tokens,
+            "max_tree_rows": min(config.max_tree_tokens, config.max_batch_tokens),
         }
         tensors = [_described(tensor) for tensor in checkpoint.tensors.values()]
         try:
@@ -112,6 +113,7 @@ class NativeBackend:
                 batch.row_start,
                 batch.num_computed_tokens,
                 batch.num_draft_tokens,
+                batch.draft_parents,
                 batch.sample,
                 batch.block_tables,
                 batch.sampling.view(np.uint8),

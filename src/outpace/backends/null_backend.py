@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from outpace.backends.reference_sampler import Sampled, mix, verify
+from outpace.backends.reference_sampler import Sampled, draft_parents, mix, next_draft, verify
 from outpace.config import kv_bytes_per_block
 from outpace.errors import BackendError
 from outpace.types import (
@@ -99,9 +99,11 @@ class NullBackend:
                 continue
             hashes = self._prefix_hashes(batch, i, first, num_rows, drafts[i] + 1)
             if quick[i]:
-                self._verify_greedy(sampled, i, hashes, starts[i + 1], drafts[i])
+                path = self._verify_greedy(sampled, i, hashes, starts[i + 1], drafts[i])
             else:
-                verify(sampled, i, np.stack(self._logits(hashes)))
+                path = verify(sampled, i, np.stack(self._logits(hashes)))
+            if batch.draft_parents is not None:
+                self._move_accepted(batch, i, first + num_rows - drafts[i], path)
         return sampled.output(np.stack(wanted) if batch.want_logits else None)
 
     def _store(self, batch: StepBatch, request: int, first: int, start: int, end: int) -> None:
@@ -120,7 +122,7 @@ class NullBackend:
     def _prefix_hashes(
         self, batch: StepBatch, request: int, first: int, num_rows: int, num_last: int
     ) -> NDArray[np.uint64]:
-        """Hashes of the prefixes that end with the request's last `num_last` rows."""
+        """Hashes of the prefixes, each along its path, that end with the request's last `num_last` rows."""
         length = first + num_rows
         blocks: Int32Array = batch.block_tables[request, : -(-length // BLOCK_SIZE)]
         tokens = self._kv[blocks].reshape(-1)[:length]
@@ -130,20 +132,46 @@ class NullBackend:
         split = length - num_last + 1
         sums = np.cumsum(terms[split - 1 :])
         sums += terms[: split - 1].sum()
+        num_drafts = int(batch.num_draft_tokens[request])
+        if batch.draft_parents is not None and num_drafts:
+            self._extend_paths(sums[-num_drafts - 1 :], tokens, draft_parents(batch, request))
         return mix(sums)
+
+    def _extend_paths(self, sums: NDArray[np.uint64], tokens: Int32Array, parents: list[int]) -> None:
+        """Set `sums` [1 + drafts] of the drafts, the last of `tokens`, to those of their paths."""
+        root = len(tokens) - len(sums)  # position of the row before the drafts
+        depths = [0]
+        for i, parent in enumerate(parents):
+            depths.append(depths[parent + 1] + 1)
+            position = root + depths[-1]
+            term = (int(tokens[root + 1 + i]) + 2) * int(self._multipliers[position])
+            sums[i + 1] = (int(sums[parent + 1]) + term) % 2**64
+
+    def _move_accepted(self, batch: StepBatch, request: int, first: int, path: list[int]) -> None:
+        """Bring the accepted drafts' entries from their rows' slots to those from position `first` on."""
+        for depth, draft in enumerate(path):  # a draft's slot is never before the one it belongs in
+            source, target = first + draft, first + depth
+            table = batch.block_tables[request]
+            self._kv[table[target // BLOCK_SIZE], target % BLOCK_SIZE] = self._kv[
+                table[source // BLOCK_SIZE], source % BLOCK_SIZE
+            ]
 
     def _verify_greedy(
         self, sampled: Sampled, request: int, hashes: NDArray[np.uint64], end: int, num_drafts: int
-    ) -> None:
+    ) -> list[int]:
         """As `verify`, where the choice is `_logits`' argmax."""
         chosen: list[int] = (hashes % np.uint64(self._spec.vocab_size)).tolist()
-        accepted = 0
+        path: list[int] = []
         if num_drafts:
             drafts: list[int] = sampled.batch.token_ids[end - num_drafts : end].tolist()
-            while accepted < num_drafts and drafts[accepted] == chosen[accepted]:
-                accepted += 1
-        sampled.token_ids[request, : accepted + 1] = chosen[: accepted + 1]
-        sampled.num_accepted[request] = accepted
+            parents = draft_parents(sampled.batch, request)
+            draft = next_draft(drafts, parents, -1, chosen[0])
+            while draft is not None:
+                path.append(draft)
+                draft = next_draft(drafts, parents, draft, chosen[draft + 1])
+        sampled.token_ids[request, : len(path) + 1] = [chosen[draft + 1] for draft in (-1, *path)]
+        sampled.num_accepted[request] = len(path)
+        return path
 
     def _logits(self, hashes: NDArray[np.uint64]) -> list[Float32Array]:
         """Pseudo-logits in [0, 4) for each prefix; the argmax, with 4.5, is token `hash % vocab_size`."""

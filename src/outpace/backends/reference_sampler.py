@@ -5,6 +5,7 @@ The native core mirrors it in C++; `tests/unit/backends` holds the two together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from outpace.types import Float32Array, Int32Array, StepBatch, StepOutput
 
-__all__ = ["Sampled", "gumbel", "likeliest", "log_softmax", "sample", "verify"]
+__all__ = ["Sampled", "draft_parents", "gumbel", "likeliest", "log_softmax", "next_draft", "sample", "verify"]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _TOKEN_STEP = np.uint64(0xD1B54A32D192ED03)
@@ -160,25 +161,48 @@ class Sampled:
         )
 
 
-def verify(sampled: Sampled, request: int, logits: Float32Array) -> None:
+def draft_parents(batch: StepBatch, request: int) -> list[int]:
+    """The parents of a request's drafts; those of a chain where the batch has none."""
+    count = int(batch.num_draft_tokens[request])
+    if batch.draft_parents is None:
+        return list(range(-1, count - 1))
+    end = int(batch.row_start[request + 1])
+    return batch.draft_parents[end - count : end].tolist()
+
+
+def next_draft(drafts: Sequence[int], parents: Sequence[int], last: int, token_id: int) -> int | None:
+    """The draft that follows draft `last` (-1: the row before the drafts) with this token, if any."""
+    for index in range(last + 1, len(drafts)):
+        if parents[index] == last and drafts[index] == token_id:
+            return index
+    return None
+
+
+def verify(sampled: Sampled, request: int, logits: Float32Array) -> list[int]:
     """Pick request i's tokens from its sampled rows' logits [1 + drafts, vocab_size], and accept its drafts.
 
-    A draft is accepted where it equals the token that is picked at its position; the first that does not,
-    or the end of the drafts, gives the bonus token.
+    A draft is accepted where it equals the token that is picked at its position; where none does, that token
+    is the bonus token. Returns the indices of the accepted drafts.
     """
     batch = sampled.batch
     num_drafts = int(batch.num_draft_tokens[request])
     end = int(batch.row_start[request + 1])
-    drafts = batch.token_ids[end - num_drafts : end]
+    drafts: list[int] = batch.token_ids[end - num_drafts : end].tolist()
+    parents = draft_parents(batch, request)
     position = int(batch.num_computed_tokens[request]) + end - int(batch.row_start[request]) - num_drafts
     params = batch.sampling[request]
     history = None if batch.history is None else batch.history[request]
     bias = None if batch.logit_bias is None else batch.logit_bias[request]
-    for index in range(num_drafts + 1):
-        token_id = sample(logits[index], params, position + index, history, bias)
-        sampled.store(request, index, token_id, logits[index])
-        if index == num_drafts or drafts[index] != token_id:
-            sampled.num_accepted[request] = index
-            return
-        if history is not None:
-            history = np.append(history, drafts[index])
+    path: list[int] = []
+    last: int | None = -1
+    while last is not None:
+        row = logits[last + 1]
+        token_id = sample(row, params, position + len(path), history, bias)
+        sampled.store(request, len(path), token_id, row)
+        last = next_draft(drafts, parents, last, token_id)
+        if last is not None:
+            path.append(last)
+            if history is not None:
+                history = np.append(history, np.int32(token_id))
+    sampled.num_accepted[request] = len(path)
+    return path

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from outpace.backends.reference_sampler import Sampled, verify
+from outpace.backends.reference_sampler import Sampled, draft_parents, verify
 from outpace.errors import BackendError, OutOfMemoryError, UsageError
 from outpace.models.checkpoint import Checkpoint
 from outpace.models.dequantize import read_tensor
@@ -41,7 +41,9 @@ class _Rows:
 
     positions: Tensor  # [rows] int64
     slots: Tensor  # [rows] int64, each row's place in the KV cache
-    contexts: list[tuple[int, int, Tensor]]  # per request: first row, past row, slots of positions 0...
+    contexts: list[
+        tuple[int, int, Tensor]
+    ]  # first row, past row, slots of positions 0... as these rows see it
 
 
 class TorchBackend:
@@ -118,7 +120,9 @@ class TorchBackend:
         place = {row: i for i, row in enumerate(wanted)}
         for request in np.flatnonzero(batch.sample).tolist():
             past = place[int(batch.row_start[request + 1]) - 1] + 1
-            verify(sampled, request, logits[past - 1 - int(batch.num_draft_tokens[request]) : past])
+            num_drafts = int(batch.num_draft_tokens[request])
+            path = verify(sampled, request, logits[past - 1 - num_drafts : past])
+            self._move_accepted(rows, int(batch.row_start[request + 1]) - num_drafts, path)
         return sampled.output(logits if batch.want_logits else None)
 
     # --- the forward pass -----------------------------------------------------------------------
@@ -202,8 +206,26 @@ class TorchBackend:
             places = (blocks[:, None] * BLOCK_SIZE + np.arange(BLOCK_SIZE)).reshape(-1)[:stop]
             positions[first_row:past_row] = np.arange(start, stop)
             slots[first_row:past_row] = places[start:]
-            contexts.append((first_row, past_row, torch.as_tensor(places)))
+            if batch.draft_parents is None:
+                contexts.append((first_row, past_row, torch.as_tensor(places)))
+                continue
+            parents = draft_parents(batch, i)
+            first_draft = past_row - len(parents)
+            contexts.append((first_row, first_draft, torch.as_tensor(places)))
+            paths = [places[: stop - len(parents)]]  # then one for each draft: what it sees
+            for draft, parent in enumerate(parents):
+                paths.append(np.append(paths[parent + 1], slots[first_draft + draft]))
+                row = first_draft + draft
+                positions[row] = len(paths[-1]) - 1
+                contexts.append((row, row + 1, torch.as_tensor(paths[-1])))
         return _Rows(torch.as_tensor(positions), torch.as_tensor(slots), contexts)
+
+    def _move_accepted(self, rows: _Rows, first_draft: int, path: list[int]) -> None:
+        """Bring the accepted drafts' entries into the slots that a chain of them would have."""
+        for depth, draft in enumerate(path):  # a draft's slot is never before the one it belongs in
+            if draft != depth:
+                source, target = rows.slots[first_draft + draft], rows.slots[first_draft + depth]
+                self._kv_cache[:, :, target] = self._kv_cache[:, :, source]
 
 
 def _sampled_rows(batch: StepBatch) -> list[int]:

@@ -187,7 +187,7 @@ class Engine:
         if not plan.requests:
             assert not self._num_open, "a request alone always fits"
             return self._take_pending()
-        drafts = propose(self.drafter, plan, self.backend.spec.vocab_size)
+        drafts = propose(self.drafter, plan, self.backend.spec.vocab_size, self.config.max_tree_tokens)
         batch = self._packer.pack(plan, drafts)
         backend_start = time.perf_counter()
         try:
@@ -200,7 +200,7 @@ class Engine:
         self.last_stats = StepStats(
             num_rows=batch.num_rows,
             num_requests=len(plan.requests),
-            num_draft_tokens=sum(map(len, drafts)),
+            num_draft_tokens=sum(len(draft.token_ids) for draft in drafts),
             num_accepted_tokens=num_accepted,
             num_new_tokens=num_new,
             step_seconds=now - start,

@@ -12,7 +12,7 @@ import numpy as np
 
 from outpace.engine.request import Request
 from outpace.engine.scheduler import StepPlan
-from outpace.types import SAMPLING_DTYPE, Float32Array, Int32Array, StepBatch
+from outpace.types import SAMPLING_DTYPE, Draft, Float32Array, Int32Array, StepBatch
 
 __all__ = ["BatchPacker"]
 
@@ -25,21 +25,22 @@ class BatchPacker:
         self._row_start = np.zeros(max_requests + 1, np.int32)
         self._num_computed = np.zeros(max_requests, np.int32)
         self._num_draft = np.zeros(max_requests, np.int32)
+        self._draft_parents = np.zeros(max_rows, np.int32)
         self._sample = np.zeros(max_requests, np.uint8)
         self._block_tables = np.full((max_requests, max_blocks), -1, np.int32)
         self._sampling = np.zeros(max_requests, SAMPLING_DTYPE)
         # Whose entries each row of _block_tables and _sampling has: (request, block_version, blocks written).
         self._owners: list[tuple[Request, int, int] | None] = [None] * max_requests
 
-    def pack(self, plan: StepPlan, drafts: Sequence[Sequence[int]]) -> StepBatch:
+    def pack(self, plan: StepPlan, drafts: Sequence[Draft]) -> StepBatch:
         """The plan's rows, each request's new tokens and then its draft."""
         token_ids = self._token_ids
         starts = [0]
         computed: list[int] = []
         row = 0
-        needs_history = needs_bias = False
+        needs_history = needs_bias = branches = False
         for i, request in enumerate(plan.requests):
-            first, new, draft = request.num_computed_tokens, plan.num_new[i], drafts[i]
+            first, new, draft = request.num_computed_tokens, plan.num_new[i], drafts[i].token_ids
             if new == 1 and plan.sample[i]:
                 token_ids[row] = request.last_token_id
             else:
@@ -48,6 +49,7 @@ class BatchPacker:
             if draft:
                 token_ids[row : row + len(draft)] = draft
                 row += len(draft)
+                branches |= drafts[i].parents is not None
             starts.append(row)
             computed.append(first)
             self._write_row(i, request)
@@ -56,7 +58,7 @@ class BatchPacker:
         n = len(computed)
         self._row_start[: n + 1] = starts
         self._num_computed[:n] = computed
-        self._num_draft[:n] = [len(draft) for draft in drafts]
+        self._num_draft[:n] = [len(draft.token_ids) for draft in drafts]
         self._sample[:n] = plan.sample
         return StepBatch(
             token_ids=token_ids[:row],
@@ -68,7 +70,18 @@ class BatchPacker:
             sampling=self._sampling[:n],
             history=_histories(plan) if needs_history else None,
             logit_bias=_biases(plan) if needs_bias else None,
+            draft_parents=self._parents(starts, drafts) if branches else None,
         )
+
+    def _parents(self, starts: Sequence[int], drafts: Sequence[Draft]) -> Int32Array:
+        """Every draft row's parent; -1 in the other rows."""
+        parents = self._draft_parents[: starts[-1]]
+        parents.fill(-1)
+        for end, draft in zip(starts[1:], drafts, strict=True):
+            count = len(draft.token_ids)
+            chain = range(-1, count - 1)
+            parents[end - count : end] = chain if draft.parents is None else draft.parents
+        return parents
 
     def _write_row(self, index: int, request: Request) -> None:
         """Bring row `index` of the block tables and of the sampling records up to the request."""
