@@ -92,6 +92,10 @@ Options options_of(const nb::dict& d) {
   o.kv_format = kv_format_of(d);
   o.num_blocks = get<int64_t>(d, "num_blocks");
   o.max_rows = get<int64_t>(d, "max_rows");
+  o.packed.path = get<std::string>(d, "packed_path");
+  o.packed.key = get<std::string>(d, "packed_key");
+  o.packed.source = get<std::string>(d, "packed_source");
+  o.packed.write = get<bool>(d, "packed_write");
   return o;
 }
 
@@ -191,6 +195,8 @@ NB_MODULE(_native, m) {
   nb::class_<Model>(m, "Model")
       .def_prop_ro("weight_bytes", &Model::weight_bytes)
       .def_prop_ro("memory_bytes", &Model::memory_bytes)
+      .def_prop_ro("packed_state", &Model::packed_state)
+      .def_prop_ro("packed_note", &Model::packed_note)
       .def_prop_ro("isa", &Model::isa)
       .def_prop_ro("num_threads", &Model::num_threads);
   m.def("load", &load, nb::arg("spec"), nb::arg("tensors"), nb::arg("options"), nb::arg("progress").none());
@@ -210,5 +216,6 @@ NB_MODULE(_native, m) {
   m.def("read_bandwidth", &read_bandwidth, nb::arg("num_bytes"), nb::arg("num_threads"),
         nb::arg("repeats") = 5, nb::call_guard<nb::gil_scoped_release>());
   m.def("available_isas", &available_isas);
+  m.attr("packed_layout") = kPackedLayout;
   m.attr("compiler") = compiler();
 }

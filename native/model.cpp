@@ -57,7 +57,7 @@ struct Model::Impl {
         options(opts),
         kernels(select_kernels(opts.isa)),
         pool(std::max(1, opts.num_threads)),
-        weights(Weights::load(spec, tensors, opts.weight_format, kernels, pool, progress)),
+        weights(Weights::load(spec, tensors, opts.weight_format, opts.packed, kernels, pool, progress)),
         cache{kv_layout(spec, opts.kv_format), opts.num_blocks, spec.num_kv_heads,
               HugeBuffer(kv_bytes_per_block(spec, opts.kv_format) * static_cast<uint64_t>(opts.num_blocks),
                          "the KV cache")},
@@ -180,6 +180,8 @@ Model::~Model() = default;
 void Model::step(const StepBatch& batch, StepOutput& output) { impl_->step(batch, output); }
 uint64_t Model::weight_bytes() const { return impl_->weights.step_bytes; }
 uint64_t Model::memory_bytes() const { return impl_->weights.tiles.size(); }
+std::string Model::packed_state() const { return impl_->weights.packed_state; }
+std::string Model::packed_note() const { return impl_->weights.packed_note; }
 std::string Model::isa() const { return impl_->kernels.name; }
 int Model::num_threads() const { return impl_->pool.num_threads(); }
 

@@ -1,6 +1,7 @@
 """Settings, resolved once: the only place that reads the environment and looks at the machine.
 
-`OUTPACE_CACHE` is Outpace's own cache folder; `HF_*` variables mean what they mean to huggingface_hub.
+`OUTPACE_CACHE` is Outpace's own cache folder, `OUTPACE_PACKED_CACHE_BYTES` how much of it packed weights may
+take (0: none); `HF_*` variables mean what they mean to huggingface_hub.
 """
 
 from __future__ import annotations
@@ -31,6 +32,17 @@ def cache_dir() -> Path:
     """Outpace's own cache folder: `$OUTPACE_CACHE`, `$XDG_CACHE_HOME/outpace` or `~/.cache/outpace`."""
     own = os.environ.get("OUTPACE_CACHE")
     return Path(own).expanduser().absolute() if own else _user_cache() / "outpace"
+
+
+PACKED_CACHE_BYTES = 20_000_000_000
+
+
+def packed_cache_bytes() -> int:
+    """How many bytes of packed weights are kept, `$OUTPACE_PACKED_CACHE_BYTES` or 20 GB; 0: none are."""
+    text = os.environ.get("OUTPACE_PACKED_CACHE_BYTES", "")
+    if text and not text.isdecimal():
+        raise UsageError(f"OUTPACE_PACKED_CACHE_BYTES is {text!r}, not a number of bytes; 0 keeps none")
+    return int(text) if text else PACKED_CACHE_BYTES
 
 
 def state_dir() -> Path:
