@@ -207,7 +207,8 @@ bool write_packed(const PackedCache& cache, const HugeBuffer& tiles, ThreadPool&
   const uint64_t num_bytes = tiles.size();
   if (cache.path.empty() || !cache.write || num_bytes == 0 || !fits(cache, num_bytes)) return false;
   const auto failed = [&] {
-    note = cache.path + ": the packed weights could not be kept: " + std::strerror(errno);
+    if (!note.empty()) note += "; ";
+    note += cache.path + ": the packed weights could not be kept: " + std::strerror(errno);
     return false;
   };
   PartialFile file(cache.path);

@@ -7,6 +7,7 @@ take (0: none); `HF_*` variables mean what they mean to huggingface_hub.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -219,6 +220,15 @@ def usable_cores() -> int:
     if len(quota) == 2 and quota[0].isdigit():
         return max(1, min(len(cores), int(quota[0]) // int(quota[1])))
     return len(cores)
+
+
+def process_seconds() -> float | None:
+    """Seconds since this process was started, to a hundredth; None where the system does not tell."""
+    stat = "".join(_lines(Path("/proc/self/stat")))
+    fields = stat.rpartition(")")[2].split()  # the name before it may hold anything
+    if len(fields) < 20 or not hasattr(time, "CLOCK_BOOTTIME"):
+        return None
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def _lines(path: Path) -> list[str]:

@@ -90,7 +90,7 @@ class NativeBackend:
 
     @property
     def description(self) -> Mapping[str, str | int]:
-        """The tier, the threads, the KV format, the cache of packed weights and the bytes of all weights in memory."""
+        """The tier, threads, KV format, bytes of all weights, and what the cache of packed weights did."""
         return {
             "backend": "native",
             "isa": self._loaded.isa,
@@ -182,8 +182,7 @@ def _note_use(packed: PackedFile, model: _native.Model) -> None:
     if model.packed_state == "hit":
         packed.touch()
     if model.packed_note:
-        level = logging.WARNING if model.packed_state == "written" else logging.INFO
-        _log.log(level, "%s", model.packed_note)
+        _log.warning("%s", model.packed_note)
 
 
 def _described(tensor: TensorRef) -> tuple[str, str, int, int, str, int, int]:

@@ -99,6 +99,9 @@ def remove_orphans() -> int:
 
 def _make_room(path: Path, num_bytes: int, budget: int) -> bool:
     """Whether `path` may be written: within the budget, with room on the disk, by nobody else just now."""
+    if not os.access(path.parent, os.W_OK):
+        _log.info("%s: cannot be written", path.parent)
+        return False
     remove_orphans()
     if any(_is_held(partial) for partial in _files(f"{path.name}.*.partial")):
         _log.info("%s: another process is writing it", path)
@@ -131,6 +134,11 @@ def _key(checkpoint: Checkpoint, weight_format: WeightFormat, layout: int) -> st
     spec = checkpoint.spec
     order = (spec.num_layers, spec.tied_embeddings)
     return _digest(json.dumps([layout, weight_format, order, files, sorted(table)]))
+
+
+def _identity(path: Path) -> tuple[str, int, int, int]:
+    status = path.stat()
+    return str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _digest(text: str) -> str:
