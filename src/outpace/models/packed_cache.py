@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 MIN_BYTES = 16 << 20
 """Models with fewer bytes of weights are packed sooner than a file is worth."""
 
+_DATA_OFFSET = 2 << 20  # bytes before the tiles, as kPackedData of native/packed_cache.h
 _FREE_BYTES = 1 << 30  # what is left free on the disk, at the least
 _FREE_SHARE = 20  # and one part in so many of the disk
 _HEADER = struct.Struct("<8sII64sQQQ")  # PackedHeader of native/packed_cache.h
@@ -82,7 +83,7 @@ def find(
     path = folder / name
     if _header(path) == (key, str(source)):
         return PackedFile(path, key, source, write=True)  # where it turns out damaged
-    return PackedFile(path, key, source, write=_make_room(path, num_bytes, budget))
+    return PackedFile(path, key, source, write=_make_room(path, _DATA_OFFSET + num_bytes, budget))
 
 
 def remove_orphans() -> int:
