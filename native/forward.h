@@ -17,16 +17,17 @@ namespace outpace {
 
 KVLayout kv_layout(const ModelSpec& spec, KVFormat format);
 
-// The paged KV cache: for each layer and block, the shares of all KV heads.
+// The paged KV cache: for each block, the shares of all layers and KV heads. The blocks of a short text lie
+// in one huge page or two; with the layers apart, its first tokens would touch, and zero, one for each layer.
 struct KVCache {
   KVLayout layout;
-  int64_t num_blocks = 0, num_kv_heads = 0;
+  int64_t num_blocks = 0, num_layers = 0, num_kv_heads = 0;
   HugeBuffer memory;
 
-  int64_t block_stride() const { return num_kv_heads * layout.bytes; }
+  int64_t block_stride() const { return num_layers * num_kv_heads * layout.bytes; }
   // Block 0 of a layer's KV head.
   uint8_t* head(int64_t layer, int64_t kv_head) const {
-    return memory.data() + layer * num_blocks * block_stride() + kv_head * layout.bytes;
+    return memory.data() + (layer * num_kv_heads + kv_head) * layout.bytes;
   }
 };
 

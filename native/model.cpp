@@ -58,7 +58,7 @@ struct Model::Impl {
         kernels(select_kernels(opts.isa)),
         pool(std::max(1, opts.num_threads)),
         weights(Weights::load(spec, tensors, opts.weight_format, opts.packed, kernels, pool, progress)),
-        cache{kv_layout(spec, opts.kv_format), opts.num_blocks, spec.num_kv_heads,
+        cache{kv_layout(spec, opts.kv_format), opts.num_blocks, spec.num_layers, spec.num_kv_heads,
               HugeBuffer(kv_bytes_per_block(spec, opts.kv_format) * static_cast<uint64_t>(opts.num_blocks),
                          "the KV cache")},
         forward(spec, weights, cache, kernels, pool) {}

@@ -128,9 +128,7 @@ def _key(checkpoint: Checkpoint, weight_format: WeightFormat, layout: int) -> st
     """A digest of the files' identity and of all in the header that decides how tiles are made."""
     tensors = checkpoint.tensors.values()
     paths = sorted({tensor.path for tensor in tensors})
-    files = [
-        (str(path.resolve()), s.st_size, s.st_mtime_ns, s.st_ino) for path in paths for s in [path.stat()]
-    ]
+    files = [_identity(path) for path in paths]
     table = [(t.name, paths.index(t.path), t.offset, t.num_bytes, t.dtype, t.shape) for t in tensors]
     spec = checkpoint.spec
     order = (spec.num_layers, spec.tied_embeddings)
