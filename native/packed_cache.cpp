@@ -83,7 +83,7 @@ bool write_fully(int fd, const uint8_t* data, uint64_t num_bytes, uint64_t offse
 // The file's own pages. Their bytes may still change on disk behind a mapping, but no program of ours ever
 // writes to a file that has its name: it is replaced or removed, which leaves a mapping as it is.
 HugeBuffer map_tiles(int fd, const std::vector<uint64_t>& sums, uint64_t num_bytes, ThreadPool& pool,
-                     const Pause& pause, bool& damaged) {
+                     const Pause& pause, bool& damaged, bool& mixed) {
   HugeBuffer tiles = HugeBuffer::map(fd, kPackedData, num_bytes);
   if (tiles.data() == nullptr) return {};
   std::atomic<bool> readable{true};
@@ -94,8 +94,9 @@ HugeBuffer map_tiles(int fd, const std::vector<uint64_t>& sums, uint64_t num_byt
   });
   damaged = readable && !good;
   // Small pages halve the bandwidth of every step, so such a file is copied.
-  const uint64_t whole = num_bytes / kHugePage * kHugePage;
-  return good && whole > 0 && huge_file_bytes(tiles) >= whole / 10 * 9 ? std::move(tiles) : HugeBuffer();
+  const uint64_t whole = num_bytes / kHugePage * kHugePage, huge = good ? huge_file_bytes(tiles) : 0;
+  mixed = huge > 0;
+  return good && whole > 0 && huge >= whole / 10 * 9 ? std::move(tiles) : HugeBuffer();
 }
 
 HugeBuffer copy_tiles(int fd, const std::vector<uint64_t>& sums, uint64_t num_bytes, ThreadPool& pool,
@@ -188,7 +189,13 @@ HugeBuffer read_packed(const PackedCache& cache, uint64_t num_bytes, ThreadPool&
     if (!damaged) {
       std::vector<uint64_t> sums(num_chunks(num_bytes));
       std::memcpy(sums.data(), head.data() + kPackedSums, sums.size() * sizeof(uint64_t));
-      tiles = map_tiles(file.descriptor(), sums, num_bytes, pool, pause, damaged);
+      bool mixed = false;
+      tiles = map_tiles(file.descriptor(), sums, num_bytes, pool, pause, damaged, mixed);
+      if (tiles.data() == nullptr && mixed) {
+        // Memory was short when some of its pages came: read from the disk anew, they come as huge ones.
+        posix_fadvise(file.descriptor(), 0, 0, POSIX_FADV_DONTNEED);
+        tiles = map_tiles(file.descriptor(), sums, num_bytes, pool, pause, damaged, mixed);
+      }
       if (tiles.data() == nullptr && !damaged)
         tiles = copy_tiles(file.descriptor(), sums, num_bytes, pool, pause, damaged);
     }
