@@ -55,15 +55,27 @@ struct TensorRef {
   int64_t rows = 0, columns = 0;  // (outputs, inputs); a vector has rows = 1
 };
 
+// Raised by whoever changes the bytes of packed tiles, or their order (kernels/tiles.h, weights.cpp).
+constexpr uint32_t kPackedLayout = 1;
+
+// Where packed weights are kept between loads; native/packed_cache.h has the file's format.
+struct PackedCache {
+  std::string path;    // empty: nowhere
+  std::string key;     // hexadecimal SHA-256 of all that decides the tiles' bytes
+  std::string source;  // the model's path, noted in the file for whoever tidies up
+  bool write = false;  // where there is none for this key
+};
+
 struct Options {
   int num_threads = 1;
   std::vector<std::vector<int>> cores;  // where to pin thread 1, 2, ... (the first is unused); empty: nowhere
-  std::string isa = "auto";  // or a tier's name: "portable", "avx2", "avx512vnni", "neon", ...
+  std::string isa = "auto";             // or a tier's name: "portable", "avx2", "avx512vnni", "neon", ...
   WeightFormat weight_format = WeightFormat::keep;
   KVFormat kv_format = KVFormat::int8;
   int64_t num_blocks = 0;      // of the KV cache
   int64_t max_rows = 512;      // in one step
   int64_t max_tree_rows = 64;  // of them, in drafts that branch; each takes a block of address space
+  PackedCache packed;
 };
 
 // One request's sampling parameters; the layout of outpace.types.SAMPLING_DTYPE.
@@ -163,6 +175,10 @@ class Model {
 
   uint64_t weight_bytes() const;  // read by one decode step
   uint64_t memory_bytes() const;  // of weights as they lie in memory, embeddings included
+  // What the cache of packed weights did: "off", "hit", "written" or "missed"; the note, if there is one,
+  // says what was wrong with the file or kept it from being written.
+  std::string packed_state() const;
+  std::string packed_note() const;
   std::string isa() const;
   int num_threads() const;
 

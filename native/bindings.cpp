@@ -94,6 +94,10 @@ Options options_of(const nb::dict& d) {
   o.num_blocks = get<int64_t>(d, "num_blocks");
   o.max_rows = get<int64_t>(d, "max_rows");
   o.max_tree_rows = get<int64_t>(d, "max_tree_rows");
+  o.packed.path = get<std::string>(d, "packed_path");
+  o.packed.key = get<std::string>(d, "packed_key");
+  o.packed.source = get<std::string>(d, "packed_source");
+  o.packed.write = get<bool>(d, "packed_write");
   return o;
 }
 
@@ -205,6 +209,8 @@ NB_MODULE(_native, m) {
   nb::class_<Model>(m, "Model")
       .def_prop_ro("weight_bytes", &Model::weight_bytes)
       .def_prop_ro("memory_bytes", &Model::memory_bytes)
+      .def_prop_ro("packed_state", &Model::packed_state)
+      .def_prop_ro("packed_note", &Model::packed_note)
       .def_prop_ro("isa", &Model::isa)
       .def_prop_ro("num_threads", &Model::num_threads)
       .def_prop_ro("trace", &trace_of)
@@ -230,5 +236,6 @@ NB_MODULE(_native, m) {
   m.def("clock_rate", &clock_rate, nb::arg("num_threads"), nb::arg("repeats") = 5,
         nb::call_guard<nb::gil_scoped_release>());
   m.def("available_isas", &available_isas);
+  m.attr("packed_layout") = kPackedLayout;
   m.attr("compiler") = compiler();
 }

@@ -113,8 +113,7 @@ void Forward::attend_unit(int64_t index, const AttentionUnit& unit, const std::v
       task.block_table = rows[static_cast<size_t>(row)].block_table;
       task.next_blocks = task.block_table + (chunk + 1) * kBlocksPerChunk;
       const int64_t blocks_left = (sight.end + kBlockSize - 1) / kBlockSize - (chunk + 1) * kBlocksPerChunk;
-      task.num_next_blocks =
-          row == unit.first_row ? std::clamp<int64_t>(blocks_left, 0, kBlocksPerChunk) : 0;
+      task.num_next_blocks = row == unit.first_row ? std::clamp<int64_t>(blocks_left, 0, kBlocksPerChunk) : 0;
       attend_chunk(task, row, unit.kv_head * group_heads_, chunk);
     }
   }
@@ -152,7 +151,9 @@ void Forward::attend_chunk(AttentionTask& task, int64_t row, int64_t first_head,
 void Forward::merge_row(int64_t row) {
   const Sight& sight = sights_[static_cast<size_t>(row)];
   for (int64_t h = 0; h < spec_.num_heads; ++h) {
-    const auto at = [&](int64_t chunk) { return static_cast<size_t>((sight.partial + chunk) * spec_.num_heads + h); };
+    const auto at = [&](int64_t chunk) {
+      return static_cast<size_t>((sight.partial + chunk) * spec_.num_heads + h);
+    };
     float* acc = partial_.data() + at(0) * static_cast<size_t>(padded_head_dim_);
     for (int64_t c = 1; c < sight.num_partials; ++c) {
       kernels_.merge_attention(acc, &partial_max_[at(0)], &partial_sum_[at(0)],

@@ -26,18 +26,20 @@ struct Row {
   Span<KVCopy> copies = {};
 };
 
-// For each layer and block, the shares of all KV heads. Block ids from num_blocks on are scratch, for
-// drafts that branch; the memory is touched lazily, so they cost nothing before there is one.
+// For each block, the shares of all layers and KV heads. The blocks of a short text lie in one huge page or
+// two; with the layers apart, its first tokens would touch, and zero, one for each layer. Block ids from
+// num_blocks on are scratch, for drafts that branch; the memory is touched lazily, so they cost nothing
+// before there is one.
 struct KVCache {
   KVLayout layout;
   int64_t num_blocks = 0, num_scratch = 0, num_layers = 0, num_kv_heads = 0;
   HugeBuffer memory;
 
   KVCache(const ModelSpec& spec, const Options& options);
-  int64_t block_stride() const { return num_kv_heads * layout.bytes; }
+  int64_t block_stride() const { return num_layers * num_kv_heads * layout.bytes; }
   // Block 0 of a layer's KV head.
   uint8_t* head(int64_t layer, int64_t kv_head) const {
-    return memory.data() + layer * (num_blocks + num_scratch) * block_stride() + kv_head * layout.bytes;
+    return memory.data() + (layer * num_kv_heads + kv_head) * layout.bytes;
   }
   void copy(int64_t layer, int64_t kv_head, const KVCopy& what) const {
     uint8_t* blocks = head(layer, kv_head);

@@ -57,7 +57,7 @@ struct Model::Impl {
         options(opts),
         kernels(select_kernels(opts.isa)),
         pool(std::max(1, opts.num_threads), opts.cores),
-        weights(Weights::load(spec, tensors, opts.weight_format, kernels, pool, progress)),
+        weights(Weights::load(spec, tensors, opts.weight_format, opts.packed, kernels, pool, progress)),
         cache(spec, opts),
         trees(cache),
         forward(spec, weights, cache, kernels, pool) {}
@@ -207,6 +207,8 @@ void Model::set_trace(bool on) {
 const StepTrace& Model::trace() const { return impl_->clock.trace(); }
 uint64_t Model::weight_bytes() const { return impl_->weights.step_bytes; }
 uint64_t Model::memory_bytes() const { return impl_->weights.tiles.size(); }
+std::string Model::packed_state() const { return impl_->weights.packed_state; }
+std::string Model::packed_note() const { return impl_->weights.packed_note; }
 std::string Model::isa() const { return impl_->kernels.name; }
 int Model::num_threads() const { return impl_->pool.num_threads(); }
 

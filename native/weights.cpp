@@ -1,8 +1,5 @@
 #include "weights.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -11,7 +8,9 @@
 #include <mutex>
 #include <utility>
 
+#include "file.h"
 #include "kernels/f16.h"
+#include "packed_cache.h"
 
 namespace outpace {
 
@@ -43,39 +42,16 @@ const FileType& file_type(Format format) {
                        [&](const FileType& type) { return type.format == format; });
 }
 
-// An open file; reads at any offset from any thread.
-class File {
- public:
-  explicit File(const std::string& path) : path_(path), fd_(open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
-    if (fd_ < 0) throw Error(path + ": cannot be opened: " + std::strerror(errno));
-  }
-  ~File() { close(fd_); }
-  File(const File&) = delete;
-  File& operator=(const File&) = delete;
-
-  void read(uint64_t offset, void* out, uint64_t num_bytes) const {
-    auto* p = static_cast<uint8_t*>(out);
-    while (num_bytes > 0) {
-      const ssize_t got = pread(fd_, p, num_bytes, static_cast<off_t>(offset));
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0) throw Error(path_ + ": cannot be read: " + std::strerror(errno));
-      if (got == 0) throw Error(path_ + ": ends before its tensors do; bring the file again");
-      p += got;
-      offset += static_cast<uint64_t>(got);
-      num_bytes -= static_cast<uint64_t>(got);
-    }
-  }
-
- private:
-  std::string path_;
-  int fd_;
-};
-
 class Loader {
  public:
   Loader(const ModelSpec& spec, const std::vector<TensorRef>& tensors, WeightFormat weight_format,
-         const Kernels& kernels, ThreadPool& pool, const Model::Progress& progress)
-      : spec_(spec), weight_format_(weight_format), kernels_(kernels), pool_(pool), progress_(progress) {
+         const PackedCache& packed, const Kernels& kernels, ThreadPool& pool, const Model::Progress& progress)
+      : spec_(spec),
+        weight_format_(weight_format),
+        packed_(packed),
+        kernels_(kernels),
+        pool_(pool),
+        progress_(progress) {
     for (const TensorRef& tensor : tensors) tensors_[tensor.name] = &tensor;
   }
 
@@ -84,18 +60,27 @@ class Loader {
     plan(w);
     uint64_t total = 0;
     for (const Planned& p : planned_) total += static_cast<uint64_t>(p.matrix->total_bytes());
-    w.tiles = HugeBuffer(total, "the weights");
+    const auto pause = [&] { report(); };
+    w.tiles = read_packed(packed_, total, pool_, pause, w.packed_note);
+    const bool found = w.tiles.data() != nullptr;
+    if (!found) w.tiles = HugeBuffer(total, "the weights");
     uint8_t* at = w.tiles.data();
     for (const Planned& p : planned_) {
       p.matrix->data = at;
       at += p.matrix->total_bytes();
-      fill(p);
       if (p.matrix != &w.embed || spec_.tied_embeddings) {
         w.step_bytes += static_cast<uint64_t>(p.matrix->total_bytes());
       }
+      if (!found) fill(p);
     }
     w.step_bytes += vector_bytes_;
     if (spec_.tied_embeddings) w.output = w.embed;
+    if (found)
+      w.packed_state = "hit";
+    else if (write_packed(packed_, w.tiles, pool_, pause, w.packed_note))
+      w.packed_state = "written";
+    else if (!packed_.path.empty())
+      w.packed_state = "missed";
     return w;
   }
 
@@ -280,6 +265,7 @@ class Loader {
 
   const ModelSpec& spec_;
   const WeightFormat weight_format_;
+  const PackedCache& packed_;
   const Kernels& kernels_;
   ThreadPool& pool_;
   const Model::Progress& progress_;
@@ -293,9 +279,9 @@ class Loader {
 }  // namespace
 
 Weights Weights::load(const ModelSpec& spec, const std::vector<TensorRef>& tensors,
-                      WeightFormat weight_format, const Kernels& kernels, ThreadPool& pool,
-                      const Model::Progress& progress) {
-  return Loader(spec, tensors, weight_format, kernels, pool, progress).load();
+                      WeightFormat weight_format, const PackedCache& packed, const Kernels& kernels,
+                      ThreadPool& pool, const Model::Progress& progress) {
+  return Loader(spec, tensors, weight_format, packed, kernels, pool, progress).load();
 }
 
 }  // namespace outpace

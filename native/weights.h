@@ -26,11 +26,14 @@ struct Weights {
   HugeBuffer tiles;
   uint64_t step_bytes = 0;  // read by one decode step
 
-  // Reads and repacks every tensor. Throws Error that names the tensor where one is missing, has
-  // another shape than the spec's, or cannot be read.
+  std::string packed_state = "off";  // see Model::packed_state
+  std::string packed_note;
+
+  // Reads and repacks every tensor, or takes the tiles from the cache of packed weights. Throws Error that
+  // names the tensor where one is missing, has another shape than the spec's, or cannot be read.
   static Weights load(const ModelSpec& spec, const std::vector<TensorRef>& tensors,
-                      WeightFormat weight_format, const Kernels& kernels, ThreadPool& pool,
-                      const Model::Progress& progress);
+                      WeightFormat weight_format, const PackedCache& packed, const Kernels& kernels,
+                      ThreadPool& pool, const Model::Progress& progress);
 };
 
 }  // namespace outpace

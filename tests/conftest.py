@@ -10,6 +10,9 @@ import pytest
 
 from tiny_checkpoint import TinyCheckpoint, TinyFactory
 
+# Tests pack weights themselves and fill nobody's disk; those of the cache of packed weights turn it on.
+os.environ.setdefault("OUTPACE_PACKED_CACHE_BYTES", "0")
+
 MODEL_FILES = {
     "model_135m": "smollm2-135m-instruct-q4_1.gguf",
     "model_05b": "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",

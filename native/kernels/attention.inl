@@ -50,7 +50,8 @@ OUTPACE_INLINE void fetch_next_tile(const AttentionTask& t, int64_t token) {
   const int64_t in_chunk = token % kAttentionChunk / kBlockTokens;
   if (in_chunk >= t.num_next_blocks) return;
   const KVLayout& kv = *t.layout;
-  const int64_t tile = token % kBlockTokens / kTileTokens, bytes = kTileTokens * kv.head_dim * (kv.int8 ? 1 : 2);
+  const int64_t tile = token % kBlockTokens / kTileTokens,
+                bytes = kTileTokens * kv.head_dim * (kv.int8 ? 1 : 2);
   const uint8_t* block = t.blocks + t.next_blocks[in_chunk] * t.block_stride;
   for (int64_t at = tile * bytes; at < (tile + 1) * bytes; at += 64) {
     __builtin_prefetch(block + at, 0, 2);

@@ -10,7 +10,8 @@ template <int H>
 OUTPACE_INLINE void scores_f16(const AttentionTask& t, int64_t head, int64_t token, float* scores) {
   const KVLayout& kv = *t.layout;
   const float* query = t.query + head * kv.head_dim;
-  const uint8_t* keys = block_of(t, token) + token % kBlockTokens / kTileTokens * kTileTokens * kv.head_dim * 2;
+  const uint8_t* keys =
+      block_of(t, token) + token % kBlockTokens / kTileTokens * kTileTokens * kv.head_dim * 2;
   Floats acc[H];
   for (int h = 0; h < H; ++h) acc[h] = set_floats(0.0f);
   for (int64_t c = 0; c < kv.head_dim; ++c) {

@@ -56,7 +56,8 @@ OUTPACE_INLINE Ints dot_group(const Lines (&w)[8], const int8_t* a) {
 
 // Asks for the lines of a cell 8 kB ahead; the next strip follows this one in memory. Into the second level:
 // the first one is too small to keep them while several rows' products run and activations stream through
-// it, and the memory must be read meanwhile (8 rows of Q4_K: 13 GB/s with the first level, 22 with the second).
+// it, and the memory must be read meanwhile (8 rows of Q4_K: 13 GB/s with the first level, 22 with the
+// second).
 constexpr int kPrefetch = 8192;
 template <int Bytes>
 OUTPACE_INLINE void prefetch(const uint8_t* cell) {
@@ -114,7 +115,8 @@ OUTPACE_INLINE void k_super_block(const uint8_t* cell, const Plane& a, int64_t c
     Lines w[8];
     unpack_group<F>(quants + g * quant_bytes(F), high + g * high_bytes(F), w);
     const int8_t* q = a.q + row0 * columns + block * kSuperBlock + g * kGroup;
-    OUTPACE_UNROLL for (int r = 0; r < R; ++r) acc[r] = add(acc[r], mul(dot_group<F>(w, q + r * columns), scale_of[g]));
+    OUTPACE_UNROLL for (int r = 0; r < R; ++r) acc[r] =
+        add(acc[r], mul(dot_group<F>(w, q + r * columns), scale_of[g]));
   }
   const Floats d = load_halves(scales + 192), dmin = load_halves(scales + 224);
   // The minima of groups (0, 2), (1, 3), (4, 6), (5, 7) as pairs of 16-bit numbers.

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 compiler: str
 """Compiler and flags of this build."""
 
+packed_layout: int
+"""The version of the layout of packed tiles."""
+
 class NativeError(Exception): ...
 class NativeMemoryError(NativeError): ...
 
@@ -17,6 +20,10 @@ class Model:
     def weight_bytes(self) -> int: ...
     @property
     def memory_bytes(self) -> int: ...
+    @property
+    def packed_state(self) -> str: ...
+    @property
+    def packed_note(self) -> str: ...
     @property
     def isa(self) -> str: ...
     @property
@@ -28,7 +35,7 @@ class Model:
 def load(
     spec: dict[str, Any],
     tensors: list[tuple[str, str, int, int, str, int, int]],
-    options: dict[str, str | int],
+    options: dict[str, str | int | list[list[int]]],
     progress: Callable[[int], object] | None,
 ) -> Model: ...
 def step(

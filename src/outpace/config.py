@@ -1,11 +1,13 @@
 """Settings, resolved once: the only place that reads the environment and looks at the machine (with `cores`).
 
-`OUTPACE_CACHE` is Outpace's own cache folder; `HF_*` variables mean what they mean to huggingface_hub.
+`OUTPACE_CACHE` is Outpace's own cache folder, `OUTPACE_PACKED_CACHE_BYTES` how much of it packed weights may
+take (0: none); `HF_*` variables mean what they mean to huggingface_hub.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -32,6 +34,17 @@ def cache_dir() -> Path:
     """Outpace's own cache folder: `$OUTPACE_CACHE`, `$XDG_CACHE_HOME/outpace` or `~/.cache/outpace`."""
     own = os.environ.get("OUTPACE_CACHE")
     return Path(own).expanduser().absolute() if own else _user_cache() / "outpace"
+
+
+PACKED_CACHE_BYTES = 20_000_000_000
+
+
+def packed_cache_bytes() -> int:
+    """How many bytes of packed weights are kept, `$OUTPACE_PACKED_CACHE_BYTES` or 20 GB; 0: none are."""
+    text = os.environ.get("OUTPACE_PACKED_CACHE_BYTES", "")
+    if text and not text.isdecimal():
+        raise UsageError(f"OUTPACE_PACKED_CACHE_BYTES is {text!r}, not a number of bytes; 0 keeps none")
+    return int(text) if text else PACKED_CACHE_BYTES
 
 
 def state_dir() -> Path:
@@ -198,6 +211,15 @@ def available_memory() -> int:
                 used -= int(line.split()[1])
         available = min(available, max(0, int(limit) - used))
     return available
+
+
+def process_seconds() -> float | None:
+    """Seconds since this process was started, to a hundredth; None where the system does not tell."""
+    stat = "".join(_lines(Path("/proc/self/stat")))
+    fields = stat.rpartition(")")[2].split()  # the name before it may hold anything
+    if len(fields) < 20 or not hasattr(time, "CLOCK_BOOTTIME"):
+        return None
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def _lines(path: Path) -> list[str]:

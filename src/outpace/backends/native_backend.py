@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -12,10 +13,14 @@ from outpace import _native
 from outpace.config import available_memory, kv_bytes_per_block
 from outpace.cores import cores_to_pin
 from outpace.errors import BackendError, OutOfMemoryError, UsageError
+from outpace.models import packed_cache
 from outpace.types import EngineConfig, Float32Array, Int32Array, ModelSpec, StepBatch, StepOutput, TensorRef
 
 if TYPE_CHECKING:
     from outpace.models.checkpoint import Checkpoint
+    from outpace.models.packed_cache import PackedFile
+
+_log = logging.getLogger(__name__)
 
 
 class NativeBackend:
@@ -38,7 +43,10 @@ class NativeBackend:
         self._kv_format = config.kv_format
         _check_isa(config.isa)
         _check_memory(checkpoint, config)
-        options = {
+        packed = packed_cache.find(
+            checkpoint, config.weight_format, _native.packed_layout, _weight_bytes(checkpoint, config)
+        )
+        options: dict[str, str | int | list[list[int]]] = {
             "num_threads": config.num_threads,
             "cores": cores_to_pin(config.num_threads) if config.pin_threads else [],
             "isa": config.isa,
@@ -47,6 +55,10 @@ class NativeBackend:
             "num_blocks": self._num_blocks,
             "max_rows": config.max_batch_tokens,
             "max_tree_rows": min(config.max_tree_tokens, config.max_batch_tokens),
+            "packed_path": str(packed.path) if packed else "",
+            "packed_key": packed.key if packed else "",
+            "packed_source": str(packed.source) if packed else "",
+            "packed_write": packed is not None and packed.write,
         }
         tensors = [_described(tensor) for tensor in checkpoint.tensors.values()]
         try:
@@ -55,6 +67,8 @@ class NativeBackend:
             raise OutOfMemoryError(str(error)) from error
         except _native.NativeError as error:
             raise BackendError(f"{checkpoint.path}: {error}") from error
+        if packed is not None:
+            _note_use(packed, self._model)
 
     @property
     def _loaded(self) -> _native.Model:
@@ -79,13 +93,14 @@ class NativeBackend:
 
     @property
     def description(self) -> Mapping[str, str | int]:
-        """The tier, the threads, the KV format and the bytes of all weights in memory."""
+        """The tier, threads, KV format, bytes of all weights, and what the cache of packed weights did."""
         return {
             "backend": "native",
             "isa": self._loaded.isa,
             "threads": self._loaded.num_threads,
             "kv_format": self._kv_format,
             "memory_bytes": self._loaded.memory_bytes,
+            "packed_cache": self._loaded.packed_state,
             "compiler": _native.compiler,
         }
 
@@ -154,11 +169,7 @@ def _check_isa(isa: str) -> None:
 
 def _check_memory(checkpoint: Checkpoint, config: EngineConfig) -> None:
     """Refuse what would end in the system killing the process."""
-    bits = {"keep": 32, "q8_0": 8.5, "q4_0": 4.5}[config.weight_format]
-    weights = 0
-    for tensor in checkpoint.tensors.values():
-        own_bits = {"F32": 32, "F16": 16, "BF16": 16}.get(tensor.dtype, 0)
-        weights += int(tensor.num_bytes * min(1.0, bits / own_bits)) if own_bits else tensor.num_bytes
+    weights = _weight_bytes(checkpoint, config)
     needed, available = weights + config.kv_cache_bytes, available_memory()
     if needed > available:
         raise OutOfMemoryError(
@@ -166,6 +177,24 @@ def _check_memory(checkpoint: Checkpoint, config: EngineConfig) -> None:
             f"{config.kv_cache_bytes >> 20} MB of KV cache), but {available >> 20} MB of memory are free; "
             "lower --kv-cache, take a smaller model, or free memory"
         )
+
+
+def _weight_bytes(checkpoint: Checkpoint, config: EngineConfig) -> int:
+    """What the weights take in memory, within a few percent."""
+    bits = {"keep": 32, "q8_0": 8.5, "q4_0": 4.5}[config.weight_format]
+    weights = 0
+    for tensor in checkpoint.tensors.values():
+        own_bits = {"F32": 32, "F16": 16, "BF16": 16}.get(tensor.dtype, 0)
+        weights += int(tensor.num_bytes * min(1.0, bits / own_bits)) if own_bits else tensor.num_bytes
+    return weights
+
+
+def _note_use(packed: PackedFile, model: _native.Model) -> None:
+    """Keep the file from going first, and say what was wrong with it."""
+    if model.packed_state == "hit":
+        packed.touch()
+    if model.packed_note:
+        _log.warning("%s", model.packed_note)
 
 
 def _described(tensor: TensorRef) -> tuple[str, str, int, int, str, int, int]:

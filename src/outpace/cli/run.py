@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -133,7 +134,16 @@ def _report(llm: LLM, timing: StreamTiming, text: str) -> dict[str, Any]:
         "mbu": _mbu(llm, timing, bandwidth),
         "bandwidth_gb_s": bandwidth,
         "load_s": llm.load_seconds,
+        "start_s": _start_seconds(timing),
     }
+
+
+def _start_seconds(timing: StreamTiming) -> float | None:
+    """Seconds from the start of the program to the first token."""
+    from outpace.config import process_seconds
+
+    age = process_seconds()
+    return None if age is None or timing.first is None else age - (perf_counter() - timing.first)
 
 
 def split_arguments(model: str | None, prompt: str | None, option: str | None) -> tuple[str, str | None]:

@@ -6,7 +6,6 @@ waits either as a thread or as an asyncio task; only a waiting task is woken thr
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
@@ -14,11 +13,15 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from outpace.engine.engine import Engine
 from outpace.engine.request import Request
 from outpace.errors import InvalidParameterError, OutpaceError
 from outpace.types import SamplingParams, TokenDelta
+
+if TYPE_CHECKING:  # who iterates in a thread starts sooner without it
+    import asyncio
 
 __all__ = ["EngineLoop", "RequestStream"]
 
@@ -103,6 +106,8 @@ class RequestStream:
 
     async def __anext__(self) -> TokenDelta:
         """Wait for the next delta."""
+        import asyncio
+
         while True:
             if self._deltas:
                 return self._deltas.popleft()

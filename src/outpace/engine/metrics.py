@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import accumulate
-
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
+from typing import TYPE_CHECKING
 
 from outpace.engine.request import Request
 from outpace.engine.scheduler import Scheduler
 from outpace.types import FinishReason, StepStats
+
+if TYPE_CHECKING:  # a program without a metrics endpoint starts sooner without it
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.core import HistogramMetricFamily, Metric
 
 __all__ = ["EngineMetrics"]
 
@@ -37,16 +39,17 @@ class _Histogram:
         self.total += value * times
 
     def family(self, name: str, text: str) -> HistogramMetricFamily:
+        from prometheus_client.core import HistogramMetricFamily
+
         names = [*map(str, self.bounds), "+Inf"]
         buckets = list(zip(names, map(float, accumulate(self.counts)), strict=True))
         return HistogramMetricFamily(name, text, buckets=buckets, sum_value=self.total)
 
 
-class EngineMetrics(Collector):
-    """Counts of one engine. `registry` is what a metrics endpoint renders."""
+class EngineMetrics:
+    """Counts of one engine, and a collector of Prometheus' own kind."""
 
     def __init__(self, scheduler: Scheduler) -> None:
-        self.registry = CollectorRegistry()
         self._scheduler = scheduler
         self._prompt_tokens = 0
         self._cached_tokens = 0
@@ -56,7 +59,15 @@ class EngineMetrics(Collector):
         self._ttft = _Histogram(_LATENCY)
         self._total = _Histogram(_LATENCY)
         self._token_time = _Histogram(_TOKEN_TIME)
-        self.registry.register(self)
+
+    @cached_property
+    def registry(self) -> CollectorRegistry:
+        """What a metrics endpoint renders."""
+        from prometheus_client import CollectorRegistry
+
+        registry = CollectorRegistry()
+        registry.register(self)
+        return registry
 
     def step(self, stats: StepStats) -> None:
         """A step was done."""
@@ -85,6 +96,8 @@ class EngineMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Everything, as Prometheus' metric families."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
         scheduler, pool = self._scheduler, self._scheduler.pool
         gauges = (
             ("requests_running", "Requests that run now.", len(scheduler.running)),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from outpace.errors import ModelNotFoundError, UsageError
-from outpace.models import repositories, wheels
+from outpace.models import packed_cache, repositories, wheels
 from outpace.models.catalog import CATALOG, DEFAULT_MODEL
 from outpace.models.reference import PathReference, RepositoryReference, parse
 from outpace.models.transfer import ProgressCallback
@@ -109,7 +109,7 @@ def _short_name(path: Path) -> str | None:
 
 
 def remove(model: str) -> int:
-    """Remove a model from this machine; the bytes that this freed.
+    """Remove a model from this machine, and its packed weights; the bytes that this freed.
 
     Raises `UsageError` for a path, `ModelNotFoundError` where the model is not here.
     """
@@ -117,5 +117,7 @@ def remove(model: str) -> int:
     if isinstance(reference, PathReference):
         raise UsageError(f"{model}: is a path, not a model that Outpace brought; remove the file yourself")
     if isinstance(reference, RepositoryReference):
-        return repositories.remove_repository(reference)
-    return wheels.remove_wheel(reference)
+        freed = repositories.remove_repository(reference)
+    else:
+        freed = wheels.remove_wheel(reference)
+    return freed + packed_cache.remove_orphans()

@@ -81,9 +81,10 @@ class ByteLevelBPE:
     def __init__(self, vocab: dict[str, int], merges: Sequence[str], splitter: PreTokenizer) -> None:
         """`merges` are "left right", best first. Raises `ValueError` where a merge makes no token."""
         unique = merges if len(set(merges)) == len(merges) else list(dict.fromkeys(merges))
-        pairs = [(left, right) for left, _, right in map(str.partition, unique, repeat(" "))]
-        if any(not left for left, _ in pairs):  # a token that starts with a space
+        if "\n " in "\n" + "\n".join(unique):  # perhaps a token that starts with a space
             pairs = [_split_merge(merge) for merge in unique]
+        else:
+            pairs = [(left, right) for left, _, right in map(str.partition, unique, repeat(" "))]
         self._tokenizer = Tokenizer(
             guarded(lambda: models.BPE(vocab=vocab, merges=pairs, ignore_merges=splitter.ignore_merges))
         )
