@@ -57,7 +57,7 @@ struct TensorRef {
 
 struct Options {
   int num_threads = 1;
-  std::string isa = "auto";  // or a tier's name: "portable", "avx2", "avx512vnni"
+  std::string isa = "auto";  // or a tier's name: "portable", "avx2", "avx512vnni", "amx"
   WeightFormat weight_format = WeightFormat::keep;
   KVFormat kv_format = KVFormat::int8;
   int64_t num_blocks = 0;  // of the KV cache

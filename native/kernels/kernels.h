@@ -82,6 +82,7 @@ const Kernels& portable_kernels();
 #if defined(OUTPACE_X86)
 const Kernels& avx2_kernels();
 const Kernels& avx512vnni_kernels();
+const Kernels& amx_kernels();
 #endif
 
 }  // namespace outpace

@@ -137,7 +137,7 @@ class EngineConfig:
 
     backend: Literal["native", "torch", "null"] = "native"
     num_threads: int = 0  # 0: one per physical core that this process may use
-    isa: str = "auto"  # "portable", "avx2", "avx512vnni"
+    isa: str = "auto"  # "portable", "avx2", "avx512vnni", "amx"
     weight_format: WeightFormat = "keep"
     kv_format: KVFormat = "int8"
     max_context: int = 0  # tokens per request; 0: the model's own
