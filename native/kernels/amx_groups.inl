@@ -1,19 +1,18 @@
-// The group formats with tiles: one product of depth 32 for a group of weights and a block of rows.
+// The group formats with tiles: a product of depth 32 for each group of weights and block of rows.
 //
-// Cycles for 16 rows and two groups (1024 weights), as measured piece by piece on a Xeon with AMX, except
-// for the rescaling, which is counted: 4 float instructions a row and group (convert, d x scale, times,
-// add; 6 with a minimum), two a cycle.
+// Bytes: 288 to 544 of weights a group in, 512 unpacked. Cycles for 16 rows and two groups (1024 weights),
+// measured piece by piece on a Xeon with AMX; only the rescaling is counted: 4 float instructions a row and
+// group (convert, d x scale, times, add; 6 with a minimum), two a cycle.
 //
-//   two tile products                       32    tile unit
+//   two tile products                        32   tile unit
 //   load two activation and two weight tiles 24   load ports
-//   store two tiles of sums                 29    store port
-//   unpack two groups to L1                 19    vector ports, once for all blocks of rows
-//   rescale                         64 (96)       vector ports
+//   store two tiles of sums                  29   store port
+//   unpack two groups to the first level     19   vector ports, once for all blocks of rows
+//   rescale                             64 (96)   vector ports
 //
-// The vector ports are what limits: 83 (115) cycles for the first block of rows and 64 (96) for another,
-// where VNNI needs about 220 for 16 rows (matmul.inl). For that the tile unit and the vector unit must
-// work at the same time, so the sums of one pair of groups are rescaled after the products of the next
-// one were started.
+// The vector ports are what limits: 83 (115) cycles for the first block of rows, 64 (96) for a further one,
+// where VNNI takes about 260. For that the tile unit and the vector unit have to work at the same time, so
+// the sums of one pair of groups are rescaled after the products of the next pair were started.
 
 namespace outpace::OUTPACE_TIER {
 

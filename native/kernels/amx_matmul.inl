@@ -8,18 +8,19 @@
 // at a time, and multiplied there with all blocks of rows; so unpacking costs many rows nothing. What
 // the tiles cost is said in amx_groups.inl and amx_super_blocks.inl.
 //
-// Not done: activations lie in memory row by row, so a tile of them takes 16 lines from 16 places. Where
-// rows are a multiple of 4096 bytes apart these share one set of the first-level cache and come from the
-// second level.
+// Not timed on hardware yet. Not done: activations lie in memory row by row, so a tile of them takes 16 lines
+// from 16 places. Where rows are a multiple of 4096 bytes apart these share one set of the first-level cache
+// and come from the second level.
 
 namespace outpace::OUTPACE_TIER {
 
 constexpr int kTileRows = 16;
 
-// Rows from which tiles are faster than VNNI. Measured with 8 rows on a Xeon, two groups of a group
-// format take 90 cycles with tiles and 132 with VNNI, whose time is in proportion to the rows: they meet
-// between 4 and 8. Of a K format, tiles have to unpack twice as much, which pays from about 6 rows by the
-// counts in amx_super_blocks.inl; those are not measured yet, so it begins later.
+// Rows from which tiles are used. Group formats: two groups take 90 cycles with tiles for 8 rows, measured
+// on a Xeon, and 132 with VNNI, whose time is in proportion to the rows. K formats: 8 rows take 500 cycles a
+// super-block with VNNI, measured too, and 320 to 530 with tiles by the counts in amx_super_blocks.inl, as
+// the waits of the products for each other hide behind the vector work or do not; with 12 rows it is 750
+// against 350 to 560.
 template <Format F>
 constexpr int64_t kTilesFrom = is_k(F) ? 12 : 8;
 

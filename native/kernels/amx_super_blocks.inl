@@ -1,22 +1,23 @@
 // The K formats with tiles: a super-block of 256 inputs is exact integer arithmetic from end to end.
 //
 // Sub-scale x quant is an integer of at most 63 x 31 = 1953 (Q4_K, Q5_K) or, less the zero point, from
-// -3968 to 4096 (Q6_K). As 256 x high + low, with a signed and an unsigned byte, it makes two planes of
-// weights that share one scale: four products of depth 64 each, and two tiles of sums to store and to
-// rescale for a super-block instead of eight. The sums stay below 256 x 127 x 255 < 2^23 each.
+// -4064 to 4096 (Q6_K). As 256 x high + low, a signed and an unsigned byte, it makes two planes of weights
+// that need no sub-scale any more: four products of depth 64 each, and two tiles of sums to store and to
+// rescale for a super-block instead of eight. Each sum stays below 256 x 127 x 255 < 2^23.
 //
-// Cycles for 16 rows and a super-block (4096 weights), counted from the instructions (vector ports: two a
-// cycle) and from the pieces measured for amx_groups.inl:
+// Bytes: 2304 to 3360 of weights in, 8192 of planes out. Cycles for 16 rows and a super-block (4096
+// weights), from the pieces that amx_groups.inl names and by counting instructions, two vector ones a cycle:
 //
 //   eight tile products                     128   tile unit
-//   load four activation, eight weight tiles 64   load ports (half of the weight tiles serve two blocks)
+//   load four activation, eight weight tiles 64   load ports (the weight tiles serve two blocks of rows)
 //   store two tiles of sums                  29   store port
-//   unpack to two planes             190 to 260   vector ports, once for all blocks of rows
-//   rescale                                 112   vector ports: 14 instructions a row
+//   unpack to two planes             265 to 410   vector ports, once for all blocks of rows
+//   rescale                           56 to 112   vector ports: 7 instructions a row, 14 with minima
 //
-// So 16 rows take about 370 cycles, where VNNI needs about 830, and every further block of 16 rows as long
-// as its tile products: 128. Two blocks of rows are multiplied at once, as each product waits 52 cycles for
-// the one before it in its tile, and four tiles of sums are what the tile unit needs to stay busy.
+// So 16 rows take 380 (Q4_K) to 470 cycles (Q6_K), where VNNI needs 830 and more, and each further block of
+// 16 rows as long as its tile products: 128. A product waits 52 cycles for the one before it in the same tile
+// of sums, so two blocks of rows are multiplied at once: four tiles of sums are what keeps the tile unit
+// busy.
 
 namespace outpace::OUTPACE_TIER {
 
@@ -30,8 +31,8 @@ struct BlockStep {
   int count = 0;
 };
 
-// A line of 16 outputs x 4 quants times the sub-scales of the outputs, less `zero`, in two planes.
-// even, odd: the sub-scale as a byte beside a zero, for the bytes 0, 2 and 1, 3 of an output.
+// The sub-scales of 16 outputs as bytes beside a zero, for an output's quants 0, 2 and 1, 3, and as 16-bit
+// numbers times the zero point.
 struct LineScale {
   __m512i even, odd, zero;
 };
@@ -43,6 +44,7 @@ OUTPACE_INLINE LineScale line_scale(Ints scale) {
   return {even, odd, _mm512_srai_epi16(odd, 8 - log2_of(zero_point(F)))};
 }
 
+// A line of 16 outputs x 4 quants, times the sub-scales, in two planes.
 template <Format F>
 OUTPACE_INLINE void store_planes(Lines w, const LineScale& scale, uint8_t* high, uint8_t* low) {
   __m512i even = _mm512_maddubs_epi16(w.v, scale.even), odd = _mm512_maddubs_epi16(w.v, scale.odd);
