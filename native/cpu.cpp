@@ -2,6 +2,10 @@
 
 #if defined(OUTPACE_X86)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(OUTPACE_AARCH64)
 #include <sys/auxv.h>
 #endif
@@ -19,6 +23,29 @@ bool has_f16c() {
   return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c >> 29 & 1) != 0;
 }
 
+// Tiles are 8 kB of registers that Linux (5.16 or newer) gives to a process that asks for them: once, for
+// all of its threads. Without that the first tile instruction is a fault.
+bool request_tiles() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+// By cpuid itself: compilers differ in the names that they know.
+bool has_amx_int8() {
+  unsigned a, b, c, d;
+  if (__get_cpuid(1, &a, &b, &c, &d) == 0 || (c >> 27 & 1) == 0) return false;  // xgetbv
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d >> 24 & 3) != 3) return false;
+  unsigned saved, high;
+  asm("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+  if ((saved >> 17 & 3) != 3) return false;  // the operating system saves their shapes and their data
+  static const bool granted = request_tiles();
+  return granted;
+}
+
 }  // namespace
 #endif
 
@@ -32,6 +59,7 @@ std::vector<std::string> available_tiers() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vnni");
+  if (avx512 && has_amx_int8()) names.emplace_back("amx");
   if (avx512) names.emplace_back("avx512vnni");
   if (avx2) names.emplace_back("avx2");
 #elif defined(OUTPACE_AARCH64)
@@ -52,6 +80,7 @@ const Kernels& select_kernels(const std::string& name) {
   for (const std::string& available : names) {
     if (available == wanted) {
 #if defined(OUTPACE_X86)
+      if (wanted == "amx") return amx_kernels();
       if (wanted == "avx512vnni") return avx512vnni_kernels();
       if (wanted == "avx2") return avx2_kernels();
 #elif defined(OUTPACE_AARCH64)

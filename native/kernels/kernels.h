@@ -92,6 +92,7 @@ const Kernels& portable_kernels();
 #if defined(OUTPACE_X86)
 const Kernels& avx2_kernels();
 const Kernels& avx512vnni_kernels();
+const Kernels& amx_kernels();
 #elif defined(OUTPACE_AARCH64)
 const Kernels& neon_kernels();
 const Kernels& neon_dotprod_kernels();

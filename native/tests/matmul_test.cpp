@@ -161,6 +161,32 @@ TEST(k_formats) {
   for (const Format f : {Format::q4_k, Format::q5_k, Format::q6_k}) check_format(f);
 }
 
+// As many rows as a prefill has: more than a kernel takes in one pass, and odd remainders.
+TEST(many_rows_together) {
+  constexpr int64_t kRows = 530, kColumns = 512;
+  Rows activations(kRows, kColumns);
+  fill_activations(activations, 8);
+  activations.quantize(outpace::select_kernels("portable"));
+  for (const Format f : {Format::bf16, Format::q4_0, Format::q4_1, Format::q5_0, Format::q5_1, Format::q8_0,
+                         Format::q4_k, Format::q5_k, Format::q6_k}) {
+    const gguf::Matrix matrix = gguf::random_matrix(f, 17, kColumns, 9);
+    std::vector<float> alone;
+    for (const outpace::Kernels* kernels : check::tiers()) {
+      check::Array<uint8_t> memory;
+      const outpace::TileMatrix tiles = gguf::pack(*kernels, matrix, memory);
+      for (int64_t r = 0; r < kRows && kernels == check::tiers().front(); ++r) {
+        const std::vector<float> row = multiply(*kernels, tiles, activations.from(r), 1);
+        alone.insert(alone.end(), row.begin(), row.end());
+      }
+      for (const int64_t n : {kRows, kRows - 17, int64_t{257}, int64_t{256}}) {
+        const std::vector<float> out = multiply(*kernels, tiles, activations.from(kRows - n), n);
+        CHECK(check::same_bits(out.data(), alone.data() + alone.size() - out.size(), out.size()),
+              "%s %s: %d rows together", kernels->name, gguf::name_of(f), static_cast<int>(n));
+      }
+    }
+  }
+}
+
 // The kernel's sums of a cell's quants, in the orders that tiles.h states.
 void check_sums(const outpace::Plane& p, int64_t cell_columns, int64_t cell) {
   if (cell_columns == outpace::kGroup) {

@@ -6,6 +6,10 @@
 
 #include "cpu.h"
 
+#if defined(OUTPACE_AMX_EMULATED)
+const outpace::Kernels& amx_emulated_kernels();
+#endif
+
 namespace check {
 
 // As the kernels want their memory: aligned to 64 bytes, and not a byte more than asked for.
@@ -22,11 +26,16 @@ struct Aligned {
 template <class T>
 using Array = std::vector<T, Aligned<T>>;
 
+// The tiers of this machine, and after them the one whose tiles are emulated, where a test asks for it.
 inline const std::vector<const outpace::Kernels*>& tiers() {
   static const std::vector<const outpace::Kernels*> all = [] {
     std::vector<const outpace::Kernels*> found;
-    for (const std::string& name : outpace::available_tiers())
+    for (const std::string& name : outpace::available_tiers()) {
       found.push_back(&outpace::select_kernels(name));
+#if defined(OUTPACE_AMX_EMULATED)
+      if (name == "avx512vnni") found.push_back(&amx_emulated_kernels());
+#endif
+    }
     return found;
   }();
   return all;

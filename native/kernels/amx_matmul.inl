@@ -1,0 +1,157 @@
+// Matrix products with tiles (AMX-INT8): activations of up to 16 rows times the weights of a strip.
+//
+// A line of weights in memory (16 outputs x 4 inputs) is a row of a weight tile once its fields are
+// bytes, so the strips of tiles.h serve this tier as they are. Sums are integers and exact, and become
+// floats by the operations of matmul.inl in their order: the bits are those of every other tier.
+//
+// A strip's weights are unpacked to a buffer in the first-level cache, a few groups or one super-block
+// at a time, and multiplied there with all blocks of rows; so unpacking costs many rows nothing. What
+// the tiles cost is said in amx_groups.inl and amx_super_blocks.inl.
+//
+// Not timed on hardware yet. Not done: activations lie in memory row by row, so a tile of them takes 16 lines
+// from 16 places. Where rows are a multiple of 4096 bytes apart these share one set of the first-level cache
+// and come from the second level.
+
+namespace outpace::OUTPACE_TIER {
+
+constexpr int kTileRows = 16;
+
+// Rows from which tiles are used. Group formats: two groups take 90 cycles with tiles for 8 rows, measured
+// on a Xeon, and 132 with VNNI, whose time is in proportion to the rows. K formats: 8 rows take 500 cycles a
+// super-block with VNNI, measured too, and 320 to 530 with tiles by the counts in amx_super_blocks.inl, as
+// the waits of the products for each other hide behind the vector work or do not; with 12 rows it is 750
+// against 350 to 560.
+template <Format F>
+constexpr int64_t kTilesFrom = is_k(F) ? 12 : 8;
+
+// Rows that pass through a strip together: their accumulators (16 kB), the unpacked weights and the
+// tiles of sums fit the first-level cache.
+constexpr int64_t kRowsAtOnce = 256;
+
+// Rows in blocks of one height, so that one tile configuration serves them all. The last block may
+// begin before the previous one ends; its rows before `begin` are done already.
+struct RowBlocks {
+  int64_t num_rows, count, height;
+
+  explicit RowBlocks(int64_t n)
+      : num_rows(n), count((n + kTileRows - 1) / kTileRows), height((n + count - 1) / count) {}
+  int64_t first(int64_t block) const {
+    const int64_t last = num_rows - height;
+    return block * height < last ? block * height : last;
+  }
+  int64_t begin(int64_t block) const { return block * height - first(block); }
+};
+
+}  // namespace outpace::OUTPACE_TIER
+
+#include "amx_groups.inl"
+#include "amx_super_blocks.inl"
+
+namespace outpace::OUTPACE_TIER {
+
+// The rows from row 0 of `a` on, at most kRowsAtOnce.
+template <Format F>
+void tile_rows(const TileMatrix& m, const uint8_t* strip, const Quantized& a, int64_t num_rows, float* out,
+               int64_t out_stride) {
+  alignas(64) float acc[kRowsAtOnce * kStrip];
+  const RowBlocks rows(num_rows);
+  for (int64_t r = 0; r < num_rows; ++r) store(acc + r * kStrip, set_floats(0.0f));
+  if constexpr (is_k(F)) {
+    configure_tiles(super_block_config(rows.height));
+    add_super_blocks<F>(m, strip, a.high, rows, acc);
+  } else {
+    configure_tiles(group_config(rows.height));
+    add_groups<F>(m, strip, a.high, rows, acc);
+  }
+  release_tiles();
+  // The low planes of a row's wide cells come last, as in quantized_rows.
+  const int64_t cells = m.columns / cell_columns(F);
+  for (int64_t r = 0; r < num_rows; ++r) {
+    Floats one[1] = {load_floats(acc + r * kStrip)};
+    for (int32_t k = 0; k < a.num_wide[r]; ++k) {
+      const int64_t cell = a.wide[r * cells + k];
+      quantized_cell<F, 1>(strip + cell * cell_bytes(F), a.low, m.columns, r, cell, one);
+    }
+    store(out + r * out_stride, one[0]);
+  }
+}
+
+// As `a`, from that row on.
+template <Format F>
+Quantized from_row(const Quantized& a, int64_t row, int64_t columns) {
+  const auto plane = [&](Plane p) {
+    p.q += row * columns;
+    p.scale += row * (columns / cell_columns(F));
+    p.sum += row * (columns / (is_k(F) ? 16 : kGroup));
+    if constexpr (is_k(F))
+      p.pair_sum += row * (columns / kGroup);
+    else
+      p.scaled_sum += row * (columns / kGroup);
+    return p;
+  };
+  return {plane(a.high), plane(a.low), a.num_wide + row, a.wide + row * (columns / cell_columns(F))};
+}
+
+template <Format F>
+void tile_strip(const TileMatrix& m, int64_t s, const Activations& all, int64_t num_rows, float* out,
+                int64_t out_stride) {
+  if (num_rows < kTilesFrom<F>) return strip_of<F>(m, s, all, num_rows, out, out_stride);
+  const Quantized& a = is_k(F) ? all.per_256 : all.per_32;
+  const uint8_t* strip = m.data + s * m.strip_bytes;
+  // Even passes: a last one of few rows would unpack the weights for little.
+  const int64_t passes = (num_rows + kRowsAtOnce - 1) / kRowsAtOnce,
+                at_once = (num_rows + passes - 1) / passes;
+  for (int64_t row = 0; row < num_rows; row += at_once) {
+    const int64_t rows = num_rows - row < at_once ? num_rows - row : at_once;
+    tile_rows<F>(m, strip, from_row<F>(a, row, m.columns), rows, out + row * out_stride, out_stride);
+  }
+}
+
+void matmul_strip_tiles(const TileMatrix& m, int64_t strip, const Activations& a, int64_t num_rows,
+                        float* out, int64_t out_stride) {
+  switch (m.format) {
+    case Format::q4_0:
+      return tile_strip<Format::q4_0>(m, strip, a, num_rows, out, out_stride);
+    case Format::q4_1:
+      return tile_strip<Format::q4_1>(m, strip, a, num_rows, out, out_stride);
+    case Format::q5_0:
+      return tile_strip<Format::q5_0>(m, strip, a, num_rows, out, out_stride);
+    case Format::q5_1:
+      return tile_strip<Format::q5_1>(m, strip, a, num_rows, out, out_stride);
+    case Format::q8_0:
+      return tile_strip<Format::q8_0>(m, strip, a, num_rows, out, out_stride);
+    case Format::q4_k:
+      return tile_strip<Format::q4_k>(m, strip, a, num_rows, out, out_stride);
+    case Format::q5_k:
+      return tile_strip<Format::q5_k>(m, strip, a, num_rows, out, out_stride);
+    case Format::q6_k:
+      return tile_strip<Format::q6_k>(m, strip, a, num_rows, out, out_stride);
+    default:
+      return matmul_strip(m, strip, a, num_rows, out, out_stride);
+  }
+}
+
+// The most that tiles can do: 16 rows x 64 inputs x 16 outputs a product, four sums that wait for nobody.
+int64_t tile_peak(int64_t rounds) {
+  TileConfig config;
+  for (int tile = 0; tile < 6; ++tile) config.set(tile, kTileRows, 64);
+  configure_tiles(config);
+  for (int64_t i = 0; i < rounds; ++i) {
+    dot_tiles_signed<2, 0, 1>();
+    dot_tiles_signed<3, 0, 1>();
+    dot_tiles_signed<4, 0, 1>();
+    dot_tiles_signed<5, 0, 1>();
+  }
+  release_tiles();
+  return rounds * 4 * kTileRows * 64 * kStrip;
+}
+
+// The table of `vnni`, but for the matrix product.
+Kernels with_tiles(Kernels vnni, const char* name) {
+  vnni.name = name;
+  vnni.dot_peak = tile_peak;
+  vnni.matmul_strip = matmul_strip_tiles;
+  return vnni;
+}
+
+}  // namespace outpace::OUTPACE_TIER

@@ -1,0 +1,18 @@
+#define OUTPACE_TIER amx
+#include "simd_avx512.h"
+
+#include "amx_tiles.h"
+#include "kernels.h"
+
+namespace outpace::OUTPACE_TIER {
+constexpr int kMaxRows = 16;  // rows whose accumulators fit the registers
+}  // namespace outpace::OUTPACE_TIER
+
+#include "matmul.inl"
+
+#include "amx_matmul.inl"
+
+const outpace::Kernels& outpace::amx_kernels() {
+  static const Kernels table = OUTPACE_TIER::with_tiles(avx512vnni_kernels(), "amx");
+  return table;
+}
