@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from tiny_checkpoint import TinyCheckpoint, TinyFactory
 
 # Tests pack weights themselves and fill nobody's disk; those of the cache of packed weights turn it on.
 os.environ.setdefault("OUTPACE_PACKED_CACHE_BYTES", "0")
+
+# A shell's background job ignores Ctrl-C, and so would the processes that tests start and then interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MODEL_FILES = {
     "model_135m": "smollm2-135m-instruct-q4_1.gguf",
