@@ -118,7 +118,7 @@ void softcap_row(float* x, float cap, int64_t n) {
   map1(x, x, n, [&](const F16x& a) { return cap * tanh16(a / cap); });
 }
 void silu_mul(const float* gate, const float* up, int64_t n, float* out) {
-  map2(gate, up, out, n, [](const F16x& g, const F16x& u) { return (g * sigmoid16(g)) * u; });
+  map2(gate, up, out, n, [](const F16x& g, const F16x& u) { return g / (1.0f + exp16(-g)) * u; });
 }
 // The tanh form: x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)).
 void gelu_mul(const float* gate, const float* up, int64_t n, float* out) {
@@ -128,12 +128,24 @@ void gelu_mul(const float* gate, const float* up, int64_t n, float* out) {
 }
 
 void rope(float* head, const float* cos, const float* sin, int64_t num_pairs, bool interleaved) {
-  const int64_t step = interleaved ? 2 : 1, other = interleaved ? 1 : num_pairs;
-  for (int64_t i = 0; i < num_pairs; ++i) {
-    float* a = head + i * step;
-    const float x = a[0], y = a[other];
-    a[0] = x * cos[i] - y * sin[i];
-    a[other] = x * sin[i] + y * cos[i];
+  if (interleaved) {
+    for (int64_t i = 0; i < num_pairs; ++i) {
+      const float x = head[2 * i], y = head[2 * i + 1];
+      head[2 * i] = x * cos[i] - y * sin[i];
+      head[2 * i + 1] = x * sin[i] + y * cos[i];
+    }
+    return;
+  }
+  float* other = head + num_pairs;
+  for (int64_t i = 0; i < num_pairs; i += 16) {
+    const bool whole = i + 16 <= num_pairs;
+    const auto load = [&](const float* p) { return whole ? load16(p + i) : load_part(p + i, num_pairs - i); };
+    const auto save = [&](float* p, const F16x& v) {
+      whole ? store16(p + i, v) : store_part(p + i, v, num_pairs - i);
+    };
+    const F16x x = load(head), y = load(other), c = load(cos), s = load(sin);
+    save(head, x * c - y * s);
+    save(other, x * s + y * c);
   }
 }
 

@@ -129,7 +129,7 @@ struct Quantized {
 
 // Largest magnitude over root mean square from which a cell is wide. Of 32 numbers the ratio is at
 // most 5.7 (one alone is not zero).
-constexpr float kWide32 = 5.0f, kWide256 = 12.0f;
+constexpr float kWide32 = 5.0f, kWide256 = 14.0f;
 
 // What a matmul reads: float weights `x`, the group formats `per_32`, the K formats `per_256`.
 struct Activations {
