@@ -8,11 +8,12 @@ the rest as one class, a lower bound of the true one; `test_exact_divergence` ta
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from golden.agreement import Agreement, compare, figures
+from golden.agreement import MAX_KV_PERPLEXITY_CHANGE, Agreement, compare, figures, perplexity_change
 from golden.reference import exact_kl, load
 from outpace.backends import create
 from outpace.backends.torch_backend import TorchBackend
@@ -25,6 +26,8 @@ pytestmark = pytest.mark.timeout(1800)  # 8,448 tokens of each model, on any mac
 
 LONG = 2000  # positions from here on are judged on their own, too
 
+ALL, SHORT = range(4), range(1, 4, 2)  # documents of a reference: code, code, prose, prose
+
 MODELS = {"smollm2-135m": "model_135m", "qwen2.5-coder-0.5b": "model_05b", "qwen2.5-coder-1.5b": "model_15b"}
 
 
@@ -32,6 +35,16 @@ def native(path: Path, kv_format: KVFormat = "int8") -> Backend:
     checkpoint = open_checkpoint(path)
     options = EngineOptions(max_context=4096, kv_format=kv_format)
     return create(checkpoint, resolve_engine_config(checkpoint.spec, options))
+
+
+@cache
+def agreements(name: str, path: Path, kv_format: KVFormat, documents: range) -> list[Agreement]:
+    """The model's agreement with these documents of its reference; each set is run once."""
+    backend = native(path, kv_format)
+    try:
+        return [compare(backend, load(name).documents[i]) for i in documents]
+    finally:
+        backend.close()
 
 
 def check(agreements: list[Agreement]) -> None:
@@ -56,16 +69,25 @@ def test_agrees_with_transformers(name: str, request: pytest.FixtureRequest) -> 
         assert hashlib.file_digest(file, "sha256").hexdigest() == reference.model_sha256, (
             f"the reference was made of another file than {path}: run tests/tools/make_reference.py"
         )
-    backend = native(path)
-    try:
-        check([compare(backend, document) for document in reference.documents])
-    finally:
-        backend.close()
+    check(agreements(name, path, "int8", ALL))
 
 
 def test_f16_kv_cache_agrees_with_transformers(model_135m: Path) -> None:
-    backend = native(model_135m, kv_format="f16")
-    check([compare(backend, document) for document in load("smollm2-135m").documents])
+    check(agreements("smollm2-135m", model_135m, "f16", ALL))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_int8_keys_and_values_keep_the_perplexity_of_f16(name: str, request: pytest.FixtureRequest) -> None:
+    """On all documents, and the shorter code and prose alone where one more run of all takes a minute."""
+    path: Path = request.getfixturevalue(MODELS[name])
+    documents = SHORT if name == "qwen2.5-coder-1.5b" else ALL
+    int8 = agreements(name, path, "int8", ALL)[documents.start :: documents.step]
+    f16 = agreements(name, path, "f16", documents)
+    for kind in ("code", "prose"):
+        pair = [[a for a in of_format if a.document.kind == kind] for of_format in (int8, f16)]
+        change = perplexity_change(*pair)
+        print(f"{kind}: perplexity of int8 over f16 keys and values {change:+.3%}")
+        assert abs(change) < MAX_KV_PERPLEXITY_CHANGE
 
 
 @pytest.mark.usefixtures("one_torch_thread")

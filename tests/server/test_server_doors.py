@@ -201,12 +201,14 @@ def test_a_long_prompt_is_encoded_beside_the_event_loop(server: RunningServer, h
         statuses.append(httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).status_code)
 
     thread = threading.Thread(target=send)
+    begin = time.process_time()  # which a busy machine does not stretch
     thread.start()
     slowest = 0.0
     while thread.is_alive():
-        start = time.monotonic()
+        start = time.process_time()
         http.get("/health")
-        slowest = max(slowest, time.monotonic() - start)
+        slowest = max(slowest, time.process_time() - start)
     thread.join()
     assert statuses == [400]
-    assert slowest < 1
+    # A loop that encodes, or waits for the interpreter's lock, stands still for nearly all of it.
+    assert slowest < (time.process_time() - begin) / 2

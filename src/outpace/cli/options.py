@@ -105,6 +105,10 @@ class EngineFlags:
         int | None,
         typer.Option(help="Draft tokens per request and step.", rich_help_panel=ENGINE_PANEL),
     ] = None
+    max_tree_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens of drafts that branch, per step.", rich_help_panel=ENGINE_PANEL),
+    ] = None
 
     def as_config(self) -> EngineOptions:
         """The fields of `EngineConfig` that were given, as `LLM` takes them."""

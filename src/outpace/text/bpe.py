@@ -20,6 +20,8 @@ T = TypeVar("T")
 SPACE_MARK = "▁"
 """U+2581, which stands for a space in SentencePiece vocabularies."""
 
+SHORT_TEXT = 8192
+"""Characters that are encoded in a few milliseconds."""
 
 MAX_TOKEN_CHARACTERS = 1024
 """Of a scored token; it may be made in as many ways as it has characters."""
@@ -70,6 +72,18 @@ def guarded(build: Callable[[], T]) -> T:
         raise ValueError(str(error)) from None
 
 
+def encode_with(tokenizer: Tokenizer, text: str, *, add_special: bool = False) -> list[int]:
+    """Token ids of `text`, the same whatever its length decides here.
+
+    `encode` keeps the interpreter's lock: for a megabyte, half a second in which every stream stands still.
+    A batch gives it up, but takes the library's own threads, so a short text goes without.
+    """
+    if len(text) <= SHORT_TEXT:
+        return tokenizer.encode(text, add_special_tokens=add_special).ids
+    [encoding] = tokenizer.encode_batch_fast([text], add_special_tokens=add_special)
+    return encoding.ids
+
+
 def _split_merge(merge: str) -> tuple[str, str]:
     left, _, right = merge[1:].partition(" ")
     return merge[:1] + left, right
@@ -97,7 +111,7 @@ class ByteLevelBPE:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of text without special tokens."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return encode_with(self._tokenizer, text)
 
 
 class ScoredBPE:
@@ -130,7 +144,7 @@ class ScoredBPE:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of text without special tokens; its spaces are already marked or kept by the caller."""
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids = encode_with(self._tokenizer, text)
         size = self._size
         if not self._spellings or max(ids, default=0) < size:
             return ids

@@ -11,7 +11,14 @@ from typing import Any, cast
 from tokenizers import Tokenizer
 
 from outpace.errors import ModelFormatError, ModelNotFoundError, UnsupportedModelError
-from outpace.text.bpe import SPACE_MARK, byte_level_bytes, byte_token_value, guarded, marked_bytes
+from outpace.text.bpe import (
+    SPACE_MARK,
+    byte_level_bytes,
+    byte_token_value,
+    encode_with,
+    guarded,
+    marked_bytes,
+)
 from outpace.text.special_tokens import known_ends
 
 JsonObject = Mapping[str, Any]
@@ -69,7 +76,7 @@ class HuggingFaceCodec:
         with self._lock:  # the switch is the tokenizer's, not the call's
             if self._tokenizer.encode_special_tokens == parse_special:
                 self._tokenizer.encode_special_tokens = not parse_special
-            return self._tokenizer.encode(text, add_special_tokens=add_special).ids
+            return encode_with(self._tokenizer, text, add_special=add_special)
 
     def token_id(self, text: str) -> int | None:
         """The id of the token with exactly this text, or None."""

@@ -15,6 +15,8 @@ from outpace.types import Backend, SamplingParams, StepBatch, StepOutput
 from stepping import Rows, blocks_for, make_batch, run_logits
 from tiny_checkpoint import TinyFactory
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
 NUM_PROMPT = 70  # tokens; more than two blocks
 
 

@@ -19,6 +19,8 @@ from outpace.types import Backend, KVFormat, SamplingParams, StepOutput
 from stepping import Rows, blocks_for, make_batch, run_logits
 from tiny_checkpoint import TinyFactory
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
 TREES: dict[str, list[int]] = {
     "star": [-1] * 12,
     "two chains": [-1, 0, 1, 2, 3, -1, 5, 6, 7, 8],

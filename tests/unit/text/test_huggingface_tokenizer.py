@@ -14,6 +14,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Library
 
 from outpace.errors import ModelFormatError, ModelNotFoundError, UnsupportedModelError
+from outpace.text.bpe import SHORT_TEXT
 from outpace.text.detokenizer import Detokenizer
 from outpace.text.huggingface_template import template_from_directory
 from outpace.text.huggingface_tokenizer import HuggingFaceCodec
@@ -116,6 +117,15 @@ def test_prompts_are_never_cut_or_padded(pair: tuple[Tokenizer, Library]) -> Non
     tok, _ = pair
     assert len(tok.encode("one two three four five six seven " * 50)) > 100
     assert len(tok.encode("a", add_special=False)) < 5
+
+
+def test_a_long_text_has_the_librarys_ids(pair: tuple[Tokenizer, Library]) -> None:
+    tok, library = pair
+    text = (TEXT + "<|bos|><|end|> é <tool></s>\n\n") * (1 + SHORT_TEXT // len(TEXT))
+    assert len(text) > SHORT_TEXT
+    for special in (True, False):
+        expected = library.encode(text, add_special_tokens=special).ids
+        assert tok.encode(text, parse_special=True, add_special=special) == expected
 
 
 def test_special_text_is_parsed_only_on_request(tmp_path: Path) -> None:

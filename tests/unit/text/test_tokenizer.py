@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from vocabularies import PATH, scored_source, small_scored, source, tokenizer
 
 from outpace.errors import InvalidParameterError, ModelFormatError, UnsupportedModelError
+from outpace.text import bpe
 from outpace.text.bpe import BYTE_CHARACTERS
 from outpace.text.gguf_tokenizer import GGUFCodec
 from outpace.text.special_tokens import SpecialTokens
@@ -257,6 +258,20 @@ def test_chat_of_a_real_model(smollm: Tokenizer) -> None:
 
 
 # --- speed --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parse", [False, True])
+def test_a_long_text_becomes_the_ids_of_a_short_one(
+    smollm: Tokenizer, parse: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The long way of the library, which lets other threads run, against the short one."""
+    characters = "".join(map(chr, [*range(32, 0x2000), *range(0x4E00, 0x5200), *range(0x1F300, 0x1F600)]))
+    text = Path(__file__).read_text() + "<|im_end|> don't  stop\n\n\n" + characters
+    assert len(text) > bpe.SHORT_TEXT
+    long = smollm.encode(text, parse_special=parse)
+    monkeypatch.setattr(bpe, "SHORT_TEXT", len(text))
+    assert smollm.encode(text, parse_special=parse) == long
+    assert smollm.decode(long, skip_special=False) == text
 
 
 @pytest.mark.parametrize(
