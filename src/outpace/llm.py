@@ -64,7 +64,8 @@ class LLM:
 
     `model` is a path, a short name, a Hugging Face repository or a file in a Python package (see
     `outpace pull --help`); the further arguments are the fields of `EngineConfig`. `progress` is called
-    with (bytes done, bytes in all) while the model is brought.
+    with (bytes done, bytes in all) while the model is brought. `one_prompt` promises little more than one
+    prompt: the first token comes up to 0.2 s sooner, and that of the second prompt as much later.
 
     Attributes: `model_name`; `spec`, the architecture; `tokenizer`; `chat_template` (None where the model
     has none); `backend`; `config`, resolved; `loop`, which takes requests from any thread; `load_seconds`,
@@ -76,20 +77,21 @@ class LLM:
         model: str | Path = DEFAULT_MODEL,
         *,
         progress: Callable[[int, int], None] | None = None,
+        one_prompt: bool = False,
         **config: Unpack[EngineOptions],
     ) -> None:
         path = resolve(str(model), progress=progress)
         start = time.perf_counter()
-        self._open(open_checkpoint(path), config)
+        self._open(open_checkpoint(path), config, one_prompt=one_prompt)
         self.model_name = str(model)
         self.load_seconds = time.perf_counter() - start
 
-    def _open(self, checkpoint: Checkpoint, options: EngineOptions) -> None:
+    def _open(self, checkpoint: Checkpoint, options: EngineOptions, *, one_prompt: bool) -> None:
         self.config = resolve_engine_config(checkpoint.spec, options)
         self.spec = checkpoint.spec
         # The tokenizer is built while the weights are read, which does not hold the interpreter.
         with ThreadPoolExecutor(1, "outpace-tokenizer") as executor:
-            tokenizer = executor.submit(Tokenizer.from_checkpoint, checkpoint)
+            tokenizer = executor.submit(Tokenizer.from_checkpoint, checkpoint, lazy=one_prompt)
             self.backend = backends.create(checkpoint, self.config)
         try:
             self.tokenizer = tokenizer.result()

@@ -17,12 +17,14 @@ ProgressCallback = Callable[[int, int], None]
 
 
 @contextmanager
-def open_llm(model: str, engine: EngineFlags) -> Generator[LLM, None, None]:
-    """The model, ready; closed at the end. The progress of a download goes to stderr."""
+def open_llm(
+    model: str, engine: EngineFlags, *, one_prompt: bool = False
+) -> Generator[LLM, None, None]:
+    """The model, ready; closed at the end. The progress of a download goes to stderr. `one_prompt`: see `LLM`."""
     with paused_collector(), download_progress(model) as report:
         from outpace.llm import LLM
 
-        llm = LLM(model, progress=report, **engine.as_config())
+        llm = LLM(model, progress=report, one_prompt=one_prompt, **engine.as_config())
     gc.freeze()  # a vocabulary is half a million objects that stay to the end
     try:
         yield llm
