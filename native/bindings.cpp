@@ -170,13 +170,13 @@ nb::object split_strings(const nb::bytes& data, uint64_t at, uint64_t count) {
   return nb::make_tuple(list, at);
 }
 
-std::vector<Text> texts_of(const nb::list& strings) {
+std::vector<Text> texts_of(const nb::tuple& strings) {
   std::vector<Text> texts;
   texts.reserve(strings.size());
   for (const nb::handle each : strings) {
     PyObject* string = each.ptr();
     if (!PyUnicode_Check(string) || PyUnicode_READY(string) != 0)
-      throw nb::type_error("not a list of strings");
+      throw nb::type_error("not a tuple of strings");
     texts.push_back({PyUnicode_DATA(string), PyUnicode_GET_LENGTH(string), PyUnicode_KIND(string)});
   }
   return texts;
@@ -271,9 +271,11 @@ NB_MODULE(_native, m) {
       nb::arg("spec"), nb::arg("options"));
   m.def("split_strings", &split_strings, nb::arg("data"), nb::arg("at"), nb::arg("count"));
   m.def(
-      "first_bad_merge",  // keeps the interpreter: the lists must stay as they are
-      [](const nb::list& tokens, const nb::list& merges) {
-        return first_bad_merge(texts_of(tokens), texts_of(merges));
+      "first_bad_merge",
+      [](const nb::tuple& tokens, const nb::tuple& merges) {
+        const std::vector<Text> known = texts_of(tokens), checked = texts_of(merges);
+        const nb::gil_scoped_release nogil;  // tuples and strings stay as they are
+        return first_bad_merge(known, checked);
       },
       nb::arg("tokens"), nb::arg("merges"));
   m.def("read_bandwidth", &read_bandwidth, nb::arg("num_bytes"), nb::arg("num_threads"),

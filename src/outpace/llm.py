@@ -9,17 +9,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack, cast
+from typing import TYPE_CHECKING, Unpack, cast
 
 from outpace import backends, draft
 from outpace.config import EngineOptions, resolve_engine_config
-from outpace.engine.engine import Engine
-from outpace.engine.loop import EngineLoop, RequestStream
 from outpace.errors import InvalidParameterError, OverloadedError
 from outpace.models.checkpoint import Checkpoint, open_checkpoint
 from outpace.models.hub import DEFAULT_MODEL, resolve
-from outpace.text.tokenizer import Tokenizer
 from outpace.types import Backend, FinishReason, SamplingParams, TokenDelta, TokenLogprob
+
+if TYPE_CHECKING:
+    from outpace.engine.loop import EngineLoop, RequestStream
+    from outpace.text.tokenizer import Tokenizer
 
 __all__ = ["LLM", "CompletionOutput", "RequestOutput"]
 
@@ -89,10 +90,12 @@ class LLM:
     def _open(self, checkpoint: Checkpoint, options: EngineOptions, *, one_prompt: bool) -> None:
         self.config = resolve_engine_config(checkpoint.spec, options)
         self.spec = checkpoint.spec
-        # The tokenizer is built while the weights are read, which does not hold the interpreter.
+        # The tokenizer is imported and built while the weights are read, which does not hold the interpreter.
         with ThreadPoolExecutor(1, "outpace-tokenizer") as executor:
-            tokenizer = executor.submit(Tokenizer.from_checkpoint, checkpoint, lazy=one_prompt)
+            tokenizer = executor.submit(_tokenizer, checkpoint, lazy=one_prompt)
             self.backend = backends.create(checkpoint, self.config)
+            from outpace.engine.engine import Engine
+            from outpace.engine.loop import EngineLoop
         try:
             self.tokenizer = tokenizer.result()
         except BaseException:
@@ -206,6 +209,12 @@ class LLM:
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
+
+
+def _tokenizer(checkpoint: Checkpoint, *, lazy: bool) -> Tokenizer:
+    from outpace.text.tokenizer import Tokenizer
+
+    return Tokenizer.from_checkpoint(checkpoint, lazy=lazy)
 
 
 def _shut_down(loop: EngineLoop, backend: Backend) -> None:

@@ -85,9 +85,9 @@ MAX_EXCERPT_PIECE = 64
 class ByteLevelBPE:
     """Encodes plain text with listed merges over bytes.
 
-    The library takes 0.2 s to build the encoder of a vocabulary of 150,000, but merging makes nothing of a text
-    except parts of its pieces, so an encoder of the few tokens that are such parts gives the same ids. A `lazy`
-    encoder serves the first text that way if it is short, and all others by the whole vocabulary.
+    The library takes 0.2 s to build the encoder of a vocabulary of 150,000, but merging makes nothing of a
+    text except parts of its pieces, so an encoder of the few tokens that are such parts gives the same ids.
+    Where it is `lazy`, that serves the first texts if they are short, and the whole vocabulary all others.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class ByteLevelBPE:
         self._whole: Tokenizer | None = None
         self._lock = threading.Lock()
         self._excerpt_allowed = lazy
-        if not lazy or _native.first_bad_merge(list(vocab), merges) >= 0:
+        if not lazy or _native.first_bad_merge(tuple(vocab), tuple(merges)) >= 0:
             self._whole = self._whole_vocabulary()  # says what is wrong with the merge
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
