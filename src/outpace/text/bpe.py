@@ -77,9 +77,9 @@ def _split_merge(merge: str) -> tuple[str, str]:
     return merge[:1] + left, right
 
 
-MAX_EXCERPT_CHARACTERS = 4096
-MAX_EXCERPT_PIECE = 64
-"""What an excerpt is made for: in all, and between two places where the splitter cuts."""
+MAX_EXCERPT_CHARACTERS = 1 << 16
+MAX_EXCERPT_PARTS = 100_000
+"""Of a prompt for which an excerpt is less work than the whole vocabulary."""
 
 
 class ByteLevelBPE:
@@ -141,7 +141,7 @@ class ByteLevelBPE:
         if sum(map(len, texts)) > MAX_EXCERPT_CHARACTERS:
             return None
         pieces = {piece for text in texts for piece, _ in self._splitter.pre_tokenize_str(text)}
-        if max(map(len, pieces), default=0) > MAX_EXCERPT_PIECE:
+        if sum(len(piece) * (len(piece) + 1) // 2 for piece in pieces) > MAX_EXCERPT_PARTS:
             return None
         parts = {piece[i:j] for piece in pieces for i, j in combinations(range(len(piece) + 1), 2)}
         vocab = {part: self._vocab[part] for part in parts if part in self._vocab}
