@@ -107,7 +107,7 @@ class ByteLevelBPE:
         self._lock = threading.Lock()
         self._excerpt_allowed = lazy
         if not lazy or _native.first_bad_merge(tuple(vocab), tuple(merges)) >= 0:
-            self._whole = self._whole_vocabulary()  # says what is wrong with the merge
+            self._build_whole()  # says what is wrong with the merge
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text; none holds special tokens."""
@@ -123,18 +123,18 @@ class ByteLevelBPE:
                 excerpt = self._excerpt(texts)
                 if excerpt is not None:
                     return excerpt
-            if self._whole is None:
-                self._whole = self._whole_vocabulary()
-            return self._whole
+            return self._whole or self._build_whole()
 
-    def _whole_vocabulary(self) -> Tokenizer:
+    def _build_whole(self) -> Tokenizer:
         merges = self._merges
         unique = merges if len(set(merges)) == len(merges) else list(dict.fromkeys(merges))
         if "\n " in "\n" + "\n".join(unique):  # perhaps a token that starts with a space
             pairs = [_split_merge(merge) for merge in unique]
         else:
             pairs = [(left, right) for left, _, right in map(str.partition, unique, repeat(" "))]
-        return self._tokenizer(self._vocab, pairs)
+        self._whole = self._tokenizer(self._vocab, pairs)
+        self._vocab, self._merges = {}, []  # the library has its own
+        return self._whole
 
     def _excerpt(self, texts: Sequence[str]) -> Tokenizer | None:
         """An encoder of the tokens and merges that can occur in `texts`; None where that is no less work."""

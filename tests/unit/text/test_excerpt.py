@@ -36,8 +36,10 @@ class Built:
         monkeypatch.setattr(bpe.models, "BPE", counted)
 
 
-def letters(merges: Sequence[str]) -> dict[str, int]:
-    tokens = [*"abcd", *bpe.BYTE_CHARACTERS.values(), *(merge.replace(" ", "") for merge in merges)]
+def letters(
+    merges: Sequence[str], others: Sequence[str] = tuple(bpe.BYTE_CHARACTERS.values())
+) -> dict[str, int]:
+    tokens = [*"abcd", *others, *(merge.replace(" ", "") for merge in merges)]
     return {token: number for number, token in enumerate(dict.fromkeys(tokens))}
 
 
@@ -82,12 +84,20 @@ def merge_lists(draw: st.DrawFn) -> list[str]:
     return draw(st.permutations(merges))
 
 
-@given(merge_lists(), st.lists(st.text("abcd e", max_size=40), max_size=4), st.booleans())
+@given(
+    merge_lists(),
+    st.lists(st.text("abcd e", max_size=40), max_size=4),
+    st.booleans(),
+    st.sampled_from([tuple(bpe.BYTE_CHARACTERS.values()), ("dcba", "abcde"), ()]),
+)
 @settings(max_examples=150, deadline=None)
-def test_any_merges_and_texts(merges: list[str], texts: list[str], whole_pieces: bool) -> None:
-    splitter = PreTokenizer(WORDS.patterns, ignore_merges=whole_pieces)
-    whole = bpe.ByteLevelBPE(letters(merges), merges, splitter)
-    assert bpe.ByteLevelBPE(letters(merges), merges, splitter, lazy=True).encode(texts) == whole.encode(texts)
+def test_any_merges_and_texts(
+    merges: list[str], texts: list[str], whole_pieces: bool, others: tuple[str, ...]
+) -> None:
+    """Also where bytes have no token, and where a token is no merge's."""
+    splitter, vocab = PreTokenizer(WORDS.patterns, ignore_merges=whole_pieces), letters(merges, others)
+    whole = bpe.ByteLevelBPE(dict(vocab), merges, splitter)
+    assert bpe.ByteLevelBPE(vocab, merges, splitter, lazy=True).encode(texts) == whole.encode(texts)
 
 
 # --- when it serves ------------------------------------------------------------------------------
