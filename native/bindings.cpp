@@ -7,9 +7,11 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstring>
 #include <optional>
 
 #include "api.h"
+#include "merges.h"
 
 namespace nb = nanobind;
 
@@ -142,6 +144,44 @@ nb::tuple trace_of(const Model& model) {
   return nb::make_tuple(trace.seconds, ops);
 }
 
+// The strings of a GGUF array, each 8 bytes of length and as many of UTF-8, from byte `at` of `data` on, and
+// the byte after them. None where one is cut off or no UTF-8: the caller's own reader says which and how.
+nb::object split_strings(const nb::bytes& data, uint64_t at, uint64_t count) {
+  const char* bytes = data.c_str();
+  const uint64_t size = data.size();
+  if (at > size || count > (size - at) / sizeof(uint64_t)) return nb::none();
+  const nb::object list = nb::steal(PyList_New(static_cast<Py_ssize_t>(count)));
+  if (!list.is_valid()) throw nb::python_error();
+  for (uint64_t i = 0; i < count; ++i) {
+    uint64_t length = 0;
+    if (size - at < sizeof length) return nb::none();
+    std::memcpy(&length, bytes + at, sizeof length);
+    at += sizeof length;
+    if (length > size - at) return nb::none();
+    PyObject* text = PyUnicode_DecodeUTF8(bytes + at, static_cast<Py_ssize_t>(length), nullptr);
+    if (text == nullptr) {
+      if (!PyErr_ExceptionMatches(PyExc_UnicodeDecodeError)) throw nb::python_error();
+      PyErr_Clear();
+      return nb::none();
+    }
+    PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), text);
+    at += length;
+  }
+  return nb::make_tuple(list, at);
+}
+
+std::vector<Text> texts_of(const nb::tuple& strings) {
+  std::vector<Text> texts;
+  texts.reserve(strings.size());
+  for (const nb::handle each : strings) {
+    PyObject* string = each.ptr();
+    if (!PyUnicode_Check(string) || PyUnicode_READY(string) != 0)
+      throw nb::type_error("not a tuple of strings");
+    texts.push_back({PyUnicode_DATA(string), PyUnicode_GET_LENGTH(string), PyUnicode_KIND(string)});
+  }
+  return texts;
+}
+
 template <class T>
 void spans(const nb::object& list, size_t num_requests, std::vector<Span<T>>& out) {
   if (list.is_none()) return;
@@ -229,6 +269,15 @@ NB_MODULE(_native, m) {
         return kv_bytes_per_block(spec_of(spec), kv_format_of(options));
       },
       nb::arg("spec"), nb::arg("options"));
+  m.def("split_strings", &split_strings, nb::arg("data"), nb::arg("at"), nb::arg("count"));
+  m.def(
+      "first_bad_merge",
+      [](const nb::tuple& tokens, const nb::tuple& merges) {
+        const std::vector<Text> known = texts_of(tokens), checked = texts_of(merges);
+        const nb::gil_scoped_release nogil;  // tuples and strings stay as they are
+        return first_bad_merge(known, checked);
+      },
+      nb::arg("tokens"), nb::arg("merges"));
   m.def("read_bandwidth", &read_bandwidth, nb::arg("num_bytes"), nb::arg("num_threads"),
         nb::arg("repeats") = 5, nb::call_guard<nb::gil_scoped_release>());
   m.def("int8_peak", &int8_peak, nb::arg("isa"), nb::arg("num_threads"), nb::arg("repeats") = 5,

@@ -49,6 +49,14 @@ def test_one_prompt_and_many(llm: LLM) -> None:
     assert llm.generate([], GREEDY) == []
 
 
+def test_one_prompt_is_what_any_prompt_is(llm: LLM, model_135m: Path) -> None:
+    with LLM(model_135m, backend="null", kv_cache_bytes=64 << 20, one_prompt=True) as quick:
+        for prompt in ("Hello", "Hello", "def f():", "Grüße 🦆 " * 600):
+            (one,), (expected,) = quick.generate(prompt, GREEDY), llm.generate(prompt, GREEDY)
+            assert one.prompt_token_ids == expected.prompt_token_ids
+            assert one.outputs[0].token_ids == expected.outputs[0].token_ids
+
+
 def test_results_are_in_order_with_params_for_each(llm: LLM) -> None:
     prompts = [f"prompt {number}" for number in range(30)]
     params = [replace(GREEDY, max_tokens=1 + number % 7) for number in range(30)]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from outpace.cli.collector import paused_collector
 from outpace.cli.options import EngineFlags
 
 if TYPE_CHECKING:
@@ -17,29 +17,16 @@ ProgressCallback = Callable[[int, int], None]
 
 
 @contextmanager
-def open_llm(model: str, engine: EngineFlags) -> Generator[LLM, None, None]:
-    """The model, ready; closed at the end. The progress of a download goes to stderr."""
+def open_llm(model: str, engine: EngineFlags, *, one_prompt: bool = False) -> Generator[LLM, None, None]:
+    """The model, ready; closed at the end. A download's progress goes to stderr. `one_prompt`: see `LLM`."""
     with paused_collector(), download_progress(model) as report:
         from outpace.llm import LLM
 
-        llm = LLM(model, progress=report, **engine.as_config())
-    gc.freeze()  # a vocabulary is half a million objects that stay to the end
+        llm = LLM(model, progress=report, one_prompt=one_prompt, **engine.as_config())
     try:
         yield llm
     finally:
         llm.close()
-
-
-@contextmanager
-def paused_collector() -> Generator[None, None, None]:
-    """No collection of cycles: imports and the load make many objects and no garbage (0.05 s of 0.4)."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @contextmanager

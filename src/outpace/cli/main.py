@@ -16,6 +16,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
+from outpace.cli.collector import paused_collector
 from outpace.errors import OutpaceError
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
@@ -51,7 +52,9 @@ def main(argv: Sequence[str] | None = None, verbs: Sequence[Verb] = VERBS) -> No
     _tolerate_odd_characters(sys.stdout, sys.stderr)
     verb = next((argument for argument in arguments if not argument.startswith("-")), None)
     try:
-        build_app(verb, verbs, debug=debug)(arguments, prog_name="outpace")
+        with paused_collector():
+            app = build_app(verb, verbs, debug=debug)
+        app(arguments, prog_name="outpace")
     except KeyboardInterrupt:  # before or after the verb itself
         sys.exit(INTERRUPTED)
     except Exception as error:  # a verb that cannot be loaded, for instance

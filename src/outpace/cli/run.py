@@ -57,7 +57,7 @@ def run(
     text = _utf8(prompt) if prompt not in (None, FROM_STDIN) else _read_stdin(keep_end=raw)
     if raw and system is not None:
         raise UsageError("--system needs the chat template, which --raw leaves out; give one of them")
-    with open_llm(name, engine) as llm:
+    with open_llm(name, engine, one_prompt=True) as llm:
         from outpace.bench.timing import StreamTiming
 
         messages = [{"role": "system", "content": system}] if system is not None else []

@@ -39,7 +39,7 @@ from __future__ import annotations
 
 import math
 import operator
-import secrets
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import SupportsIndex
@@ -152,7 +152,7 @@ def with_seed(params: SamplingParams) -> SamplingParams:
     """The same parameters with a seed in 0 .. 2**64 - 1: the given one, or one drawn now (53 bits, so that it
     survives JSON).
     """
-    seed = secrets.randbits(53) if params.seed is None else int(params.seed) & _MASK
+    seed = int.from_bytes(os.urandom(8)) >> 11 if params.seed is None else int(params.seed) & _MASK
     return params if seed == params.seed else replace(params, seed=seed)
 
 

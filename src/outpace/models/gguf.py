@@ -28,9 +28,11 @@ MAX_TENSOR_NAME_BYTES = 64  # the format's own limit
 MAX_DIMENSIONS = 4  # the format's own limit
 MAX_ALIGNMENT = 1 << 20
 
-# Enough for every tokenizer we know of (a vocabulary of 2**18 takes about 7 MB). When it is not, the
-# header is read again, whole.
+# Enough for every tokenizer we know of (a vocabulary of 2**18 takes about 7 MB; one of 2**16, as small models
+# have them, 2 MB). When it is not, the header is read again, whole.
 _FIRST_READ_BYTES = 8 << 20
+_SMALL_READ_BYTES = 2 << 20
+_SMALL_FILE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,8 @@ def read_gguf(path: Path) -> GGUFFile:
         with path.open("rb") as file:
             file_size = file.seek(0, 2)
             try:
-                return _parse(path, file, file_size, _FIRST_READ_BYTES)
+                first = _SMALL_READ_BYTES if file_size < _SMALL_FILE_BYTES else _FIRST_READ_BYTES
+                return _parse(path, file, file_size, first)
             except HeaderLongerError:
                 return _parse(path, file, file_size, MAX_HEADER_BYTES)
     except HeaderLongerError as error:

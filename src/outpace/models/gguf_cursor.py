@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from outpace import _native
 from outpace.errors import ModelFormatError
 
 MAX_HEADER_BYTES = 64 << 20
@@ -113,7 +114,17 @@ class Cursor:
         return numbers.astype(np.bool_)
 
     def _strings(self, count: int, field: str) -> list[str]:
-        # The hot loop: a vocabulary and its merges are 300,000 strings. Locals, and one check an item.
+        # A vocabulary and its merges are 300,000 strings: 0.1 s in Python, 0.02 in the core.
+        found = _native.split_strings(self._data, self.position, count)
+        if found is None:
+            if len(self._data) < min(self.file_size, MAX_HEADER_BYTES):
+                raise HeaderLongerError(field)
+            return self._strings_one_by_one(count, field)
+        strings, self.position = found
+        return strings
+
+    def _strings_one_by_one(self, count: int, field: str) -> list[str]:
+        """As `_strings`, which knows no errors: this says what is wrong with which string."""
         data, position, end = self._data, self.position, len(self._data)
         unpack = _U64.unpack_from
         last_start = end - 8

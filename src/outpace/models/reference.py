@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +102,8 @@ def _exists(path: Path) -> bool:
 
 
 def _unknown(model: str) -> str:
+    import difflib
+
     close = difflib.get_close_matches(model.lower(), CATALOG, n=3, cutoff=0.5)
     hint = f" (perhaps {' or '.join(close)}?)" if close else ""
     return (

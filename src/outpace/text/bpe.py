@@ -7,12 +7,14 @@ Two kinds: byte-level (GPT-2 and all that followed), whose merges are listed in 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from itertools import repeat
+from itertools import combinations, repeat
 from typing import TypeVar
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
+from outpace import _native
 from outpace.text.pretokenizers import PreTokenizer
 
 T = TypeVar("T")
@@ -89,29 +91,86 @@ def _split_merge(merge: str) -> tuple[str, str]:
     return merge[:1] + left, right
 
 
-class ByteLevelBPE:
-    """Encodes plain text with listed merges over bytes."""
+MAX_EXCERPT_CHARACTERS = 1 << 16
+MAX_EXCERPT_PARTS = 100_000
+"""Of a prompt for which an excerpt is less work than the whole vocabulary."""
 
-    def __init__(self, vocab: dict[str, int], merges: Sequence[str], splitter: PreTokenizer) -> None:
+
+class ByteLevelBPE:
+    """Encodes plain text with listed merges over bytes.
+
+    The library takes 0.2 s to build the encoder of a vocabulary of 150,000, but merging makes nothing of a
+    text except parts of its pieces, so an encoder of the few tokens that are such parts gives the same ids.
+    Where it is `lazy`, that serves the first texts if they are short, and the whole vocabulary all others.
+    """
+
+    def __init__(
+        self, vocab: dict[str, int], merges: list[str], splitter: PreTokenizer, *, lazy: bool = False
+    ) -> None:
         """`merges` are "left right", best first. Raises `ValueError` where a merge makes no token."""
-        unique = merges if len(set(merges)) == len(merges) else list(dict.fromkeys(merges))
-        if "\n " in "\n" + "\n".join(unique):  # perhaps a token that starts with a space
-            pairs = [_split_merge(merge) for merge in unique]
-        else:
-            pairs = [(left, right) for left, _, right in map(str.partition, unique, repeat(" "))]
-        self._tokenizer = Tokenizer(
-            guarded(lambda: models.BPE(vocab=vocab, merges=pairs, ignore_merges=splitter.ignore_merges))
-        )
-        self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        self._vocab = vocab
+        self._merges = merges
+        self._ignore_merges = splitter.ignore_merges
+        self._splitter = pre_tokenizers.Sequence(
             [
                 *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in splitter.patterns),
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
+        self._whole: Tokenizer | None = None
+        self._lock = threading.Lock()
+        self._excerpt_allowed = lazy
+        if not lazy or _native.first_bad_merge(tuple(vocab), tuple(merges)) >= 0:
+            self._build_whole()  # says what is wrong with the merge
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of text without special tokens."""
-        return encode_with(self._tokenizer, text)
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text; none holds special tokens."""
+        tokenizer = self._encoder(texts)
+        return [encode_with(tokenizer, text) for text in texts]
+
+    def _encoder(self, texts: Sequence[str]) -> Tokenizer:
+        if self._whole is not None:
+            return self._whole
+        with self._lock:
+            if self._excerpt_allowed:
+                self._excerpt_allowed = False
+                excerpt = self._excerpt(texts)
+                if excerpt is not None:
+                    return excerpt
+            return self._whole or self._build_whole()
+
+    def _build_whole(self) -> Tokenizer:
+        merges = self._merges
+        unique = merges if len(set(merges)) == len(merges) else list(dict.fromkeys(merges))
+        if "\n " in "\n" + "\n".join(unique):  # perhaps a token that starts with a space
+            pairs = [_split_merge(merge) for merge in unique]
+        else:
+            pairs = [(left, right) for left, _, right in map(str.partition, unique, repeat(" "))]
+        self._whole = self._tokenizer(self._vocab, pairs)
+        self._vocab, self._merges = {}, []  # the library has its own
+        return self._whole
+
+    def _excerpt(self, texts: Sequence[str]) -> Tokenizer | None:
+        """An encoder of the tokens and merges that can occur in `texts`; None where that is no less work."""
+        if sum(map(len, texts)) > MAX_EXCERPT_CHARACTERS:
+            return None
+        pieces = {piece for text in texts for piece, _ in self._splitter.pre_tokenize_str(text)}
+        if sum(len(piece) * (len(piece) + 1) // 2 for piece in pieces) > MAX_EXCERPT_PARTS:
+            return None
+        parts = {piece[i:j] for piece in pieces for i, j in combinations(range(len(piece) + 1), 2)}
+        vocab = {part: self._vocab[part] for part in parts if part in self._vocab}
+        cuts = ((token[:cut], token[cut:]) for token in vocab for cut in range(1, len(token)))
+        # No part has a space in it: the byte's stand-in is another character.
+        joins = {f"{left} {right}" for left, right in cuts if left in vocab and right in vocab}
+        merges = dict.fromkeys(filter(joins.__contains__, self._merges))  # still the best first
+        return self._tokenizer(vocab, [_split_merge(merge) for merge in merges])
+
+    def _tokenizer(self, vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
+        tokenizer = Tokenizer(
+            guarded(lambda: models.BPE(vocab=vocab, merges=merges, ignore_merges=self._ignore_merges))
+        )
+        tokenizer.pre_tokenizer = self._splitter
+        return tokenizer
 
 
 class ScoredBPE:
@@ -142,9 +201,12 @@ class ScoredBPE:
         merges = _scored_merges(vocab, full, scores)
         self._tokenizer = Tokenizer(models.BPE(vocab=full, merges=merges, byte_fallback=True))
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of text without special tokens; its spaces are already marked or kept by the caller."""
-        ids = encode_with(self._tokenizer, text)
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text; none holds special tokens, and spaces are marked or kept by the caller."""
+        return [self._encode(text) for text in texts]
+
+    def _encode(self, text: str) -> list[int]:
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         size = self._size
         if not self._spellings or max(ids, default=0) < size:
             return ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,14 +23,17 @@ from outpace.text.special_tokens import HIDDEN_TYPES, SpecialTokens, TokenType, 
 
 
 class _PlainEncoder(Protocol):
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, texts: Sequence[str]) -> list[list[int]]: ...
 
 
 class GGUFCodec:
     """Encodes text and spells tokens as llama.cpp does for the same file. Implements `Codec`."""
 
-    def __init__(self, source: GGUFTokenizer, path: Path) -> None:
-        """Raises `UnsupportedModelError` for another algorithm, `ModelFormatError` for damaged data."""
+    def __init__(self, source: GGUFTokenizer, path: Path, *, lazy: bool = False) -> None:
+        """`lazy`: see `ByteLevelBPE`.
+
+        Raises `UnsupportedModelError` for another algorithm, `ModelFormatError` for damaged data.
+        """
         self._path = path
         self._scored = source.model == "llama"
         if not self._scored and source.model != "gpt2":
@@ -37,7 +41,9 @@ class GGUFCodec:
                 f"{path}: tokenizer.ggml.model is {source.model!r}; Outpace reads 'gpt2' (byte-level BPE) "
                 "and 'llama' (SentencePiece BPE)"
             )
-        self._tokens = [text or f"[EMPTY_{i}]" for i, text in enumerate(source.tokens)]
+        self._tokens = source.tokens
+        if "" in self._tokens:
+            self._tokens = [text or f"[EMPTY_{i}]" for i, text in enumerate(source.tokens)]
         self.size = len(self._tokens)
         vocab = dict(zip(self._tokens, range(self.size), strict=True))
         if len(vocab) != self.size:
@@ -45,7 +51,7 @@ class GGUFCodec:
         types = np.full(self.size, TokenType.NORMAL, np.int32)
         if source.token_types is not None:
             types[:] = source.token_types
-        self._plain, add_bos = self._encoder(source, vocab)
+        self._plain, add_bos = self._encoder(source, vocab, lazy=lazy)
         self.bos_id = self._default(source.bos_id, 1)
         self.eos_id = self._default(source.eos_id, 2)
         ends = (self.eos_id, source.eot_id, source.eom_id)
@@ -56,7 +62,9 @@ class GGUFCodec:
         self._prefix = self._added(source.add_bos, add_bos, self.bos_id, "bos")
         self._suffix = self._added(source.add_eos, False, self.eos_id, "eos")
 
-    def _encoder(self, source: GGUFTokenizer, vocab: dict[str, int]) -> tuple[_PlainEncoder, bool]:
+    def _encoder(
+        self, source: GGUFTokenizer, vocab: dict[str, int], *, lazy: bool
+    ) -> tuple[_PlainEncoder, bool]:
         """The encoder of plain text, and whether text starts with bos where the file does not say."""
         if self._scored:
             return self._scored_encoder(source, vocab), True
@@ -64,7 +72,7 @@ class GGUFCodec:
             raise ModelFormatError(self._path, "tokenizer.ggml.merges", "is missing")
         splitter = pre_tokenizer(source.pre)
         try:
-            return ByteLevelBPE(vocab, source.merges, splitter), splitter.add_bos
+            return ByteLevelBPE(vocab, source.merges, splitter, lazy=lazy), splitter.add_bos
         except ValueError as error:
             raise ModelFormatError(self._path, "tokenizer.ggml.merges", str(error)) from None
 
@@ -94,20 +102,27 @@ class GGUFCodec:
 
     def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """See `outpace.text.tokenizer.Tokenizer.encode`."""
+        pieces = self._special.split(text, parse_special=parse_special)
+        plain = iter(self._plain.encode(self._plain_texts(pieces)))
         ids = list(self._prefix) if add_special else []
-        after_special = True
-        for piece in self._special.split(text, parse_special=parse_special):
-            if isinstance(piece, int):
-                ids.append(piece)
-            elif self._scored:
-                lead = " " if self.strips_leading_space and after_special else ""
-                ids.extend(self._plain.encode((lead + piece).replace(" ", SPACE_MARK)))
-            else:
-                ids.extend(self._plain.encode(piece))
-            after_special = isinstance(piece, int)
+        for piece in pieces:
+            ids += [piece] if isinstance(piece, int) else next(plain)
         if add_special:
-            ids.extend(self._suffix)
+            ids += self._suffix
         return ids
+
+    def _plain_texts(self, pieces: Sequence[str | int]) -> list[str]:
+        """The texts among `pieces`, as the plain encoder reads them."""
+        if not self._scored:
+            return [piece for piece in pieces if isinstance(piece, str)]
+        texts: list[str] = []
+        after_special = True
+        for piece in pieces:
+            if isinstance(piece, str):
+                lead = " " if self.strips_leading_space and after_special else ""
+                texts.append((lead + piece).replace(" ", SPACE_MARK))
+            after_special = isinstance(piece, int)
+        return texts
 
     def token_id(self, text: str) -> int | None:
         """The id of the token with exactly this text, or None."""

@@ -162,6 +162,34 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert project["version"] == outpace.__version__
 
 
+def test_the_program_collects_cycles_when_a_verb_runs() -> None:
+    """The imports are made without; a server that never collected would grow."""
+    script = """
+import gc, sys
+import outpace.cli.main as program
+from outpace.__main__ import main
+program.main = lambda: print(gc.isenabled(), gc.get_freeze_count() > 1000)
+main()
+from outpace.cli.collector import paused_collector
+with paused_collector():
+    print(gc.isenabled())
+gc.disable()
+with paused_collector():
+    pass
+print(gc.isenabled())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=False, text=True, timeout=60
+    )
+    assert done.stdout.split() == ["True", "True", "False", "False"], done.stderr
+
+
+def test_it_is_also_a_module_to_run() -> None:
+    command = [sys.executable, "-m", "outpace", "--version"]
+    done = subprocess.run(command, capture_output=True, check=False, text=True, timeout=60)
+    assert done.stdout == f"outpace {outpace.__version__}\n", done.stderr
+
+
 def test_unwanted_verbs_are_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "outpace.cli.chat", raising=False)
     build_app("run")

@@ -17,6 +17,7 @@ from gguf_bytes import ARR, BOOL, F32, I32, STR, U8, U32, U64, File, Tensor, arr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from outpace import _native
 from outpace.errors import ModelFormatError, ModelNotFoundError, OutpaceError, UnsupportedModelError
 from outpace.models.checkpoint import open_checkpoint
 from outpace.models.ggml_types import GGML_TYPES
@@ -126,6 +127,43 @@ def test_a_header_longer_than_the_first_read(tmp_path: Path) -> None:
     metadata = read_gguf(write(tmp_path, file.to_bytes())).metadata
     assert metadata["general.long"] == long_text
     assert metadata["general.many"] == tokens
+
+
+LENGTHS = st.integers(0, 20) | st.sampled_from([2**32, 2**63, 2**64 - 8, 2**64 - 1])
+ITEMS = st.tuples(LENGTHS, st.binary(max_size=12) | st.text(max_size=6).map(str.encode))
+
+
+def split_in_python(data: bytes, at: int, count: int) -> tuple[list[str], int] | None:
+    strings: list[str] = []
+    for _ in range(count):
+        length = int.from_bytes(data[at : at + 8], "little")
+        end = at + 8 + length
+        if at + 8 > len(data) or end > len(data):
+            return None
+        try:
+            strings.append(data[at + 8 : end].decode())
+        except UnicodeDecodeError:
+            return None
+        at = end
+    return strings, at
+
+
+@given(st.lists(ITEMS, max_size=8), st.integers(0, 10), st.integers(0, 12), st.booleans())
+@settings(max_examples=500, deadline=None)
+def test_the_core_splits_strings_as_python_does(
+    items: list[tuple[int, bytes]], at: int, count: int, lies: bool
+) -> None:
+    pieces = [struct.pack("<Q", length if lies else len(text)) + text for length, text in items]
+    data = b"x" * at + b"".join(pieces)
+    assert _native.split_strings(data, at, count) == split_in_python(data, at, count)
+    assert _native.split_strings(data, at, len(items)) == split_in_python(data, at, len(items))
+
+
+def test_the_core_refuses_counts_and_places_beyond_the_data() -> None:
+    for at, count in ((0, 2**64 - 1), (0, 2**61), (17, 0), (2**64 - 1, 1), (9, 1)):
+        assert _native.split_strings(bytes(16), at, count) is None
+    assert _native.split_strings(bytes(16), 16, 0) == ([], 16)
+    assert _native.split_strings(bytes(16), 0, 2) == (["", ""], 16)
 
 
 def test_ggml_types_are_those_of_the_gguf_package() -> None:

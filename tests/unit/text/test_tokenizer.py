@@ -210,9 +210,10 @@ def test_unknown_algorithm_is_named() -> None:
         ({"add_eos": True}, "add_eos_token"),
     ],
 )
-def test_damaged_vocabularies(fields: dict[str, object], field: str) -> None:
+@pytest.mark.parametrize("lazy", [False, True])
+def test_damaged_vocabularies(fields: dict[str, object], field: str, *, lazy: bool) -> None:
     with pytest.raises(ModelFormatError) as caught:
-        tokenizer(source(["a", "b"], **fields))
+        tokenizer(source(["a", "b"], **fields), lazy=lazy)
     assert field in caught.value.field
     assert caught.value.path == str(PATH)
 

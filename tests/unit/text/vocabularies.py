@@ -54,8 +54,8 @@ def scored_source(
     )
 
 
-def tokenizer(made: GGUFTokenizer) -> Tokenizer:
-    return Tokenizer(GGUFCodec(made, PATH))
+def tokenizer(made: GGUFTokenizer, *, lazy: bool = False) -> Tokenizer:
+    return Tokenizer(GGUFCodec(made, PATH, lazy=lazy))
 
 
 def small_scored(**fields: Any) -> Tokenizer:
