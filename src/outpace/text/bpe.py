@@ -206,7 +206,7 @@ class ScoredBPE:
         return [self._encode(text) for text in texts]
 
     def _encode(self, text: str) -> list[int]:
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids = encode_with(self._tokenizer, text)
         size = self._size
         if not self._spellings or max(ids, default=0) < size:
             return ids
