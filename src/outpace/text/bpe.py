@@ -151,11 +151,16 @@ class ByteLevelBPE:
         return self._whole
 
     def _excerpt(self, texts: Sequence[str]) -> Tokenizer | None:
-        """An encoder of the tokens and merges that can occur in `texts`; None where that is no less work."""
+        """An encoder of the tokens and merges that can occur in `texts`; None where it might not be that.
+
+        So for a long prompt, and for a byte without a token: it is left out, and its neighbours may merge.
+        """
         if sum(map(len, texts)) > MAX_EXCERPT_CHARACTERS:
             return None
         pieces = {piece for text in texts for piece, _ in self._splitter.pre_tokenize_str(text)}
         if sum(len(piece) * (len(piece) + 1) // 2 for piece in pieces) > MAX_EXCERPT_PARTS:
+            return None
+        if not set[str]().union(*pieces) <= self._vocab.keys():
             return None
         parts = {piece[i:j] for piece in pieces for i, j in combinations(range(len(piece) + 1), 2)}
         vocab = {part: self._vocab[part] for part in parts if part in self._vocab}

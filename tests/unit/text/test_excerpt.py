@@ -127,6 +127,12 @@ def test_a_large_excerpt_is_not_made(texts: list[str], monkeypatch: pytest.Monke
     assert ids == bpe.ByteLevelBPE(letters(["a b"]), ["a b"], WORDS).encode(texts)
 
 
+def test_a_byte_without_a_token_does_not_part_its_neighbours() -> None:
+    for lazy in (False, True):
+        encoder = bpe.ByteLevelBPE({"a": 0, "aa": 1}, ["a a"], WORDS, lazy=lazy)
+        assert encoder.encode(["aea"]) == [[1]]
+
+
 def test_no_text_at_all() -> None:
     encoder = bpe.ByteLevelBPE(letters([]), [], WORDS, lazy=True)
     assert encoder.encode([]) == []
