@@ -63,8 +63,8 @@ ctest-aarch64:
 
 sanitize: $(STAMPS)/install  ## Native tests again, with the sanitizers of addresses, undefined behaviour and races
 	@mkdir -p $(SANITIZED_BUILD)
-	@if for kind in address,undefined thread; do \
-		echo 'int main() {}' | $${CXX:-c++} -fsanitize=$$kind -x c++ - -o $(SANITIZED_BUILD)/probe || exit 1; done; \
+	@if (for kind in address,undefined thread; do \
+		echo 'int main() {}' | $${CXX:-c++} -fsanitize=$$kind -x c++ - -o $(SANITIZED_BUILD)/probe || exit 1; done); \
 	then $(MAKE) --no-print-directory ctest-sanitized; \
 	else echo; echo "SKIPPED: sanitized tests: the compiler's libraries for -fsanitize are missing"; echo; fi
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #if defined(OUTPACE_SANITIZED)
-// Calls: a check for each load of each inlined copy takes compilers five times as long, and what one copy
+// Calls: a check for each load of each inlined copy takes compilers more than four times as long, and what one copy
 // checks another one does too.
 #define OUTPACE_INLINE static inline __attribute__((noinline))
 #else
