@@ -26,7 +26,7 @@ override PROMPT := $(value PROMPT)
 export MODEL PROMPT
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint ctest ctest-aarch64 sanitize pytest bench format wheel clean
+.PHONY: help run test lint ctest ctest-aarch64 sanitize ctest-sanitized pytest bench format wheel clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,7 +36,7 @@ help:  ## List the targets
 run: $(STAMPS)/install  ## Build, install, bring the default model and answer a prompt
 	@$(BIN)/outpace run --stats --model "$$MODEL" -- "$$PROMPT"
 
-test: lint ctest pytest  ## All that CI checks: linter, types, import rules, native and Python tests
+test: lint ctest sanitize pytest  ## All that CI checks: linter, types, import rules, native and Python tests
 
 lint: $(STAMPS)/lint $(STAMPS)/test  ## Linter, format, types and import rules
 	$(BIN)/ruff check .
@@ -62,6 +62,13 @@ ctest-aarch64:
 	ctest --test-dir $(AARCH64_BUILD) --output-on-failure --parallel 2
 
 sanitize: $(STAMPS)/install  ## Native tests again, with the sanitizers of addresses, undefined behaviour and races
+	@mkdir -p $(SANITIZED_BUILD)
+	@if (for kind in address,undefined thread; do \
+		echo 'int main() {}' | $${CXX:-c++} -fsanitize=$$kind -x c++ - -o $(SANITIZED_BUILD)/probe || exit 1; done); \
+	then $(MAKE) --no-print-directory ctest-sanitized; \
+	else echo; echo "SKIPPED: sanitized tests: the compiler's libraries for -fsanitize are missing"; echo; fi
+
+ctest-sanitized:
 	cmake -S . -B $(SANITIZED_BUILD) $(NATIVE_OPTIONS) -DOUTPACE_SANITIZE=ON
 	cmake --build $(SANITIZED_BUILD)
 	ctest --test-dir $(SANITIZED_BUILD) --output-on-failure

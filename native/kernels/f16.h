@@ -4,9 +4,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "inline.h"
+
 namespace outpace {
 
-static inline __attribute__((always_inline)) float f16_to_f32(uint16_t h) {
+OUTPACE_INLINE float f16_to_f32(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, rest = h & 0x7fff;
   uint32_t bits;
   if (rest >= 0x7c00) {
@@ -24,7 +26,7 @@ static inline __attribute__((always_inline)) float f16_to_f32(uint16_t h) {
 }
 
 // Rounds to nearest, ties to even; what is too large becomes infinite.
-static inline __attribute__((always_inline)) uint16_t f32_to_f16(float f) {
+OUTPACE_INLINE uint16_t f32_to_f16(float f) {
   uint32_t bits;
   std::memcpy(&bits, &f, 4);
   const uint32_t sign = bits >> 16 & 0x8000;

@@ -9,11 +9,10 @@
 #include <cstdint>
 #include <cstring>
 
+#include "inline.h"
 #include "tiles.h"
 
 namespace outpace::OUTPACE_TIER {
-
-#define OUTPACE_INLINE static inline __attribute__((always_inline))
 
 struct Lines {
   uint8x16_t v[4];

@@ -5,11 +5,10 @@
 #include <cstring>
 
 #include "f16.h"
+#include "inline.h"
 #include "tiles.h"
 
 namespace outpace::OUTPACE_TIER {
-
-#define OUTPACE_INLINE static inline __attribute__((always_inline))
 
 struct Lines {
   uint8_t v[64];

@@ -102,6 +102,7 @@ struct Random {
   static void name()
 
 int main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // a test that is ended from outside has said how far it came
   for (const check::Test& test : check::tests()) {
     if (argc > 1 && std::strstr(test.name, argv[1]) == nullptr) continue;
     const int64_t before = check::num_failures;
