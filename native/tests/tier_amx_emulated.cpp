@@ -24,3 +24,5 @@ const outpace::Kernels& amx_emulated_kernels() {
       outpace::OUTPACE_TIER::with_tiles(outpace::avx512vnni_kernels(), "amx-emulated");
   return table;
 }
+
+int64_t amx_emulated_products() { return amx_emulated_state::num_products; }
