@@ -45,6 +45,8 @@ class Forward {
   int64_t padded_vocab() const { return weights_.output.padded_rows(); }
 
  private:
+  static constexpr int64_t kAttentionRows = 16;  // of one unit at most
+
   // The tokens that a row sees, and where its results lie among the partial ones.
   struct Sight {
     int64_t begin, end;  // tokens
@@ -71,7 +73,10 @@ class Forward {
   void rotate_and_cache(int64_t index, const LayerWeights& w, int64_t row, const Row& at);
   void attend(int64_t index, const std::vector<Row>& rows);
   void attend_unit(int64_t index, const AttentionUnit& unit, const std::vector<Row>& rows);
-  void attend_chunk(AttentionTask& task, int64_t row, int64_t first_head, int64_t chunk);
+  AttentionTask chunk_task(int64_t index, int64_t kv_head, const Row& at, int64_t row, int64_t chunk);
+  int64_t partial_at(const Sight& sight, int64_t nth, int64_t first_head) const;
+  void place_results(AttentionTask& task, int64_t row, int64_t first_head, int64_t chunk, float* scratch);
+  void merge_chunk(const AttentionTask& task, int64_t row, int64_t first_head);
   void merge_row(int64_t row);
   void feed_forward(const LayerWeights& w, int64_t num_rows);
 

@@ -53,9 +53,8 @@ void Forward::rotate_and_cache(int64_t index, const LayerWeights& w, int64_t row
 // A unit is a few rows and one KV head; with few rows a part of the context too, so that all threads
 // have work. Chunks are merged in their order either way: the same bits.
 void Forward::plan_attention(const std::vector<Row>& rows) {
-  constexpr int64_t kRowsPerUnit = 16;
   const auto num_rows = static_cast<int64_t>(rows.size());
-  const bool split = num_rows * spec_.num_kv_heads < kRowsPerUnit * 4 * pool_.num_threads();
+  const bool split = num_rows * spec_.num_kv_heads < kAttentionRows * 4 * pool_.num_threads();
   units_.clear();
   sights_.clear();
   int64_t partials = 0;
@@ -71,7 +70,7 @@ void Forward::plan_attention(const std::vector<Row>& rows) {
     const auto request = [&](int64_t r) { return rows[static_cast<size_t>(r)].request; };
     const auto sight = [&](int64_t r) -> const Sight& { return sights_[static_cast<size_t>(r)]; };
     int64_t from = sight(first).first_chunk(), to = sight(first).last_chunk();
-    for (last = first; last + 1 < std::min(num_rows, first + kRowsPerUnit); ++last) {
+    for (last = first; last + 1 < std::min(num_rows, first + kAttentionRows); ++last) {
       if (request(last + 1) != request(first)) break;
       from = std::min(from, sight(last + 1).first_chunk());
       to = std::max(to, sight(last + 1).last_chunk());
@@ -98,37 +97,44 @@ void Forward::attend(int64_t index, const std::vector<Row>& rows) {
   });
 }
 
-// Chunk by chunk, so that a chunk's keys and values are still in the nearest cache for the next row.
+// Chunk by chunk, and there all rows that see it: its keys and values are in the nearest cache for them.
 void Forward::attend_unit(int64_t index, const AttentionUnit& unit, const std::vector<Row>& rows) {
-  AttentionTask task{};
-  task.layout = &cache_.layout;
-  task.blocks = cache_.head(index, unit.kv_head);
-  task.block_stride = cache_.block_stride();
-  task.num_heads = group_heads_;
-  task.softcap = spec_.attention_softcap;
+  AttentionTask tasks[kAttentionRows];
+  int64_t seeing[kAttentionRows];  // rows
+  float* scratch = scratch_[static_cast<size_t>(pool_.thread_index())].data();
+  const int64_t first_head = unit.kv_head * group_heads_;
   for (int64_t chunk = unit.first_chunk; chunk <= unit.last_chunk; ++chunk) {
+    int64_t count = 0;
     for (int64_t row = unit.first_row; row <= unit.last_row; ++row) {
       const Sight& sight = sights_[static_cast<size_t>(row)];
       if (chunk < sight.first_chunk() || chunk > sight.last_chunk()) continue;
-      task.block_table = rows[static_cast<size_t>(row)].block_table;
-      task.next_blocks = task.block_table + (chunk + 1) * kBlocksPerChunk;
-      const int64_t blocks_left = (sight.end + kBlockSize - 1) / kBlockSize - (chunk + 1) * kBlocksPerChunk;
-      task.num_next_blocks = row == unit.first_row ? std::clamp<int64_t>(blocks_left, 0, kBlocksPerChunk) : 0;
-      attend_chunk(task, row, unit.kv_head * group_heads_, chunk);
+      tasks[count] = chunk_task(index, unit.kv_head, rows[static_cast<size_t>(row)], row, chunk);
+      place_results(tasks[count], row, first_head, chunk,
+                    scratch + count * group_heads_ * (padded_head_dim_ + 2));
+      if (row > unit.first_row) tasks[count].num_next_blocks = 0;  // they are fetched once
+      seeing[count++] = row;
     }
+    if (count > 0) kernels_.attend_rows(tasks, count);
+    for (int64_t i = 0; i < count; ++i) merge_chunk(tasks[i], seeing[i], first_head);
   }
 }
 
-// One row's heads over one chunk: into a place of its own, or merged into that of the chunks before.
-void Forward::attend_chunk(AttentionTask& task, int64_t row, int64_t first_head, int64_t chunk) {
+// What a row's heads of one KV head read of a chunk.
+AttentionTask Forward::chunk_task(int64_t index, int64_t kv_head, const Row& at, int64_t row, int64_t chunk) {
   const Sight& sight = sights_[static_cast<size_t>(row)];
-  const int64_t nth = chunk - sight.first_chunk(), head = row * spec_.num_heads + first_head;
-  const bool merge = sight.num_partials == 1 && nth > 0;
-  const int64_t at = (sight.partial + (sight.num_partials == 1 ? 0 : nth)) * spec_.num_heads + first_head;
-  float* out = partial_.data() + at * padded_head_dim_;
-  float* scratch = scratch_[static_cast<size_t>(pool_.thread_index())].data();
+  const int64_t head = row * spec_.num_heads + kv_head * group_heads_;
+  const int64_t blocks_left = (sight.end + kBlockSize - 1) / kBlockSize - (chunk + 1) * kBlocksPerChunk;
+  AttentionTask task{};
+  task.layout = &cache_.layout;
+  task.blocks = cache_.head(index, kv_head);
+  task.block_stride = cache_.block_stride();
+  task.block_table = at.block_table;
   task.begin = std::max(sight.begin, chunk * kAttentionChunk);
   task.end = std::min(sight.end, (chunk + 1) * kAttentionChunk);
+  task.next_blocks = task.block_table + (chunk + 1) * kBlocksPerChunk;
+  task.num_next_blocks = std::clamp<int64_t>(blocks_left, 0, kBlocksPerChunk);
+  task.num_heads = group_heads_;
+  task.softcap = spec_.attention_softcap;
   task.query = query_.data() + head * padded_head_dim_;
   if (cache_.layout.int8) {
     task.query_high = query_high_.data() + head * padded_head_dim_;
@@ -136,11 +142,33 @@ void Forward::attend_chunk(AttentionTask& task, int64_t row, int64_t first_head,
     task.query_unit = query_unit_.data() + head;
     task.query_sum = query_sum_.data() + head;
   }
-  task.out = merge ? scratch : out;
+  return task;
+}
+
+// Where a row keeps the results of its nth chunk: all in one place if they are merged as they come.
+int64_t Forward::partial_at(const Sight& sight, int64_t nth, int64_t first_head) const {
+  return (sight.partial + (sight.num_partials == 1 ? 0 : nth)) * spec_.num_heads + first_head;
+}
+
+// A chunk's results go to a place of their own, or to `scratch` if those of the chunks before take them in.
+void Forward::place_results(AttentionTask& task, int64_t row, int64_t first_head, int64_t chunk,
+                            float* scratch) {
+  const Sight& sight = sights_[static_cast<size_t>(row)];
+  const int64_t nth = chunk - sight.first_chunk(), at = partial_at(sight, nth, first_head);
+  const bool merge = sight.num_partials == 1 && nth > 0;
+  task.out = merge ? scratch : partial_.data() + at * padded_head_dim_;
   task.max = merge ? scratch + group_heads_ * padded_head_dim_ : partial_max_.data() + at;
   task.sum = merge ? task.max + group_heads_ : partial_sum_.data() + at;
-  kernels_.attend(task);
-  for (int64_t h = 0; merge && h < group_heads_; ++h) {
+}
+
+// Takes in what lies in scratch.
+void Forward::merge_chunk(const AttentionTask& task, int64_t row, int64_t first_head) {
+  const Sight& sight = sights_[static_cast<size_t>(row)];
+  const int64_t nth = task.begin / kAttentionChunk - sight.first_chunk();
+  if (sight.num_partials > 1 || nth == 0) return;
+  const int64_t at = partial_at(sight, nth, first_head);
+  float* out = partial_.data() + at * padded_head_dim_;
+  for (int64_t h = 0; h < group_heads_; ++h) {
     kernels_.merge_attention(out + h * padded_head_dim_, &partial_max_[static_cast<size_t>(at + h)],
                              &partial_sum_[static_cast<size_t>(at + h)], task.out + h * padded_head_dim_,
                              task.max[h], task.sum[h], padded_head_dim_);

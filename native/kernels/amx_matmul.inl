@@ -146,12 +146,4 @@ int64_t tile_peak(int64_t rounds) {
   return rounds * 4 * kTileRows * 64 * kStrip;
 }
 
-// The table of `vnni`, but for the matrix product.
-Kernels with_tiles(Kernels vnni, const char* name) {
-  vnni.name = name;
-  vnni.dot_peak = tile_peak;
-  vnni.matmul_strip = matmul_strip_tiles;
-  return vnni;
-}
-
 }  // namespace outpace::OUTPACE_TIER

@@ -89,6 +89,10 @@ void attend(const AttentionTask& t) {
   }
 }
 
+void attend_rows(const AttentionTask* tasks, int64_t num_tasks) {
+  for (int64_t i = 0; i < num_tasks; ++i) attend(tasks[i]);
+}
+
 void write_kv(const KVLayout& kv, uint8_t* block, int64_t slot, const float* k, const float* v) {
   if (kv.int8) {
     write_kv_int8(kv, block, slot, k, v);

@@ -79,6 +79,9 @@ struct Kernels {
   // One query head as AttentionTask wants it; n: head_dim.
   void (*quantize_query)(const float* x, int64_t n, int8_t* high, int8_t* low, float* unit, int32_t* sum);
   void (*attend)(const AttentionTask& task);
+  // The same for rows (at least one) whose tasks are of one KV head and one chunk: they differ in begin, end,
+  // block_table, query and results alone. The next chunk is fetched for the first of them.
+  void (*attend_rows)(const AttentionTask* tasks, int64_t num_tasks);
   // acc, acc_max, acc_sum take in another chunk's result; n: head_dim.
   void (*merge_attention)(float* acc, float* acc_max, float* acc_sum, const float* out, float max, float sum,
                           int64_t n);

@@ -33,6 +33,7 @@ constexpr Kernels kTable = {
     .write_kv = write_kv,
     .quantize_query = quantize_query,
     .attend = attend,
+    .attend_rows = attend_rows,
     .merge_attention = merge_attention,
     .argmax = argmax,
     .log_sum_exp = log_sum_exp,

@@ -2,6 +2,7 @@
 #include "simd_avx512.h"
 
 #include "amx_tiles.h"
+#include "f16.h"
 #include "kernels.h"
 
 namespace outpace::OUTPACE_TIER {
@@ -9,8 +10,13 @@ constexpr int kMaxRows = 16;  // rows whose accumulators fit the registers
 }  // namespace outpace::OUTPACE_TIER
 
 #include "matmul.inl"
+#include "rows.inl"
+
+#include "attention.inl"
 
 #include "amx_matmul.inl"
+
+#include "amx_attention.inl"
 
 const outpace::Kernels& outpace::amx_kernels() {
   static const Kernels table = OUTPACE_TIER::with_tiles(avx512vnni_kernels(), "amx");

@@ -25,6 +25,8 @@ struct State {
   Tile tiles[8];
 };
 
+inline thread_local int64_t num_products = 0;  // of tiles, since the thread's start
+
 inline State& state() {
   static thread_local State tiles;
   return tiles;
@@ -60,6 +62,7 @@ void dot(int sum, int a, int b, const Weight& weight) {
     require(state().tiles[tile].defined, "a tile that was never filled");
     require(state().config.row_bytes[tile] % 4 == 0, "a row that is not of whole 32-bit words");
   }
+  ++num_products;
   const outpace::TileConfig& config = state().config;
   require(sum != a && sum != b && a != b, "one tile in two places");
   require(config.rows[sum] == config.rows[a], "rows of the sums and of A");

@@ -163,11 +163,8 @@ inline IntegerQuery quantize(const Kernels& kernels, const float* rows, int64_t 
 }
 
 // The query is given in the cache's own format alone.
-inline Result attend_chunk(Context& c, const Kernels& kernels, const Query& q, int64_t begin, int64_t end,
-                           int64_t first_head, int64_t heads) {
-  Result r(heads, c.padded());
-  const float* rows = q.rows.data() + first_head * c.padded();
-  const IntegerQuery integers = quantize(kernels, rows, heads, c.padded());
+inline outpace::AttentionTask task_of(Context& c, const float* rows, IntegerQuery& integers, int64_t begin,
+                                      int64_t end, Result& r) {
   outpace::AttentionTask task{};
   task.layout = &c.layout;
   task.blocks = c.cache.data() + c.layout.bytes;
@@ -178,7 +175,7 @@ inline Result attend_chunk(Context& c, const Kernels& kernels, const Query& q, i
   task.next_blocks = task.block_table + (begin / outpace::kAttentionChunk + 1) * kBlocksPerChunk;
   task.num_next_blocks =
       std::clamp<int64_t>(c.table.data() + c.table.size() - task.next_blocks, 0, kBlocksPerChunk);
-  task.num_heads = heads;
+  task.num_heads = static_cast<int64_t>(r.max.size());
   if (c.layout.int8) {
     task.query_high = integers.high.data();
     task.query_low = integers.low.data();
@@ -187,10 +184,19 @@ inline Result attend_chunk(Context& c, const Kernels& kernels, const Query& q, i
   } else {
     task.query = rows;
   }
-  task.softcap = q.softcap;
   task.out = r.out.data();
   task.max = r.max.data();
   task.sum = r.sum.data();
+  return task;
+}
+
+inline Result attend_chunk(Context& c, const Kernels& kernels, const Query& q, int64_t begin, int64_t end,
+                           int64_t first_head, int64_t heads) {
+  Result r(heads, c.padded());
+  const float* rows = q.rows.data() + first_head * c.padded();
+  IntegerQuery integers = quantize(kernels, rows, heads, c.padded());
+  outpace::AttentionTask task = task_of(c, rows, integers, begin, end, r);
+  task.softcap = q.softcap;
   kernels.attend(task);
   return r;
 }

@@ -3,6 +3,7 @@
 #include "kernels/simd_avx512.h"
 
 #include "amx_emulated_tiles.h"
+#include "kernels/f16.h"
 #include "kernels/kernels.h"
 
 namespace outpace::OUTPACE_TIER {
@@ -10,11 +11,18 @@ constexpr int kMaxRows = 16;
 }  // namespace outpace::OUTPACE_TIER
 
 #include "kernels/matmul.inl"
+#include "kernels/rows.inl"
+
+#include "kernels/attention.inl"
 
 #include "kernels/amx_matmul.inl"
+
+#include "kernels/amx_attention.inl"
 
 const outpace::Kernels& amx_emulated_kernels() {
   static const outpace::Kernels table =
       outpace::OUTPACE_TIER::with_tiles(outpace::avx512vnni_kernels(), "amx-emulated");
   return table;
 }
+
+int64_t amx_emulated_products() { return amx_emulated_state::num_products; }

@@ -8,6 +8,7 @@
 
 #if defined(OUTPACE_AMX_EMULATED)
 const outpace::Kernels& amx_emulated_kernels();
+int64_t amx_emulated_products();  // tile products that they took on this thread so far
 #endif
 
 namespace check {

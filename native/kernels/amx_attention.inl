@@ -1,0 +1,288 @@
+// Attention of many rows over int8 keys and values with tiles: 16 (row, head) pairs at a time.
+//
+// A dot-product line of keys (16 tokens x 4 channels) or of values (16 channels x 4 tokens) is a row of a B
+// tile as it lies in the cache; the planes of the queries, and later of the softmax weights, are the A tiles.
+// All floats are computed by the functions of attention_int8.inl, so the bits are those of `attend`.
+//
+// Per 16 pairs and 128 tokens, head_dim d = 64. Bytes: 16 kB of keys and values, 2 kB of queries, 8 kB of
+// scores, 4 kB of weights, all in the first-level cache. Cycles, counted and not timed on hardware:
+//
+//   16 d / 64 tile products of scores       256   tile unit, 16 cycles each
+//   16 d / 64 tile products of values       256   tile unit
+//   load 16 + 24 d / 64 tiles and 16        448   load ports, 8 cycles a tile
+//   store 16 + d / 8 tiles of sums          384   store port, 16 cycles a tile
+//   sums to scores and outputs: 192 x 5     480   vector ports, two a cycle
+//   softmax, integer weights: 128 x 50     3200   vector ports
+//   copy the values: 2 d lines              128   load and store ports, once for all pairs
+//
+// The softmax is what limits, and the rest hides behind it only in part: the products of the next pairs are
+// not started before the softmax of these. With VNNI the products alone take 8192 cycles at one a cycle.
+
+namespace outpace::OUTPACE_TIER {
+
+// Pairs from which tiles are used. With 8 a tile product takes 8 cycles: 256 a chunk at d = 64, as much again
+// for its loads and stores, and 400 for the tile configuration and the copied values, where the products of
+// 8 pairs take VNNI 2048 to 4096. With fewer pairs the tiles might still win, but not by much.
+constexpr int64_t kTilesFromPairs = 8;
+
+constexpr int kBlocksPerChunk = kAttentionChunk / kBlockTokens;
+constexpr int64_t kTileDepth = 64;  // channels or tokens of an A tile
+
+// The rows of a call and the tokens that any of them sees.
+struct ChunkOfRows {
+  const AttentionTask* tasks;
+  int64_t num_pairs, begin, end;  // tokens; begin is the first of a tile
+  int32_t blocks[kBlocksPerChunk];
+
+  const AttentionTask& row(int64_t pair) const { return tasks[pair / tasks->num_heads]; }
+  int64_t head(int64_t pair) const { return pair % tasks->num_heads; }
+  const uint8_t* block(int64_t token) const {
+    return tasks->blocks + blocks[token % kAttentionChunk / kBlockTokens] * tasks->block_stride;
+  }
+  int64_t num_tiles() const { return (end - begin + kTileTokens - 1) / kTileTokens; }
+  int64_t depth() const { return (tasks->layout->head_dim + kTileDepth - 1) / kTileDepth * kTileDepth; }
+};
+
+// False if rows disagree about a block, as they do where drafts branch, or no row sees one in the middle.
+inline bool find_blocks(ChunkOfRows& chunk, int64_t num_tasks) {
+  chunk.begin = chunk.tasks->begin;
+  chunk.end = chunk.tasks->end;
+  for (int32_t& block : chunk.blocks) block = -1;
+  for (int64_t i = 0; i < num_tasks; ++i) {
+    const AttentionTask& t = chunk.tasks[i];
+    if (t.begin < chunk.begin) chunk.begin = t.begin;
+    if (t.end > chunk.end) chunk.end = t.end;
+    for (int64_t at = t.begin / kBlockTokens; at <= (t.end - 1) / kBlockTokens; ++at) {
+      int32_t& block = chunk.blocks[at % kBlocksPerChunk];
+      if (block < 0) block = t.block_table[at];
+      if (block != t.block_table[at]) return false;
+    }
+  }
+  chunk.begin = chunk.begin / kTileTokens * kTileTokens;
+  for (int64_t at = chunk.begin / kBlockTokens; at <= (chunk.end - 1) / kBlockTokens; ++at) {
+    if (chunk.blocks[at % kBlocksPerChunk] < 0) return false;
+  }
+  return true;
+}
+
+// 16 pairs or fewer on their way through the tiles. What lies in the lines of pairs from `count` on counts
+// for nothing. Positions are those of tokens, counted from the chunk's begin.
+struct Pairs {
+  int64_t first, count;
+  alignas(64) int8_t query_high[kTileRows * kMaxHeadDim], query_low[kTileRows * kMaxHeadDim];  // [][depth]
+  alignas(64) float scores[kTileRows][kAttentionChunk];
+  IntegerWeights weights[kTileRows];
+  float weight_unit[kTileRows];
+};
+
+// The value scales of the row that is at hand: pairs come row by row.
+struct RowScales {
+  const AttentionTask* row = nullptr;
+  alignas(64) float scales[kAttentionChunk];
+  float unit;
+};
+
+// Tiles 0, 1: the high and the low plane of the pairs; 2, 3: bytes of the cache; 4, 5 and 6, 7: their sums.
+inline TileConfig attention_config(int64_t pairs) {
+  TileConfig config;
+  for (int i = 0; i < 2; ++i) {
+    config.set(i, pairs, kTileDepth);
+    config.set(2 + i, kTileDepth / 4, 64);
+    config.set(4 + i, pairs, 64);
+    config.set(6 + i, pairs, 64);
+  }
+  return config;
+}
+
+// Two planes of the pairs, `stride` bytes from one pair to the next.
+struct PairPlanes {
+  const int8_t *high, *low;
+  int64_t stride;
+};
+
+// Bytes of the cache as B tiles: lines `stride` bytes apart, tiles of one sum `step` bytes apart.
+struct CacheBytes {
+  const uint8_t* first;
+  int64_t stride, step;
+};
+
+template <int I>
+OUTPACE_INLINE void add_products(const CacheBytes& bytes, int64_t step) {
+  load_tile<2 + I>(bytes.first + step * bytes.step, bytes.stride);
+  dot_tiles_unsigned<4 + 2 * I, 0, 2 + I>();
+  dot_tiles_unsigned<5 + 2 * I, 1, 2 + I>();
+}
+
+// The planes of all pairs times N x 16 columns of bytes. sums: [N][high, low][pair][16]
+template <int N>
+OUTPACE_INLINE void multiply_planes(const PairPlanes& planes, const CacheBytes (&bytes)[N], int64_t steps,
+                                    int32_t (&sums)[N][2][kTileRows * 16]) {
+  zero_tile<4>();
+  zero_tile<5>();
+  if constexpr (N == 2) zero_tile<6>();
+  if constexpr (N == 2) zero_tile<7>();
+  for (int64_t step = 0; step < steps; ++step) {
+    load_tile<0>(planes.high + step * kTileDepth, planes.stride);
+    load_tile<1>(planes.low + step * kTileDepth, planes.stride);
+    add_products<0>(bytes[0], step);
+    if constexpr (N == 2) add_products<1>(bytes[1], step);
+  }
+  store_tile<4>(sums[0][0], 64);
+  store_tile<5>(sums[0][1], 64);
+  if constexpr (N == 2) store_tile<6>(sums[1][0], 64);
+  if constexpr (N == 2) store_tile<7>(sums[1][1], 64);
+}
+
+// Beside one another and padded with zeros to whole tiles. What the last tile of keys then reads beyond its
+// lines lies in the same block, as at most 12 lines can be missing, and is multiplied by these zeros.
+inline void gather_queries(const ChunkOfRows& chunk, Pairs& pairs) {
+  const int64_t head_dim = chunk.tasks->layout->head_dim, depth = chunk.depth();
+  for (int64_t p = 0; p < pairs.count; ++p) {
+    const AttentionTask& t = chunk.row(pairs.first + p);
+    const int64_t from = chunk.head(pairs.first + p) * head_dim;
+    for (int64_t c = 0; c < head_dim; c += 16) {
+      std::memcpy(pairs.query_high + p * depth + c, t.query_high + from + c, 16);
+      std::memcpy(pairs.query_low + p * depth + c, t.query_low + from + c, 16);
+    }
+    for (int64_t c = head_dim; c < depth; c += 16) {
+      std::memset(pairs.query_high + p * depth + c, 0, 16);
+      std::memset(pairs.query_low + p * depth + c, 0, 16);
+    }
+  }
+}
+
+// As scores_int8: the scores of N tiles of 16 tokens from `token` on, for all pairs.
+template <int N>
+void score_tokens(const ChunkOfRows& chunk, Pairs& pairs, int64_t token) {
+  alignas(64) int32_t sums[N][2][kTileRows * 16];
+  CacheBytes keys[N];
+  const float* scales[N];
+  const KVLayout& kv = *chunk.tasks->layout;
+  for (int i = 0; i < N; ++i) {
+    const int64_t first = token + i * kTileTokens, half = first % kBlockTokens / kTileTokens;
+    const uint8_t* block = chunk.block(first);
+    keys[i] = {block + half * kTileTokens * kv.head_dim, 64, 16 * kTileDepth};
+    scales[i] = reinterpret_cast<const float*>(block + kv.key_scale_offset) + half * kTileTokens;
+    if (pairs.first == 0) fetch_next_tile(*chunk.tasks, first);
+  }
+  const int64_t depth = chunk.depth();
+  multiply_planes<N>({pairs.query_high, pairs.query_low, depth}, keys, depth / kTileDepth, sums);
+  for (int64_t p = 0; p < pairs.count; ++p) {
+    const AttentionTask& t = chunk.row(pairs.first + p);
+    const int64_t head = chunk.head(pairs.first + p);
+    for (int i = 0; i < N; ++i) {
+      const Ints total =
+          planes_total(load_ints(sums[i][0] + p * 16), load_ints(sums[i][1] + p * 16), t.query_sum[head]);
+      store(pairs.scores[p] + token - chunk.begin + i * kTileTokens,
+            mul(to_floats(total), mul(load_floats(scales[i]), set_floats(t.query_unit[head]))));
+    }
+  }
+}
+
+// Tiles before a row's own first one add zeros to what softmax_chunk sums, lane by lane: the same bits.
+inline void set_row(const ChunkOfRows& chunk, const AttentionTask& t, RowScales& at) {
+  const int64_t tile_begin = t.begin / kTileTokens * kTileTokens;
+  for (int64_t i = 0; i < tile_begin - chunk.begin; ++i) at.scales[i] = 0.0f;
+  at.unit = scale_values(t, tile_begin, at.scales + tile_begin - chunk.begin);
+  at.row = &t;
+}
+
+// Scores to integer weights: 0 for tokens that a row does not see, up to the end of the last tile.
+inline void weigh_scores(const ChunkOfRows& chunk, Pairs& pairs, RowScales& at) {
+  const int64_t padded = chunk.num_tiles() * kTileTokens, whole = (padded + kTileDepth - 1) / kTileDepth;
+  for (int64_t p = 0; p < pairs.count; ++p) {
+    const AttentionTask& t = chunk.row(pairs.first + p);
+    const int64_t head = chunk.head(pairs.first + p), last = t.end - chunk.begin;
+    if (at.row != &t) set_row(chunk, t, at);
+    softmax_chunk(pairs.scores[p], t.begin - chunk.begin, last, t.softcap, t.max[head], t.sum[head]);
+    IntegerWeights& weights = pairs.weights[p];
+    quantize_weights_of(pairs.scores[p], at.scales, last, weights);
+    for (int64_t i = (last + 15) / 16 * 16; i < whole * kTileDepth; i += 16) {
+      std::memset(weights.high + i, 0, 16);
+      std::memset(weights.low + i, 0, 16);
+    }
+    pairs.weight_unit[p] = at.unit;
+  }
+}
+
+// As values_int8: N groups of 16 channels from `channel` on, for all pairs. values: [tokens / 4][head_dim][4]
+template <int N>
+void sum_values(const ChunkOfRows& chunk, const Pairs& pairs, const uint8_t* values, int64_t channel) {
+  alignas(64) int32_t sums[N][2][kTileRows * 16];
+  CacheBytes bytes[N];
+  const int64_t head_dim = chunk.tasks->layout->head_dim,
+                steps = (chunk.num_tiles() * kTileTokens + kTileDepth - 1) / kTileDepth;
+  for (int i = 0; i < N; ++i) {
+    bytes[i] = {values + 4 * (channel + 16 * i), 4 * head_dim, kTileDepth * head_dim};
+  }
+  multiply_planes<N>({pairs.weights[0].high, pairs.weights[0].low, sizeof(IntegerWeights)}, bytes, steps,
+                     sums);
+  for (int64_t p = 0; p < pairs.count; ++p) {
+    float* out = chunk.row(pairs.first + p).out + chunk.head(pairs.first + p) * head_dim + channel;
+    for (int i = 0; i < N; ++i) {
+      const Ints total =
+          planes_total(load_ints(sums[i][0] + p * 16), load_ints(sums[i][1] + p * 16), pairs.weights[p].sum);
+      store(out + 16 * i, mul(to_floats(total), set_floats(pairs.weight_unit[p])));
+    }
+  }
+}
+
+// The chunk's values in one piece, so that a tile takes 64 tokens and not the 32 of a block; zeros fill the
+// last tile. values: [tokens / 4][head_dim][4]
+inline void gather_values(const ChunkOfRows& chunk, uint8_t* values) {
+  const KVLayout& kv = *chunk.tasks->layout;
+  const int64_t bytes = kTileTokens * kv.head_dim, tiles = chunk.num_tiles();
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t token = chunk.begin + i * kTileTokens;
+    std::memcpy(values + i * bytes, chunk.block(token) + kv.value_offset + token % kBlockTokens * kv.head_dim,
+                static_cast<size_t>(bytes));
+  }
+  constexpr int64_t kTilesDeep = kTileDepth / kTileTokens;
+  const int64_t missing = (kTilesDeep - tiles % kTilesDeep) % kTilesDeep;
+  std::memset(values + tiles * bytes, 0, static_cast<size_t>(missing * bytes));
+}
+
+inline void attend_pairs(const ChunkOfRows& chunk, Pairs& pairs, RowScales& at, const uint8_t* values) {
+  gather_queries(chunk, pairs);
+  const int64_t end = chunk.begin + chunk.num_tiles() * kTileTokens, head_dim = chunk.tasks->layout->head_dim;
+  int64_t token = chunk.begin;
+  for (; token + 2 * kTileTokens <= end; token += 2 * kTileTokens) score_tokens<2>(chunk, pairs, token);
+  if (token < end) score_tokens<1>(chunk, pairs, token);
+  weigh_scores(chunk, pairs, at);
+  int64_t channel = 0;
+  for (; channel + 32 <= head_dim; channel += 32) sum_values<2>(chunk, pairs, values, channel);
+  if (channel < head_dim) sum_values<1>(chunk, pairs, values, channel);
+}
+
+// Pairs in even blocks, so that one tile configuration serves them all.
+void attend_rows_tiles(const AttentionTask* tasks, int64_t num_tasks) {
+  ChunkOfRows chunk;
+  chunk.tasks = tasks;
+  chunk.num_pairs = num_tasks * tasks->num_heads;
+  if (!tasks->layout->int8 || chunk.num_pairs < kTilesFromPairs || !find_blocks(chunk, num_tasks)) {
+    return attend_rows(tasks, num_tasks);
+  }
+  alignas(64) uint8_t values[kAttentionChunk * kMaxHeadDim];
+  gather_values(chunk, values);
+  Pairs pairs;
+  RowScales at;
+  const int64_t height = RowBlocks(chunk.num_pairs).height;
+  configure_tiles(attention_config(height));
+  for (int64_t first = 0; first < chunk.num_pairs; first += height) {
+    pairs.first = first;
+    pairs.count = chunk.num_pairs - first < height ? chunk.num_pairs - first : height;
+    attend_pairs(chunk, pairs, at, values);
+  }
+  release_tiles();
+}
+
+// The table of `vnni`, but for the matrix product and the attention of many rows.
+Kernels with_tiles(Kernels vnni, const char* name) {
+  vnni.name = name;
+  vnni.dot_peak = tile_peak;
+  vnni.matmul_strip = matmul_strip_tiles;
+  vnni.attend_rows = attend_rows_tiles;
+  return vnni;
+}
+
+}  // namespace outpace::OUTPACE_TIER
