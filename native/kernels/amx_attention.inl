@@ -16,13 +16,15 @@
 //   copy the values: 2 d lines              128   load and store ports, once for all pairs
 //
 // The softmax is what limits: `attend` takes as long for it, and 8192 cycles for the products at one a cycle.
-// Not done: the products of the next pairs are not started before the softmax of these, so the tile unit waits.
+// Not done: the products of the next pairs are not started before the softmax of these, so the tile unit
+// waits.
 
 namespace outpace::OUTPACE_TIER {
 
-// Pairs from which tiles are used. With 8 a tile product takes 8 cycles: 256 a chunk at d = 64, 384 for loads and
-// stores, and what does not shrink with the pairs, 128 for the copied values and the tile configuration, taken
-// for 300; VNNI takes 2048 to 4096. With fewer pairs tiles may win still, but less than a wrong guess would lose.
+// Pairs from which tiles are used. With 8 a tile product takes 8 cycles: 256 a chunk at d = 64, 384 for loads
+// and stores, and what does not shrink with the pairs, 128 for the copied values and the tile configuration,
+// taken for 300; VNNI takes 2048 to 4096. With fewer pairs tiles may win still, but less than a wrong guess
+// would lose.
 constexpr int64_t kTilesFromPairs = 8;
 
 constexpr int kBlocksPerChunk = kAttentionChunk / kBlockTokens;
