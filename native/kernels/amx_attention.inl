@@ -9,20 +9,22 @@
 //
 //   16 d / 64 tile products of scores       256   tile unit, 16 cycles each
 //   16 d / 64 tile products of values       256   tile unit
-//   load 16 + 24 d / 64 tiles and 16        448   load ports, 8 cycles a tile
-//   store 16 + d / 8 tiles of sums          384   store port, 16 cycles a tile
+//   load 32 d / 64 tiles                    256   load ports, 8 cycles each
+//   store 16 + d / 8 tiles of sums          384   store port, 16 cycles each
 //   sums to scores and outputs: 192 x 5     480   vector ports, two a cycle
 //   softmax, integer weights: 128 x 50     3200   vector ports
 //   copy the values: 2 d lines              128   load and store ports, once for all pairs
 //
-// The softmax is what limits, and the rest hides behind it only in part: the products of the next pairs are
-// not started before the softmax of these. With VNNI the products alone take 8192 cycles at one a cycle.
+// The softmax is what limits: `attend` takes as long for it, and 8192 cycles for the products at one a cycle.
+// Not done: the products of the next pairs are not started before the softmax of these, so the tile unit
+// waits.
 
 namespace outpace::OUTPACE_TIER {
 
-// Pairs from which tiles are used. With 8 a tile product takes 8 cycles: 256 a chunk at d = 64, as much again
-// for its loads and stores, and 400 for the tile configuration and the copied values, where the products of
-// 8 pairs take VNNI 2048 to 4096. With fewer pairs the tiles might still win, but not by much.
+// Pairs from which tiles are used. With 8 a tile product takes 8 cycles: 256 a chunk at d = 64, 384 for loads
+// and stores, and what does not shrink with the pairs, 128 for the copied values and the tile configuration,
+// taken for 300; VNNI takes 2048 to 4096. With fewer pairs tiles may win still, but less than a wrong guess
+// would lose.
 constexpr int64_t kTilesFromPairs = 8;
 
 constexpr int kBlocksPerChunk = kAttentionChunk / kBlockTokens;

@@ -1,0 +1,83 @@
+// The forward pass gives the same bits on every tier, the emulated tiles among them, however a prompt is cut
+// into steps, with rows that take the attention of a chunk together.
+#include "forward.h"
+#include "tiers.h"
+#include "tiny_model.h"
+
+namespace {
+
+using outpace::Kernels;
+
+constexpr int32_t kTokens = 250;
+
+// Five heads a KV head: odd blocks of (row, head) pairs.
+outpace::ModelSpec spec_of(int64_t sliding_window) {
+  outpace::ModelSpec s = tiny::spec();
+  s.num_heads = 10;
+  s.sliding_window = sliding_window;
+  return s;
+}
+
+// The logits of the last token, the prompt in steps of `rows` tokens.
+std::vector<float> last_logits(const outpace::ModelSpec& spec, const tiny::File& file, const Kernels& kernels,
+                               int threads, int64_t rows_per_step) {
+  outpace::Options options;
+  options.num_blocks = tiny::kBlocks;
+  outpace::ThreadPool pool(threads);
+  const outpace::Weights weights = outpace::Weights::load(spec, file.tensors(), options.weight_format,
+                                                          options.packed, kernels, pool, nullptr);
+  outpace::KVCache cache(spec, options);
+  outpace::Forward forward(spec, weights, cache, kernels, pool);
+  const int32_t table[tiny::kBlocks] = {5, 2, 7, 0, 1, 6, 3, 4};
+  int64_t last = 0;
+  for (int64_t at = 0; at < kTokens; at += rows_per_step) {
+    std::vector<outpace::Row> rows;
+    std::vector<int32_t> ids;
+    for (int64_t t = at; t < std::min<int64_t>(kTokens, at + rows_per_step); ++t) {
+      rows.push_back({0, t, table});
+      ids.push_back(static_cast<int32_t>(t * 37 % spec.vocab_size));
+    }
+    forward.run(rows, ids.data());
+    last = static_cast<int64_t>(rows.size()) - 1;
+  }
+  std::vector<float> logits(static_cast<size_t>(forward.padded_vocab()));
+  forward.logits(&last, 1, logits.data());
+  return logits;
+}
+
+TEST(every_tier_and_cut_gives_the_same_bits) {
+  for (const int64_t window : {0, 40, 150}) {
+    const outpace::ModelSpec spec = spec_of(window);
+    const tiny::File file(spec);
+    const std::vector<float> expected = last_logits(spec, file, *check::tiers().front(), 1, 1);
+    for (const float x : expected) CHECK(std::isfinite(x));
+    for (const Kernels* kernels : check::tiers()) {
+      for (const int64_t rows : {1, 5, 16, 33, 250}) {
+        for (const int threads : {1, 2}) {
+          const std::vector<float> got = last_logits(spec, file, *kernels, threads, rows);
+          CHECK(check::same_bits(got.data(), expected.data(), got.size()),
+                "%s, window %d, steps of %d, %d threads", kernels->name, static_cast<int>(window),
+                static_cast<int>(rows), threads);
+        }
+      }
+    }
+  }
+}
+
+#if defined(OUTPACE_AMX_EMULATED)
+// Float weights: all tile products are of the attention.
+TEST(prompts_take_tiles) {
+  const outpace::ModelSpec spec = spec_of(0);
+  const tiny::File file(spec);
+  for (const Kernels* kernels : check::tiers()) {
+    if (std::strcmp(kernels->name, "amx-emulated") != 0) continue;
+    for (const int64_t rows : {1, 16}) {
+      const int64_t before = amx_emulated_products();
+      last_logits(spec, file, *kernels, 1, rows);
+      CHECK((amx_emulated_products() > before) == (rows > 1));
+    }
+  }
+}
+#endif
+
+}  // namespace
