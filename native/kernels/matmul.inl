@@ -2,9 +2,10 @@
 //
 // Work per group of 32 inputs x 16 outputs (512 weights), with VNNI: 4 to 8 loads of weights and about
 // 12 instructions to unpack them, shared by all rows; then per row 8 dot products (vpdpbusd), and 4
-// float instructions for a group format or 2 integer ones for a K format. At 2 dot products a cycle
-// a row costs about 5 cycles; the bytes of the group (288 for 4.5 bits) take about 60 cycles at
-// 20 GB/s of DRAM bandwidth a core, so up to about 10 rows hide behind the memory.
+// float instructions for a group format or 2 integer ones for a K format. Dot products and multiplications
+// share ports: with one of them a cycle (Zen 4) a row costs 8 + 3 cycles (Q4_1) or 8 + 2 (Q4_K), with two
+// (Zen 5, server Xeons) half of that. The bytes of the group (288 for 4.5 bits) take about 60 cycles at
+// 17 GB/s of DRAM bandwidth a core, so 5 or 10 rows hide behind the memory. Measured: 11.3 and 11.0 (LABLOG.md).
 //
 // Sums: the integers are exact. Floats are added group by group, super-block by super-block, in the
 // order of the inputs, by a multiplication and an addition (no fused operation).
