@@ -5,7 +5,8 @@
 // float instructions for a group format or 2 integer ones for a K format. Dot products and multiplications
 // share ports: with one of them a cycle (Zen 4) a row costs 8 + 3 cycles (Q4_1) or 8 + 2 (Q4_K), with two
 // (Zen 5, server Xeons) half of that. The bytes of the group (288 for 4.5 bits) take about 60 cycles at
-// 17 GB/s of DRAM bandwidth a core, so 5 or 10 rows hide behind the memory. Measured: 11.3 and 11.0 (LABLOG.md).
+// 17 GB/s of DRAM bandwidth a core, so 5 or 10 rows hide behind the memory. Measured: 11.3 and 11.0
+// (LABLOG.md).
 //
 // Sums: the integers are exact. Floats are added group by group, super-block by super-block, in the
 // order of the inputs, by a multiplication and an addition (no fused operation).
