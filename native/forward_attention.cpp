@@ -7,10 +7,6 @@
 
 namespace outpace {
 
-namespace {
-constexpr int64_t kBlocksPerChunk = kAttentionChunk / kBlockSize;
-}
-
 void Forward::rotate_and_cache(int64_t index, const LayerWeights& w, int64_t row, const Row& at) {
   const int64_t d = spec_.head_dim, padded = padded_head_dim_;
   const bool interleaved = spec_.rope_kind == RopeKind::interleaved;

@@ -27,7 +27,6 @@ namespace outpace::OUTPACE_TIER {
 // would lose.
 constexpr int64_t kTilesFromPairs = 8;
 
-constexpr int kBlocksPerChunk = kAttentionChunk / kBlockTokens;
 constexpr int64_t kTileDepth = 64;  // channels or tokens of an A tile
 
 // The rows of a call and the tokens that any of them sees.

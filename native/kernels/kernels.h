@@ -23,6 +23,7 @@ struct KVLayout {
 
 constexpr int kAttentionChunk = 128;  // tokens whose scores are normalised together
 constexpr int kBlockTokens = 32;      // as kBlockSize in api.h
+constexpr int kBlocksPerChunk = kAttentionChunk / kBlockTokens;
 constexpr int kMaxHeadDim = 256;
 
 // The attention of `num_heads` query heads of one row over the tokens [begin, end) of one KV head.
