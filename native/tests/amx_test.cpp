@@ -1,6 +1,6 @@
 // The emulated tile instructions: they compute what the manual says, catch what it forbids, and agree with
 // the hardware where there is one.
-#define OUTPACE_INLINE static inline __attribute__((always_inline))
+#include "kernels/inline.h"
 #define OUTPACE_TIER emulated_tiles
 #include "amx_emulated_tiles.h"
 #undef OUTPACE_TIER
