@@ -147,8 +147,13 @@ class EngineConfig:
     max_batch_tokens: int = 512  # rows in one step, decode, drafts and prefill chunks together
     prefix_cache: bool = True
     draft: Literal["off", "auto"] = "auto"
-    max_draft_tokens: int = 15  # per request and step
+    max_draft_tokens: int = 47  # per request and step; the controller asks for less where more does not pay
     max_tree_tokens: int = 64  # in drafts that branch, all requests of a step together
+    draft_model: str = ""  # a smaller model with the same vocabulary, by any name that LLM takes; "": none
+    draft_head: str = ""  # folder of a trained draft head for this model; "": none
+    draft_sharing: Literal["off", "scope", "all"] = "scope"  # what requests learn from each other's text
+    draft_index_tokens: int = 1 << 20  # kept for drafts, in memory and on disk, all scopes together
+    draft_persist: bool = True  # keep them across restarts
 
 
 # --- one step -----------------------------------------------------------------------------------
@@ -165,6 +170,29 @@ class Draft:
 
     token_ids: Sequence[int]
     parents: Sequence[int] | None = None
+    proposer: str = ""  # whose guess it is, for metrics and reports
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """One proposer's guess at what follows a request's last token: a chain, or a tree as in `Draft`.
+
+    `classes[i]` says how sure the proposer is of token i where the ones before it are right, in terms of its
+    own: what a class is worth is learned from what came to pass. Chains and paths are worth less the longer
+    they are, so a cut at any place leaves a good proposal.
+    """
+
+    token_ids: Sequence[int]
+    classes: Sequence[int]
+    parents: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DraftHints:
+    """What a caller may tell about a request that changes when its tokens come, never which."""
+
+    scope: str = ""  # whose shared drafts it may see and feed: one client's text never shows in another's
+    prediction: Sequence[int] = ()  # token ids that the output is expected to resemble
 
 
 @dataclass(slots=True)
@@ -235,6 +263,7 @@ class StepStats:
     num_new_tokens: int
     step_seconds: float  # all of Engine.step
     backend_seconds: float  # of that, inside Backend.step
+    draft_seconds: float = 0.0  # of that, proposing and learning from what was accepted
 
 
 # --- what a caller gets -------------------------------------------------------------------------
@@ -247,6 +276,15 @@ class TokenLogprob:
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DraftCount:
+    """What one proposer did for a request."""
+
+    proposer: str
+    num_drafted: int
+    num_accepted: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +303,9 @@ class TokenDelta:
     num_output_tokens: int = 0  # so far
     num_drafted: int = 0  # draft tokens proposed so far
     num_accepted: int = 0  # draft tokens accepted so far
+    num_from_draft: int = 0  # of token_ids, the first so many were drafted
+    proposer: str = ""  # by whom
+    draft_counts: tuple[DraftCount, ...] = ()  # with the finish_reason: over the whole request
 
 
 class Backend(Protocol):
@@ -299,13 +340,119 @@ class Backend(Protocol):
         ...
 
 
-class Drafter(Protocol):
-    """Proposes tokens. Must be quick and may be wrong: what is wrong is thrown away."""
+class DraftRequest(Protocol):
+    """What a proposer may know of a request; the engine's `Request` is one. Read only."""
 
-    def propose(self, request_id: str, token_ids: Int32Array, max_tokens: int) -> Draft | None:
-        """Propose up to `max_tokens` tokens to follow `token_ids` (prompt and output so far)."""
+    @property
+    def key(self) -> str:
+        """Unique among the choices of all open requests."""
         ...
 
-    def forget(self, request_id: str) -> None:
-        """The request has ended; drop what is kept for it."""
+    @property
+    def token_ids(self) -> Int32Array:
+        """Prompt and output so far, [num_tokens]: a view, valid until tokens are appended."""
+        ...
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompt and output so far."""
+        ...
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of those, the prompt's."""
+        ...
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Of the prompt's, found in the prefix cache."""
+        ...
+
+    @property
+    def index(self) -> int:
+        """Which of the n choices; choice 0 speaks for the prompt that they share."""
+        ...
+
+    @property
+    def hints(self) -> DraftHints:
+        """What the caller told."""
+        ...
+
+    @property
+    def sampling_record(self) -> NDArray[np.void]:
+        """[1] of SAMPLING_DTYPE: a proposer that samples does so with the request's own noise."""
+        ...
+
+    @property
+    def block_ids(self) -> list[int]:
+        """Its blocks in the KV cache, in order, for proposers that keep entries of their own beside it."""
+        ...
+
+    def digests(self, num_blocks: int) -> list[bytes]:
+        """The chained digests of at least the first `num_blocks` full blocks: what each block holds."""
+        ...
+
+
+class Proposer(Protocol):
+    """Guesses tokens, in the cheapest way it knows. Must be quick and may be wrong.
+
+    It sees every token of a request that is asked for, in `token_ids`: what is new since the last call is
+    what it has to learn. Its classes are 0 .. `num_classes` - 1.
+    """
+
+    @property
+    def name(self) -> str:
+        """As metrics and reports show it."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """How many degrees of certainty it tells apart."""
+        ...
+
+    def seconds(self, num_requests: int) -> float:
+        """What one more token for each of so many requests costs; 0 for what only looks things up.
+
+        A proposer that costs nothing is always asked for all it knows, and judged by what comes to pass; one
+        that costs something is asked for as much as pays.
+        """
+        ...
+
+    def propose(
+        self, requests: Sequence[DraftRequest], max_tokens: Sequence[int]
+    ) -> Sequence[Proposal | None]:
+        """Guess up to `max_tokens[i]` tokens to follow request i; None or an empty one: no idea."""
+        ...
+
+    def finish(self, request: DraftRequest) -> None:
+        """The request has ended; drop what is kept for it, or keep what others may gain from."""
+        ...
+
+    def close(self) -> None:
+        """The engine ends; write what shall survive. Safe to call twice."""
+        ...
+
+
+class Drafter(Protocol):
+    """Decides what is drafted: the engine's one partner in this. `outpace.draft.controller` has the usual one."""
+
+    def propose(
+        self, requests: Sequence[DraftRequest], rooms: Sequence[int], num_rows: int, num_tree_tokens: int
+    ) -> Sequence[Draft | None]:
+        """A draft of up to `rooms[i]` tokens for request i, or none.
+
+        The step has `num_rows` rows without drafts; trees may have `num_tree_tokens` tokens all together.
+        """
+        ...
+
+    def observe(self, requests: Sequence[DraftRequest], num_rows: int, seconds: float) -> None:
+        """The step is done: what `propose` was asked for has its new tokens, and the backend took so long."""
+        ...
+
+    def finish(self, request: DraftRequest) -> None:
+        """The request has ended; also for requests that were never asked for."""
+        ...
+
+    def close(self) -> None:
+        """The engine ends. Safe to call twice."""
         ...
