@@ -7,24 +7,51 @@ from typing import Literal
 
 import numpy as np
 
-from outpace.types import Draft, Int32Array
+from outpace.types import Draft, DraftRequest, Int32Array
 
 DraftMode = Literal["right", "wrong", "half", "mixed", "broken", "tree", "broken tree"]
 
 
-class OracleDrafter:
+class EachAlone:
+    """A drafter that looks at each request alone, in `guess`; it notes whose end it hears of."""
+
+    def __init__(self) -> None:
+        self.forgotten: list[str] = []
+
+    def guess(self, key: str, token_ids: Int32Array, max_tokens: int) -> Draft | None:
+        raise NotImplementedError
+
+    def propose(
+        self, requests: Sequence[DraftRequest], rooms: Sequence[int], num_rows: int, num_tree_tokens: int
+    ) -> list[Draft | None]:
+        return [
+            self.guess(request.key, request.token_ids, room)
+            for request, room in zip(requests, rooms, strict=True)
+        ]
+
+    def observe(self, requests: Sequence[DraftRequest], num_rows: int, seconds: float) -> None:
+        pass
+
+    def finish(self, request: DraftRequest) -> None:
+        self.forgotten.append(request.key)
+
+    def close(self) -> None:
+        pass
+
+
+class OracleDrafter(EachAlone):
     """`answers` is each choice's whole sequence, prompt and output, by the drafter's request id."""
 
     def __init__(self, answers: Mapping[str, Sequence[int]], mode: DraftMode, vocab_size: int) -> None:
+        super().__init__()
         self.answers = answers
         self.mode = mode
         self.vocab_size = vocab_size
-        self.forgotten: list[str] = []
 
-    def propose(self, request_id: str, token_ids: Int32Array, max_tokens: int) -> Draft | None:
+    def guess(self, key: str, token_ids: Int32Array, max_tokens: int) -> Draft | None:
         """The next tokens of the answer, spoilt as the mode says."""
         position = len(token_ids)
-        right = list(self.answers.get(request_id, ())[position : position + max_tokens])
+        right = list(self.answers.get(key, ())[position : position + max_tokens])
         right += [position % self.vocab_size] * (max_tokens - len(right))  # beyond the end: anything
         match self.mode:
             case "right":
@@ -94,7 +121,3 @@ class OracleDrafter:
             token_ids[random.integers(len(token_ids))] = int(random.choice([-1, self.vocab_size, 1 << 40]))
             parents[random.integers(len(parents))] = int(random.choice([-2, len(parents), 1 << 40]))
         return Draft(token_ids, parents[: len(parents) - position % 2])
-
-    def forget(self, request_id: str) -> None:
-        """Note it."""
-        self.forgotten.append(request_id)

@@ -16,7 +16,7 @@ from outpace.config import EngineOptions, resolve_engine_config
 from outpace.errors import InvalidParameterError, OverloadedError
 from outpace.models.checkpoint import Checkpoint, open_checkpoint
 from outpace.models.hub import DEFAULT_MODEL, resolve
-from outpace.types import Backend, FinishReason, SamplingParams, TokenDelta, TokenLogprob
+from outpace.types import Backend, Drafter, DraftHints, FinishReason, SamplingParams, TokenDelta, TokenLogprob
 
 if TYPE_CHECKING:
     from outpace.engine.loop import EngineLoop, RequestStream
@@ -102,8 +102,9 @@ class LLM:
             self.backend.close()
             raise
         self.chat_template = self.tokenizer.chat_template
-        self.loop = EngineLoop(Engine(self.backend, self.tokenizer, self.config, draft.create(self.config)))
-        self._finalizer = weakref.finalize(self, _shut_down, self.loop, self.backend)
+        drafter = draft.create(self.config)
+        self.loop = EngineLoop(Engine(self.backend, self.tokenizer, self.config, drafter))
+        self._finalizer = weakref.finalize(self, _shut_down, self.loop, drafter, self.backend)
 
     # --- generation -----------------------------------------------------------------------------
 
@@ -131,11 +132,18 @@ class LLM:
         return self._run([self.encode_chat(each, tools=tools) for each in conversations], params)
 
     def stream(
-        self, prompt_or_messages: Prompt | Messages, params: SamplingParams | None = None
+        self,
+        prompt_or_messages: Prompt | Messages,
+        params: SamplingParams | None = None,
+        *,
+        hints: DraftHints | None = None,
     ) -> Iterator[TokenDelta]:
-        """Complete a prompt, or answer a conversation, piece by piece. Closing the iterator aborts it."""
-        stream = self.loop.submit(self._encode(prompt_or_messages), params or SamplingParams())
-        return _iterate(stream)
+        """Complete a prompt, or answer a conversation, piece by piece. Closing the iterator aborts it.
+
+        `hints` may change when tokens come, never which.
+        """
+        token_ids = self._encode(prompt_or_messages)
+        return _iterate(self.loop.submit(token_ids, params or SamplingParams(), hints=hints))
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """A prompt's token ids: text is encoded, special tokens in it recognised; ids pass unchanged."""
@@ -217,8 +225,9 @@ def _tokenizer(checkpoint: Checkpoint, *, lazy: bool) -> Tokenizer:
     return Tokenizer.from_checkpoint(checkpoint, lazy=lazy)
 
 
-def _shut_down(loop: EngineLoop, backend: Backend) -> None:
+def _shut_down(loop: EngineLoop, drafter: Drafter, backend: Backend) -> None:
     loop.close()
+    drafter.close()
     backend.close()
 
 

@@ -397,7 +397,7 @@ class Proposer(Protocol):
     """Guesses tokens, in the cheapest way it knows. Must be quick and may be wrong.
 
     It sees every token of a request that is asked for, in `token_ids`: what is new since the last call is
-    what it has to learn. Its classes are 0 .. `num_classes` - 1.
+    what it has to learn. Its classes are the indices of `priors`.
     """
 
     @property
@@ -406,8 +406,8 @@ class Proposer(Protocol):
         ...
 
     @property
-    def num_classes(self) -> int:
-        """How many degrees of certainty it tells apart."""
+    def priors(self) -> Sequence[float]:
+        """For each class, the share of its tokens that come true, as far as is known beforehand."""
         ...
 
     def seconds(self, num_requests: int) -> float:
@@ -434,7 +434,7 @@ class Proposer(Protocol):
 
 
 class Drafter(Protocol):
-    """Decides what is drafted: the engine's one partner in this. `outpace.draft.controller` has the usual one."""
+    """Decides what is drafted, the engine's one partner in this; see `outpace.draft.controller`."""
 
     def propose(
         self, requests: Sequence[DraftRequest], rooms: Sequence[int], num_rows: int, num_tree_tokens: int
@@ -446,7 +446,10 @@ class Drafter(Protocol):
         ...
 
     def observe(self, requests: Sequence[DraftRequest], num_rows: int, seconds: float) -> None:
-        """The step is done: what `propose` was asked for has its new tokens, and the backend took so long."""
+        """The step is done: what `propose` was asked for has its new tokens; some may have ended.
+
+        `seconds` is what the backend took; 0 where other work in the step makes that no measure.
+        """
         ...
 
     def finish(self, request: DraftRequest) -> None:

@@ -5,7 +5,9 @@ This room knows token ids only: no model, no backend, no scheduler.
 
 from __future__ import annotations
 
-from outpace.types import Draft, Drafter, EngineConfig, Int32Array
+from collections.abc import Sequence
+
+from outpace.types import Draft, Drafter, DraftRequest, EngineConfig
 
 __all__ = ["NoDrafter", "create"]
 
@@ -13,12 +15,24 @@ __all__ = ["NoDrafter", "create"]
 class NoDrafter:
     """Never proposes anything: plain decoding."""
 
-    def propose(self, request_id: str, token_ids: Int32Array, max_tokens: int) -> Draft | None:  # noqa: ARG002 - the Protocol's signature
+    def propose(
+        self,
+        requests: Sequence[DraftRequest],
+        rooms: Sequence[int],  # noqa: ARG002 - the Protocol's signature
+        num_rows: int,  # noqa: ARG002
+        num_tree_tokens: int,  # noqa: ARG002
+    ) -> Sequence[Draft | None]:
         """Propose nothing."""
-        return None
+        return [None] * len(requests)
 
-    def forget(self, request_id: str) -> None:
+    def observe(self, requests: Sequence[DraftRequest], num_rows: int, seconds: float) -> None:
+        """Nothing is learned."""
+
+    def finish(self, request: DraftRequest) -> None:
         """Nothing is kept, so nothing is dropped."""
+
+    def close(self) -> None:
+        """Nothing is kept."""
 
 
 def create(config: EngineConfig) -> Drafter:  # noqa: ARG001 - "auto" has no proposer of its own yet

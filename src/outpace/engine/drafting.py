@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from outpace.engine.request import Request
 from outpace.engine.scheduler import StepPlan
-from outpace.types import Draft, Drafter
+from outpace.types import Draft, Drafter, DraftRequest
 
-__all__ = ["propose"]
+__all__ = ["finish", "observe", "propose"]
 
 _log = logging.getLogger(__name__)
 _NO_DRAFT = Draft(())
@@ -21,27 +20,56 @@ def propose(drafter: Drafter, plan: StepPlan, vocab_size: int, max_tree_tokens: 
     `parents` is None in each that is a chain; the others have at most `max_tree_tokens` tokens, all together.
     """
     drafts = [_NO_DRAFT] * len(plan.requests)
-    for i, room in enumerate(plan.max_draft):
-        if room:
-            request = plan.requests[i]
-            draft = _ask(drafter, request, room, vocab_size, max_tree_tokens)
-            if draft.parents is not None:
-                max_tree_tokens -= len(draft.token_ids)
-            request.num_drafted += len(draft.token_ids)
-            drafts[i] = draft
+    asked = [i for i, room in enumerate(plan.max_draft) if room]
+    if not asked:
+        return drafts
+    requests = [plan.requests[i] for i in asked]
+    rooms = [plan.max_draft[i] for i in asked]
+    try:
+        proposed = drafter.propose(requests, rooms, sum(plan.num_new), max_tree_tokens)
+    except Exception:  # plain decoding goes on
+        _log.exception("the drafter failed; this step goes without drafts")
+        return drafts
+    for i, room, draft in zip(asked, rooms, proposed, strict=False):
+        if draft is None:
+            continue
+        drafts[i] = taken = _sound(draft, room, vocab_size, max_tree_tokens)
+        if taken.parents is not None:
+            max_tree_tokens -= len(taken.token_ids)
     return drafts
 
 
-def _ask(drafter: Drafter, request: Request, room: int, vocab_size: int, max_tree_tokens: int) -> Draft:
+def observe(drafter: Drafter, plan: StepPlan, num_rows: int, seconds: float) -> None:
+    """Tell the drafter what became of the requests that it was asked about.
+
+    The step's time says what rows cost only where all of them decode.
+    """
+    requests = [request for i, request in enumerate(plan.requests) if plan.max_draft[i]]
+    if not requests:
+        return
     try:
-        draft = drafter.propose(request.key, request.token_ids, room)
-        if draft is None:
-            return _NO_DRAFT
+        drafter.observe(requests, num_rows, seconds if sum(plan.num_new) == len(plan.num_new) else 0.0)
+    except Exception:  # it learns nothing
+        _log.exception("the drafter failed to learn from a step")
+
+
+def finish(drafter: Drafter, request: DraftRequest) -> None:
+    """Tell the drafter that a request has ended."""
+    try:
+        drafter.finish(request)
+    except Exception:  # what it keeps is its own loss
+        _log.exception("the drafter failed to end a request")
+
+
+def _sound(draft: Draft, room: int, vocab_size: int, max_tree_tokens: int) -> Draft:
+    """What can be verified of a draft."""
+    try:
         if draft.parents is None:
-            return Draft(_chain(draft.token_ids, room, vocab_size))
-        return _tree(draft.token_ids, draft.parents, room, vocab_size, max_tree_tokens)
-    except Exception:  # plain decoding goes on
-        _log.exception("the drafter failed; this step goes without its draft")
+            return Draft(_chain(draft.token_ids, room, vocab_size), None, draft.proposer)
+        tokens, parents = _tree(draft.token_ids, draft.parents, room, vocab_size, max_tree_tokens)
+        return Draft(tokens, parents, draft.proposer)
+    except Exception:  # whatever it is, it is no draft
+        _log.exception("a draft is broken; this step goes without it")
         return _NO_DRAFT
 
 
@@ -57,8 +85,10 @@ def _chain(token_ids: Sequence[int], room: int, vocab_size: int) -> list[int]:
 
 def _tree(
     token_ids: Sequence[int], parents: Sequence[int], room: int, vocab_size: int, max_tree_tokens: int
-) -> Draft:
-    """A tree, cut to the room there is; its first path where that is more than a tree may have.
+) -> tuple[list[int], list[int] | None]:
+    """A tree's tokens and parents, cut to the room there is.
+
+    Where that is more than a tree may have, its first path.
 
     An id that is no token, or a parent that does not precede it, is dropped with all that follows it.
     Equal guesses at one place become one: the second could never be accepted.
@@ -76,10 +106,10 @@ def _tree(
         kept[i] = places[place]
     tokens = [token for _, token in places]
     if all(parent == i - 1 for i, (parent, _) in enumerate(places)):
-        return Draft(tokens)
+        return tokens, None
     if len(places) > max_tree_tokens:
-        return Draft(_first_path(list(places)))
-    return Draft(tokens, [parent for parent, _ in places])
+        return _first_path(list(places)), None
+    return tokens, [parent for parent, _ in places]
 
 
 def _first_path(nodes: Sequence[tuple[int, int]]) -> list[int]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from outpace.draft import NoDrafter
 from outpace.engine import sampling
 from outpace.engine.block_pool import BlockPool
-from outpace.engine.drafting import propose
+from outpace.engine.drafting import finish, observe, propose
 from outpace.engine.metrics import EngineMetrics
 from outpace.engine.output import take_tokens, terminal_delta, token_delta, token_logprobs
 from outpace.engine.packer import BatchPacker
@@ -26,7 +26,9 @@ from outpace.text.tokenizer import Tokenizer
 from outpace.types import (
     BLOCK_SIZE,
     Backend,
+    Draft,
     Drafter,
+    DraftHints,
     EngineConfig,
     FinishReason,
     SamplingParams,
@@ -80,7 +82,11 @@ class Engine:
     # --- in ---------------------------------------------------------------------------------------
 
     def prepare(
-        self, prompt_token_ids: Sequence[int], params: SamplingParams, request_id: str
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        request_id: str,
+        hints: DraftHints | None = None,
     ) -> list[Request]:
         """Check a request and make its choices. Changes nothing; any thread may call it.
 
@@ -108,6 +114,7 @@ class Engine:
                 stop_ids=stop_ids,
                 max_total_tokens=limit,
                 detokenizer=Detokenizer(self.tokenizer),
+                hints=hints or DraftHints(),
             )
             for index in range(params.n)
         ]
@@ -144,12 +151,16 @@ class Engine:
                 self.scheduler.add(request)
 
     def submit(
-        self, prompt_token_ids: Sequence[int], params: SamplingParams, request_id: str
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        request_id: str,
+        hints: DraftHints | None = None,
     ) -> SamplingParams:
         """`prepare`, `check_queue` and `enqueue`. Returns the parameters with the seed that is used."""
         if request_id in self._open:
             raise InvalidParameterError(f"request_id {request_id!r} is in use already", "request_id")
-        requests = self.prepare(prompt_token_ids, params, request_id)
+        requests = self.prepare(prompt_token_ids, params, request_id, hints)
         self.check_queue(self._num_open + len(requests))
         self.enqueue(requests)
         return requests[0].params
@@ -187,7 +198,9 @@ class Engine:
         if not plan.requests:
             assert not self._num_open, "a request alone always fits"
             return self._take_pending()
+        planned = time.perf_counter()
         drafts = propose(self.drafter, plan, self.backend.spec.vocab_size, self.config.max_tree_tokens)
+        proposed = time.perf_counter()
         batch = self._packer.pack(plan, drafts)
         backend_start = time.perf_counter()
         try:
@@ -195,7 +208,9 @@ class Engine:
         except Exception as error:  # whatever a backend raises must not end more than its own requests
             return self._fail(plan, error)
         backend_end = time.perf_counter()
-        num_new, num_accepted = self._commit(plan, out, backend_end)
+        num_new, num_accepted = self._commit(plan, drafts, out, backend_end)
+        committed = time.perf_counter()
+        observe(self.drafter, plan, batch.num_rows, backend_end - backend_start)
         now = time.perf_counter()
         self.last_stats = StepStats(
             num_rows=batch.num_rows,
@@ -205,11 +220,14 @@ class Engine:
             num_new_tokens=num_new,
             step_seconds=now - start,
             backend_seconds=backend_end - backend_start,
+            draft_seconds=proposed - planned + now - committed,
         )
         self.metrics.step(self.last_stats)
         return self._take_pending()
 
-    def _commit(self, plan: StepPlan, out: StepOutput, now: float) -> tuple[int, int]:
+    def _commit(
+        self, plan: StepPlan, drafts: Sequence[Draft], out: StepOutput, now: float
+    ) -> tuple[int, int]:
         """Append what was chosen, advance, finish. Returns how many tokens are new, and drafts accepted."""
         chosen: list[list[int]] = out.token_ids.tolist()
         accepted: list[int] = out.num_accepted.tolist()
@@ -217,8 +235,11 @@ class Engine:
         for i, request in enumerate(plan.requests):
             if plan.sample[i]:
                 num_accepted += accepted[i]
+                if drafts[i].token_ids:
+                    request.count_draft(drafts[i].proposer, len(drafts[i].token_ids), accepted[i])
+                    self.metrics.draft(drafts[i].proposer, len(drafts[i].token_ids), accepted[i])
                 num_new += self._commit_tokens(
-                    request, i, plan.num_new[i], chosen[i][: accepted[i] + 1], out, now
+                    request, i, plan.num_new[i], chosen[i][: accepted[i] + 1], out, now, drafts[i].proposer
                 )
             else:
                 self.scheduler.advance(request, plan.num_new[i])
@@ -227,11 +248,17 @@ class Engine:
         return num_new, num_accepted
 
     def _commit_tokens(
-        self, request: Request, row: int, num_computed: int, token_ids: list[int], out: StepOutput, now: float
+        self,
+        request: Request,
+        row: int,
+        num_computed: int,
+        token_ids: list[int],
+        out: StepOutput,
+        now: float,
+        proposer: str,
     ) -> int:
         """Take a request's tokens: the accepted drafts, whose KV entries are valid, and the bonus token."""
         num_accepted = len(token_ids) - 1
-        request.num_accepted += num_accepted
         num_tokens = request.num_tokens
         try:
             taken, text = take_tokens(request, token_ids)
@@ -243,7 +270,8 @@ class Engine:
             return 0
         self.scheduler.advance(request, num_computed + num_accepted)
         self.metrics.tokens(request, len(taken), now)
-        self._pending.append(token_delta(request, taken, text, logprobs))
+        num_from_draft = min(num_accepted, len(taken))
+        self._pending.append(token_delta(request, taken, text, logprobs, num_from_draft, proposer))
         if request.finish_reason is not None:
             self._forget(request, request.finish_reason)
         return len(taken)
@@ -274,7 +302,7 @@ class Engine:
     def _forget(self, request: Request, reason: FinishReason) -> None:
         """Drop an ended request; its blocks come back and its followers go on without it."""
         self.scheduler.remove(request)
-        self.drafter.forget(request.key)
+        finish(self.drafter, request)
         self.metrics.finished(request, reason, time.perf_counter())
         self._release_followers(request)
         self._num_open -= 1

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from outpace.engine.engine import Engine
 from outpace.engine.request import Request
 from outpace.errors import InvalidParameterError, OutpaceError
-from outpace.types import SamplingParams, TokenDelta
+from outpace.types import DraftHints, SamplingParams, TokenDelta
 
 if TYPE_CHECKING:  # who iterates in a thread starts sooner without it
     import asyncio
@@ -150,7 +150,11 @@ class EngineLoop:
         self._thread.start()
 
     def submit(
-        self, prompt_token_ids: Sequence[int], params: SamplingParams, request_id: str | None = None
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        request_id: str | None = None,
+        hints: DraftHints | None = None,
     ) -> RequestStream:
         """Queue a request and return its stream. Validation happens here, in the caller's thread.
 
@@ -158,7 +162,7 @@ class EngineLoop:
         the prompt) and `OverloadedError`.
         """
         request_id = request_id or uuid.uuid4().hex
-        requests = self.engine.prepare(prompt_token_ids, params, request_id)
+        requests = self.engine.prepare(prompt_token_ids, params, request_id, hints)
         stream = RequestStream(request_id, requests[0].params, len(prompt_token_ids), self.cancel)
         with self._wakeup:
             if self._closing:

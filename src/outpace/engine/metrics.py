@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # a program without a metrics endpoint starts sooner without 
 __all__ = ["EngineMetrics"]
 
 _LATENCY = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)  # seconds
+_ACCEPTANCE = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)  # tokens
 _TOKEN_TIME = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds
 
 
@@ -54,11 +55,13 @@ class EngineMetrics:
         self._prompt_tokens = 0
         self._cached_tokens = 0
         self._finished = dict.fromkeys(FinishReason, 0)
-        self._steps = self._rows = self._new_tokens = self._drafted = self._accepted = 0
-        self._step_seconds = self._backend_seconds = 0.0
+        self._steps = self._rows = self._new_tokens = 0
+        self._step_seconds = self._backend_seconds = self._draft_seconds = 0.0
+        self._drafts: dict[str, list[int]] = {}  # proposer -> [drafted, accepted]
         self._ttft = _Histogram(_LATENCY)
         self._total = _Histogram(_LATENCY)
         self._token_time = _Histogram(_TOKEN_TIME)
+        self._acceptance_length = _Histogram(_ACCEPTANCE)
 
     @cached_property
     def registry(self) -> CollectorRegistry:
@@ -74,10 +77,16 @@ class EngineMetrics:
         self._steps += 1
         self._rows += stats.num_rows
         self._new_tokens += stats.num_new_tokens
-        self._drafted += stats.num_draft_tokens
-        self._accepted += stats.num_accepted_tokens
         self._step_seconds += stats.step_seconds
         self._backend_seconds += stats.backend_seconds
+        self._draft_seconds += stats.draft_seconds
+
+    def draft(self, proposer: str, num_drafted: int, num_accepted: int) -> None:
+        """A draft of the proposer's was verified."""
+        counts = self._drafts.setdefault(proposer, [0, 0])
+        counts[0] += num_drafted
+        counts[1] += num_accepted
+        self._acceptance_length.add(num_accepted + 1)
 
     def tokens(self, request: Request, count: int, now: float) -> None:
         """A request got `count` tokens at `now` (`time.perf_counter()` seconds)."""
@@ -93,6 +102,25 @@ class EngineMetrics:
         """A request has ended."""
         self._finished[reason] += 1
         self._total.add(now - request.submitted_at)
+
+    def _draft_families(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily
+
+        families = [
+            CounterMetricFamily(f"outpace_{name}", text, labels=["proposer"])
+            for name, text in (
+                ("draft_tokens", "Draft tokens verified."),
+                ("accepted_draft_tokens", "Draft tokens accepted."),
+                ("rejected_draft_tokens", "Draft tokens rejected."),
+            )
+        ]
+        for proposer, (drafted, accepted) in self._drafts.items():
+            for family, value in zip(families, (drafted, accepted, drafted - accepted), strict=True):
+                family.add_metric([proposer], value)
+        yield from families
+        yield self._acceptance_length.family(
+            "outpace_acceptance_length", "Tokens of a step that verified a draft, the bonus token included."
+        )
 
     def collect(self) -> Iterator[Metric]:
         """Everything, as Prometheus' metric families."""
@@ -120,12 +148,11 @@ class EngineMetrics:
             ),
             ("prefix_cache_hit_tokens", "Of these, found in the prefix cache.", self._cached_tokens),
             ("generated_tokens", "Tokens generated.", self._new_tokens),
-            ("draft_tokens", "Draft tokens verified.", self._drafted),
-            ("accepted_draft_tokens", "Draft tokens accepted.", self._accepted),
             ("steps", "Engine steps.", self._steps),
             ("step_rows", "Rows of all steps.", self._rows),
             ("step_seconds", "Time in steps.", self._step_seconds),
             ("backend_seconds", "Time in the backend.", self._backend_seconds),
+            ("draft_seconds", "Time in proposing drafts and learning from them.", self._draft_seconds),
             (
                 "preemptions",
                 "Requests that gave their blocks back for an older one.",
@@ -140,6 +167,7 @@ class EngineMetrics:
         for reason, count in self._finished.items():
             ends.add_metric([reason.value], count)
         yield ends
+        yield from self._draft_families()
         yield self._ttft.family("outpace_time_to_first_token_seconds", "From submit to the first token.")
         yield self._token_time.family("outpace_time_per_output_token_seconds", "Between tokens.")
         yield self._total.family("outpace_request_seconds", "From submit to the end.")

@@ -51,9 +51,14 @@ def _take_plain(request: Request, token_ids: list[int]) -> tuple[list[int], str]
 
 
 def token_delta(
-    request: Request, taken: list[int], text: str, logprobs: tuple[TokenLogprob, ...]
+    request: Request,
+    taken: list[int],
+    text: str,
+    logprobs: tuple[TokenLogprob, ...],
+    num_from_draft: int,
+    proposer: str,
 ) -> TokenDelta:
-    """The delta of a step's tokens; terminal where the request has ended."""
+    """The delta of a step's tokens, the first `num_from_draft` of them drafted; terminal at the end."""
     return TokenDelta(
         request.request_id,
         request.index,
@@ -67,6 +72,9 @@ def token_delta(
         request.num_tokens - request.num_prompt_tokens,
         request.num_drafted,
         request.num_accepted,
+        num_from_draft,
+        proposer if num_from_draft else "",
+        tuple(request.draft_counts.values()) if request.finish_reason is not None else (),
     )
 
 
@@ -90,6 +98,7 @@ def terminal_delta(request: Request, reason: FinishReason, error: str | None = N
         num_output_tokens=request.num_output_tokens,
         num_drafted=request.num_drafted,
         num_accepted=request.num_accepted,
+        draft_counts=tuple(request.draft_counts.values()),
     )
 
 

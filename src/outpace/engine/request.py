@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from outpace.engine.prefix_cache import extend_digests
 from outpace.engine.sampling import PackedSampling
 from outpace.errors import InvalidParameterError
 from outpace.text.detokenizer import Detokenizer
 from outpace.text.stop import StopMatcher
-from outpace.types import BLOCK_SIZE, FinishReason, Int32Array, SamplingParams
+from outpace.types import BLOCK_SIZE, DraftCount, DraftHints, FinishReason, Int32Array, SamplingParams
 
 __all__ = ["Request", "as_prompt"]
 
@@ -28,8 +29,10 @@ class Request:
         "block_ids",
         "block_version",
         "detokenizer",
+        "draft_counts",
         "finish_reason",
         "followers",
+        "hints",
         "index",
         "key",
         "last_token_at",
@@ -62,6 +65,7 @@ class Request:
         stop_ids: frozenset[int],
         max_total_tokens: int,
         detokenizer: Detokenizer,
+        hints: DraftHints,
     ) -> None:
         self.request_id = request_id
         self.index = index  # which of the n choices
@@ -71,6 +75,7 @@ class Request:
         self.stop_ids = stop_ids
         self.max_total_tokens = max_total_tokens  # prompt and output: max_tokens or the context ends here
         self.detokenizer = detokenizer
+        self.hints = hints
         self.stop_matcher = StopMatcher(params.stop) if params.stop else None
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_tokens = self.num_prompt_tokens
@@ -79,6 +84,7 @@ class Request:
         self.prompt_counted = False  # whether num_cached_tokens is known
         self.num_drafted = 0
         self.num_accepted = 0
+        self.draft_counts: dict[str, DraftCount] = {}  # by proposer
         self.last_token_id = int(prompt_token_ids[-1])
         self.submitted_at = 0.0  # time.perf_counter() seconds, as is
         self.last_token_at = 0.0  # when the newest tokens came
@@ -100,6 +106,21 @@ class Request:
     def num_output_tokens(self) -> int:
         """Tokens generated so far."""
         return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def sampling_record(self) -> NDArray[np.void]:
+        """Its sampling parameters as the backends read them, [1] of SAMPLING_DTYPE."""
+        return self.sampling.record
+
+    def count_draft(self, proposer: str, num_drafted: int, num_accepted: int) -> None:
+        """A step verified a draft of the proposer's."""
+        self.num_drafted += num_drafted
+        self.num_accepted += num_accepted
+        before = self.draft_counts.get(proposer)
+        if before is not None:
+            num_drafted += before.num_drafted
+            num_accepted += before.num_accepted
+        self.draft_counts[proposer] = DraftCount(proposer, num_drafted, num_accepted)
 
     def append(self, token_id: int) -> None:
         """Append a generated token."""
