@@ -15,7 +15,7 @@ from typing import Literal, TypedDict, get_args
 
 from outpace.cores import default_threads
 from outpace.errors import OutOfMemoryError, UsageError
-from outpace.types import BLOCK_SIZE, EngineConfig, KVFormat, ModelSpec, WeightFormat
+from outpace.types import BLOCK_SIZE, DraftSharing, EngineConfig, KVFormat, ModelSpec, WeightFormat
 
 # --- folders and the hub ------------------------------------------------------------------------
 
@@ -101,6 +101,11 @@ class EngineOptions(TypedDict, total=False):
     draft: Literal["off", "auto"]
     max_draft_tokens: int
     max_tree_tokens: int
+    draft_model: str
+    draft_head: str
+    draft_sharing: DraftSharing
+    draft_index_tokens: int
+    draft_persist: bool
 
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -108,6 +113,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "weight_format": get_args(WeightFormat),
     "kv_format": get_args(KVFormat),
     "draft": ("off", "auto"),
+    "draft_sharing": get_args(DraftSharing),
 }
 _LIMITS: Mapping[str, tuple[int, int]] = {
     "num_threads": (0, 1024),
@@ -117,6 +123,7 @@ _LIMITS: Mapping[str, tuple[int, int]] = {
     "max_batch_tokens": (1, 65536),
     "max_draft_tokens": (0, 255),
     "max_tree_tokens": (0, 4096),
+    "draft_index_tokens": (0, 1 << 28),
 }
 
 
@@ -150,7 +157,9 @@ def _check_options(options: EngineOptions) -> None:
             raise UsageError(f"{name} must be one of {', '.join(_CHOICES[name])}, not {value!r}")
         if name == "isa" and not isinstance(value, str):
             raise UsageError(f"isa must be the name of an instruction set tier or auto, not {value!r}")
-        if name in ("prefix_cache", "pin_threads") and not isinstance(value, bool):
+        if name in ("draft_model", "draft_head") and not isinstance(value, str):
+            raise UsageError(f"{name} must be a name or a path, or nothing, not {value!r}")
+        if name in ("prefix_cache", "pin_threads", "draft_persist") and not isinstance(value, bool):
             raise UsageError(f"{name} must be True or False, not {value!r}")
         if name in _LIMITS:
             low, high = _LIMITS[name]

@@ -58,6 +58,14 @@ def cpu_quota(root: Path = ROOT) -> float | None:
     return min(quotas, default=None)
 
 
+def processor_name(root: Path = ROOT) -> str:
+    """What the processor calls itself, and its architecture."""
+    for line in _text(root / "proc/cpuinfo").splitlines():
+        if line.startswith("model name"):
+            return f"{line.partition(':')[2].strip()} {os.uname().machine}"
+    return os.uname().machine
+
+
 def _affinity() -> Iterable[int]:
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)

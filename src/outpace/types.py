@@ -130,6 +130,9 @@ WeightFormat = Literal["keep", "q8_0", "q4_0"]
 
 KVFormat = Literal["int8", "f16"]
 
+DraftSharing = Literal["off", "scope", "all"]
+"""Whose earlier text may be drafted: nobody's but the request's own, that of its `DraftHints.scope`, all."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
@@ -151,7 +154,7 @@ class EngineConfig:
     max_tree_tokens: int = 64  # in drafts that branch, all requests of a step together
     draft_model: str = ""  # a smaller model with the same vocabulary, by any name that LLM takes; "": none
     draft_head: str = ""  # folder of a trained draft head for this model; "": none
-    draft_sharing: Literal["off", "scope", "all"] = "scope"  # what requests learn from each other's text
+    draft_sharing: DraftSharing = "scope"  # between requests
     draft_index_tokens: int = 1 << 20  # kept for drafts, in memory and on disk, all scopes together
     draft_persist: bool = True  # keep them across restarts
 

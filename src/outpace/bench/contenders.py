@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from outpace.bench.generate import follow
-from outpace.bench.step import CONTEXT, StepDriver
+from outpace.engine.step_driver import CONTEXT, StepDriver
 from outpace.errors import BackendError, OutpaceError
 from outpace.llm import LLM
 from outpace.types import SamplingParams

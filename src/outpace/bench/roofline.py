@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from outpace.bench.bandwidth import Limits, measure_limits, threads_of
-from outpace.bench.step import StepDriver
+from outpace.engine.step_driver import StepDriver
 from outpace.errors import UsageError
 from outpace.types import Backend
 

@@ -109,6 +109,33 @@ class EngineFlags:
         int | None,
         typer.Option(help="Tokens of drafts that branch, per step.", rich_help_panel=ENGINE_PANEL),
     ] = None
+    draft_model: Annotated[
+        str | None,
+        typer.Option(help="A smaller model with the same vocabulary.", rich_help_panel=ENGINE_PANEL),
+    ] = None
+    draft_head: Annotated[
+        str | None,
+        typer.Option(help="The folder of a draft head trained for the model.", rich_help_panel=ENGINE_PANEL),
+    ] = None
+    draft_sharing: Annotated[
+        Literal["off", "scope", "all"] | None,
+        typer.Option(
+            help="Draft from earlier requests: none's, those of the same client key, all.",
+            rich_help_panel=ENGINE_PANEL,
+        ),
+    ] = None
+    draft_index_tokens: Annotated[
+        int | None,
+        typer.Option(help="Earlier tokens kept to draft from.", rich_help_panel=ENGINE_PANEL),
+    ] = None
+    draft_persist: Annotated[
+        bool | None,
+        typer.Option(
+            "--draft-persist/--no-draft-persist",
+            help="Keep them on disk, across restarts.",
+            rich_help_panel=ENGINE_PANEL,
+        ),
+    ] = None
 
     def as_config(self) -> EngineOptions:
         """The fields of `EngineConfig` that were given, as `LLM` takes them."""

@@ -10,7 +10,8 @@ import pytest
 from engine_harness import null_backend, null_spec
 from outpace.backends.null_backend import NullBackend
 from outpace.bench import step
-from outpace.bench.step import StepDriver, measure_decode, prefill_operations, quotient
+from outpace.bench.step import measure_decode, prefill_operations, quotient
+from outpace.engine.step_driver import StepDriver
 from outpace.types import BLOCK_SIZE, StepBatch, StepOutput
 
 

@@ -1,0 +1,278 @@
+"""Chooses what is drafted: the proposer, how deep and how wide, per request and per step.
+
+A step that verifies k more rows takes longer and brings, on average, as many more tokens as the guesses'
+chances add up to. The controller takes the k that brings the most tokens per second, over all requests of the
+step together, from
+
+- the chances: what came of earlier guesses of that certainty (`acceptance.py`), which also judges proposals
+  that were not verified;
+- the cost: the curve of this machine and model (`step_costs.py`), at the rows that the step has anyway.
+
+Where no k pays, nothing is drafted, and a step is what it is without drafts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from outpace.draft.acceptance import ClassTable, RequestRecord
+from outpace.draft.step_costs import StepCosts
+from outpace.types import Draft, DraftRequest, Proposal, Proposer
+
+__all__ = ["DraftController"]
+
+_STEP_OVERHEAD = 1e-4  # seconds of a step outside the backend: the same for any number of rows
+_MOST_SCOPES = 64  # whose classes' shares are kept apart
+_MODEL_DEPTH = 12  # tokens at most from a proposer that costs something
+_PROBE_SHARE = 0.01  # of the time: what may be spent on seeing whether such a proposer has become worth it
+_PROBE_DEPTH = 2
+_LEAST_CHANCE = 0.02  # a guess less likely than that is never worth a row
+
+
+@dataclass(slots=True)
+class _Candidate:
+    """One proposal for one request in this step."""
+
+    proposer: str
+    record: RequestRecord
+    proposal: Proposal
+    chances: list[float]  # of each token: that it is reached and right
+
+
+@dataclass(slots=True)
+class _State:
+    """What is kept of a request."""
+
+    records: list[RequestRecord]  # by proposer
+    num_tokens: int = 0  # when it was last asked for
+    candidates: list[_Candidate] = field(default_factory=list[_Candidate])  # and what there was
+
+
+class DraftController:
+    """The usual `outpace.types.Drafter`: asks `proposers`, and takes what pays on the curve `costs`."""
+
+    def __init__(self, proposers: Sequence[Proposer], costs: StepCosts) -> None:
+        self.costs = costs
+        self._proposers = list(proposers)
+        self._free = [n for n, each in enumerate(proposers) if each.seconds(1) == 0.0]
+        self._dear = [n for n, each in enumerate(proposers) if each.seconds(1) > 0.0]
+        self._tables: dict[str, list[ClassTable]] = {}  # by scope, least recently opened first
+        self._states: dict[str, _State] = {}
+        self._seen_tokens = 0.0  # per row of the present step
+        self._since_probe = 0.0  # seconds of steps
+
+    # --- one step ---------------------------------------------------------------------------------
+
+    def propose(
+        self,
+        requests: Sequence[DraftRequest],
+        rooms: Sequence[int],
+        num_rows: int,
+        num_tree_tokens: int,  # noqa: ARG002 - of trees that are too many the engine takes the first path
+    ) -> Sequence[Draft | None]:
+        """See `outpace.types.Drafter`."""
+        states = [self._state(request) for request in requests]
+        self._seen_tokens = sum(request.num_tokens for request in requests) / len(requests)
+        for index in self._free:
+            self._ask(index, requests, states, rooms)
+        if not (self._dear or any(state.candidates for state in states)):
+            return [None] * len(requests)
+        choice = _Choice(self.costs, self._seen_tokens, num_rows, len(requests))
+        best = [choice.best_alone(state.candidates) for state in states]
+        counts, rate = choice.share_out(best)
+        for index in self._dear:
+            if self._ask_dear(index, requests, states, rooms, best, choice, rate):
+                best = [choice.best_alone(state.candidates) for state in states]
+                counts, rate = choice.share_out(best)
+        return [
+            None if candidate is None or count == 0 else _cut(candidate, count)
+            for candidate, count in zip(best, counts, strict=True)
+        ]
+
+    def observe(self, requests: Sequence[DraftRequest], num_rows: int, seconds: float) -> None:
+        """See `outpace.types.Drafter`."""
+        for request in requests:
+            state = self._states.get(request.key)
+            if state is not None and state.candidates:
+                _learn(request, state)
+        self._since_probe += seconds
+        if seconds > 0.0:
+            self.costs.observe(num_rows, self._seen_tokens * num_rows, seconds)
+
+    def finish(self, request: DraftRequest) -> None:
+        """See `outpace.types.Drafter`."""
+        state = self._states.pop(request.key, None)
+        if state is not None and state.candidates:
+            _learn(request, state)
+        for proposer in self._proposers:
+            proposer.finish(request)
+
+    def close(self) -> None:
+        """See `outpace.types.Drafter`."""
+        for proposer in self._proposers:
+            proposer.close()
+
+    # --- asking -----------------------------------------------------------------------------------
+
+    def _state(self, request: DraftRequest) -> _State:
+        state = self._states.get(request.key)
+        if state is None:
+            tables = self._scope_tables(request.hints.scope)
+            state = self._states[request.key] = _State([RequestRecord(table) for table in tables])
+        state.num_tokens = request.num_tokens
+        return state
+
+    def _scope_tables(self, scope: str) -> list[ClassTable]:
+        """What proposers' classes are worth in a scope: what others do there must not show in one's own."""
+        tables = self._tables.pop(scope, None)
+        if tables is None:
+            tables = [ClassTable(proposer.priors) for proposer in self._proposers]
+            if len(self._tables) >= _MOST_SCOPES:
+                del self._tables[next(iter(self._tables))]
+        self._tables[scope] = tables
+        return tables
+
+    def _ask(
+        self,
+        index: int,
+        requests: Sequence[DraftRequest],
+        states: Sequence[_State],
+        max_tokens: Sequence[int],
+    ) -> None:
+        proposer = self._proposers[index]
+        for state, proposal in zip(states, proposer.propose(requests, max_tokens), strict=True):
+            if proposal is not None and proposal.token_ids:
+                record = state.records[index]
+                chances = record.path_shares(proposal)
+                state.candidates.append(_Candidate(proposer.name, record, proposal, chances))
+
+    def _ask_dear(
+        self,
+        index: int,
+        requests: Sequence[DraftRequest],
+        states: Sequence[_State],
+        rooms: Sequence[int],
+        best: Sequence[_Candidate | None],
+        choice: _Choice,
+        rate: float,
+    ) -> bool:
+        """Ask a proposer that costs something, for those requests and that many tokens that pay."""
+        proposer = self._proposers[index]
+        shares = [state.records[index].share for state in states]
+        depth, asked = choice.depth_that_pays(best, shares, proposer, rate)
+        if not depth and self._since_probe * _PROBE_SHARE >= _PROBE_DEPTH * proposer.seconds(1):
+            depth, asked = _PROBE_DEPTH, [0]
+            self._since_probe = 0.0
+        if not depth:
+            return False
+        self._ask(
+            index,
+            [requests[i] for i in asked],
+            [states[i] for i in asked],
+            [min(depth, rooms[i]) for i in asked],
+        )
+        return True
+
+
+class _Choice:
+    """The arithmetic of one step: what rows cost, and what brings the most tokens per second."""
+
+    def __init__(self, costs: StepCosts, seen_tokens: float, num_rows: int, num_requests: int) -> None:
+        self._costs = costs
+        self._per_row = costs.per_seen_token * seen_tokens
+        self._num_rows = num_rows
+        self._num_requests = num_requests
+        self._base = self._seconds(0)
+
+    def _seconds(self, num_drafts: int) -> float:
+        rows = self._num_rows + num_drafts
+        return self._costs.seconds(rows) + self._per_row * rows + _STEP_OVERHEAD
+
+    def best_alone(self, candidates: Sequence[_Candidate]) -> _Candidate | None:
+        """The candidate that would bring the most tokens per second if the other requests drafted nothing."""
+        if len(candidates) < 2:
+            return candidates[0] if candidates else None
+        rates = [self._take([(each, 0)])[1] for each in candidates]
+        return candidates[rates.index(max(rates))]
+
+    def share_out(self, best: Sequence[_Candidate | None]) -> tuple[list[int], float]:
+        """For each request, how many tokens of its candidate to draft; and the tokens per second then."""
+        counts = [0] * len(best)
+        taken, rate = self._take([(each, i) for i, each in enumerate(best) if each is not None])
+        for i in taken:
+            counts[i] += 1
+        return counts, rate
+
+    def _take(self, candidates: Sequence[tuple[_Candidate, int]]) -> tuple[list[int], float]:
+        """The likeliest guesses of all, as many as pay: whose they are; and the tokens per second then."""
+        if len(candidates) == 1 and candidates[0][0].proposal.parents is None:
+            chances = candidates[0][0].chances  # of a chain: in their order already
+            owners = [candidates[0][1]] * len(chances)
+        else:
+            # Stable, so that of equal chances a parent goes before its children.
+            pairs = sorted(
+                ((chance, i) for each, i in candidates for chance in each.chances),
+                key=lambda pair: -pair[0],
+            )
+            chances, owners = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        tokens = float(self._num_requests)
+        best_count, best_rate = 0, tokens / self._base
+        for count, chance in enumerate(chances, 1):
+            if chance < _LEAST_CHANCE:
+                break
+            tokens += chance
+            rate = tokens / self._seconds(count)
+            if rate > best_rate:
+                best_count, best_rate = count, rate
+        return owners[:best_count], best_rate
+
+    def depth_that_pays(
+        self, best: Sequence[_Candidate | None], shares: Sequence[float], proposer: Proposer, rate: float
+    ) -> tuple[int, list[int]]:
+        """How many tokens to ask a proposer for that costs something, and for whom; 0: for nobody.
+
+        `shares`: of its guesses, how many come true in each request.
+        """
+        found = (0, list[int]())
+        for depth in range(1, _MODEL_DEPTH + 1):
+            asked: list[int] = []
+            tokens, num_drafts = float(self._num_requests), 0
+            for i, (candidate, share) in enumerate(zip(best, shares, strict=True)):
+                expected = share * (1.0 - share**depth) / (1.0 - share) if share < 1.0 else depth
+                known = sum(candidate.chances) if candidate is not None else 0.0
+                if expected > known:
+                    asked.append(i)
+                    tokens += expected
+                    num_drafts += depth
+                elif candidate is not None:
+                    tokens += known
+                    num_drafts += len(candidate.chances)
+            if not asked:
+                continue
+            now = tokens / (self._seconds(num_drafts) + depth * proposer.seconds(len(asked)))
+            if now > rate:
+                rate, found = now, (depth, asked)
+        return found
+
+
+def _learn(request: DraftRequest, state: _State) -> None:
+    """Judge what there was by the tokens that have come since."""
+    came = request.token_ids[state.num_tokens :].tolist()
+    if came:
+        for candidate in state.candidates:
+            candidate.record.learn(candidate.proposal, came)
+    state.candidates = []
+
+
+def _cut(candidate: _Candidate, count: int) -> Draft:
+    """The draft of a proposal's `count` likeliest tokens."""
+    proposal = candidate.proposal
+    if proposal.parents is None:
+        return Draft(proposal.token_ids[:count], None, candidate.proposer)
+    chances = candidate.chances
+    kept = sorted(sorted(range(len(chances)), key=lambda node: -chances[node])[:count])
+    places = {node: place for place, node in enumerate(kept)}
+    places[-1] = -1
+    parents = [places[proposal.parents[node]] for node in kept]
+    return Draft([proposal.token_ids[node] for node in kept], parents, candidate.proposer)

@@ -1,0 +1,238 @@
+"""The controller drafts what pays, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from outpace.draft.controller import DraftController
+from outpace.draft.step_costs import StepCosts
+from outpace.types import Draft, DraftHints, DraftRequest, Int32Array, Proposal
+
+FLAT = StepCosts({1: 0.010, 16: 0.0101, 64: 0.0102})
+LINEAR = StepCosts({1: 0.010, 2: 0.020, 64: 0.640})  # as if computing were all
+
+
+@dataclass
+class Asking:
+    """As much of a request as the controller needs."""
+
+    key: str = "r/0"
+    tokens: list[int] = field(default_factory=lambda: list(range(10)))
+    hints: DraftHints = field(default_factory=DraftHints)
+    num_prompt_tokens: int = 10
+    num_cached_tokens: int = 0
+    index: int = 0
+
+    @property
+    def token_ids(self) -> Int32Array:
+        return np.array(self.tokens, np.int32)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+
+class Saying:
+    """Proposes what a function of the request says."""
+
+    def __init__(
+        self,
+        say: Callable[[DraftRequest, int], Proposal | None],
+        priors: Sequence[float] = (0.9, 0.5, 0.05),
+        cost: float = 0.0,
+        name: str = "saying",
+    ) -> None:
+        self.name = name
+        self.priors = priors
+        self.say = say
+        self.cost = cost
+        self.asked: list[tuple[int, ...]] = []
+        self.finished: list[str] = []
+        self.closed = 0
+
+    def seconds(self, num_requests: int) -> float:
+        return self.cost
+
+    def propose(
+        self, requests: Sequence[DraftRequest], max_tokens: Sequence[int]
+    ) -> Sequence[Proposal | None]:
+        self.asked.append(tuple(max_tokens))
+        return [self.say(request, most) for request, most in zip(requests, max_tokens, strict=True)]
+
+    def finish(self, request: DraftRequest) -> None:
+        self.finished.append(request.key)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def chain(length: int, index: int = 0) -> Callable[[DraftRequest, int], Proposal]:
+    """What follows is one more each time, of class `index`."""
+
+    def say(request: DraftRequest, most: int) -> Proposal:
+        last = int(request.token_ids[-1])
+        count = min(length, most)
+        return Proposal([last + 1 + i for i in range(count)], [index] * count)
+
+    return say
+
+
+def drafts_of(controller: DraftController, *requests: Asking, room: int = 31) -> list[Draft | None]:
+    return list(controller.propose(requests, [room] * len(requests), len(requests), 64))
+
+
+def lengths(drafts: Sequence[Draft | None]) -> list[int]:
+    return [0 if draft is None else len(draft.token_ids) for draft in drafts]
+
+
+def test_where_rows_are_free_all_is_drafted() -> None:
+    (draft,) = drafts_of(DraftController([Saying(chain(20))], FLAT), Asking())
+    assert draft is not None
+    assert draft.token_ids == list(range(10, 30))
+    assert draft.proposer == "saying"
+    assert draft.parents is None
+
+
+def test_depth_follows_the_chances() -> None:
+    costs = StepCosts({1: 0.010, 8: 0.012, 16: 0.020, 32: 0.040})
+    sure = lengths(drafts_of(DraftController([Saying(chain(31), [0.99])], costs), Asking()))[0]
+    likely = lengths(drafts_of(DraftController([Saying(chain(31), [0.8])], costs), Asking()))[0]
+    unlikely = lengths(drafts_of(DraftController([Saying(chain(31), [0.1])], costs), Asking()))[0]
+    assert sure > likely > unlikely
+    assert sure >= 12
+    assert 4 <= likely <= 10
+
+
+def test_what_does_not_pay_is_not_drafted() -> None:
+    """Twice the rows, twice the time: no guess can be worth it."""
+    assert drafts_of(DraftController([Saying(chain(20))], LINEAR), Asking()) == [None]
+
+
+def test_a_loser_turns_itself_off_and_on_again() -> None:
+    """Wrong guesses end the drafting; it is seen when they become right, although none is verified."""
+    costs = StepCosts({1: 0.010, 16: 0.030})
+    controller = DraftController([Saying(chain(15))], costs)
+    request = Asking()
+
+    def steps(count: int, right: bool) -> list[int]:
+        drafted: list[int] = []
+        for _ in range(count):
+            drafted += lengths(drafts_of(controller, request))
+            request.tokens.append(request.tokens[-1] + (1 if right else 7))
+            controller.observe([request], 1 + drafted[-1], 0.0)
+        return drafted
+
+    assert steps(1, right=False)[0] > 0
+    assert sum(steps(200, right=False)[20:]) == 0
+    assert sum(steps(300, right=True)[-5:]) > 0
+
+
+def test_the_better_of_two_proposers_is_taken() -> None:
+    bad, good = Saying(chain(10, 2), name="bad"), Saying(chain(10, 0), name="good")
+    (draft,) = drafts_of(DraftController([bad, good], FLAT), Asking())
+    assert draft is not None
+    assert draft.proposer == "good"
+
+
+def test_rows_go_to_the_likeliest_guesses_of_all_requests() -> None:
+    """Two requests share what pays: the sure one gets more of it."""
+
+    def say(request: DraftRequest, most: int) -> Proposal:
+        return chain(16, 0 if request.key == "sure" else 1)(request, most)
+
+    costs = StepCosts({1: 0.010, 8: 0.012, 16: 0.020, 32: 0.040})
+    sure, unsure = lengths(drafts_of(DraftController([Saying(say)], costs), Asking("sure"), Asking("unsure")))
+    assert sure > unsure
+    alone = lengths(drafts_of(DraftController([Saying(say)], costs), Asking("sure")))[0]
+    assert sure <= alone, "rows of a fuller step are dearer here"
+
+
+def test_a_full_batch_where_rows_cost_drafts_less() -> None:
+    costs = StepCosts({1: 0.010, 8: 0.0105, 16: 0.020, 64: 0.080})
+    alone = sum(lengths(drafts_of(DraftController([Saying(chain(6, 1))], costs), Asking())))
+    requests = [Asking(f"r/{i}") for i in range(16)]
+    together = lengths(drafts_of(DraftController([Saying(chain(6, 1))], costs), *requests))
+    assert alone > 0
+    assert sum(together) == 0
+
+
+def test_of_a_tree_the_likely_part_is_taken_whole() -> None:
+    def say(request: DraftRequest, most: int) -> Proposal:
+        return Proposal([1, 2, 3, 4, 5, 6], [0, 2, 0, 1, 2, 0], [-1, 0, 0, -1, 3, 2])
+
+    costs = StepCosts({1: 0.010, 2: 0.0115, 64: 0.105})
+    (draft,) = drafts_of(DraftController([Saying(say)], costs), Asking())
+    assert draft is not None
+    assert list(draft.token_ids) == [1, 3, 4, 6]
+    assert draft.parents == [-1, 0, -1, 1]
+
+
+def test_what_costs_something_is_asked_for_as_much_as_pays() -> None:
+    costs = StepCosts({1: 0.030, 8: 0.032, 16: 0.040})
+    cheap = Saying(chain(31), [0.9], cost=0.001, name="model")
+    dear = Saying(chain(31), [0.9], cost=0.1, name="model")
+    assert lengths(drafts_of(DraftController([cheap], costs), Asking()))[0] >= 1
+    assert drafts_of(DraftController([dear], costs), Asking()) == [None]
+    assert dear.asked == []
+
+
+def test_a_sure_look_up_spares_the_model() -> None:
+    costs = StepCosts({1: 0.030, 16: 0.032, 32: 0.040})
+    model = Saying(chain(31), [0.9], cost=0.01, name="model")
+    (draft,) = drafts_of(DraftController([Saying(chain(20), [0.99]), model], costs), Asking())
+    assert draft is not None
+    assert draft.proposer == "saying"
+    assert model.asked == []
+
+
+def test_a_model_that_has_lost_is_tried_again_now_and_then() -> None:
+    costs = StepCosts({1: 0.030, 8: 0.032})
+    model = Saying(lambda request, most: Proposal([999] * most, [0] * most), [0.9], cost=0.01)
+    controller = DraftController([model], costs)
+    request = Asking()
+    early = 0
+    for step in range(400):
+        early = len(model.asked) if step == 50 else early
+        drafts_of(controller, request)
+        request.tokens.append(request.tokens[-1] + 1)
+        controller.observe([request], 1, 0.030)
+    late = model.asked[early:]
+    assert 3 <= len(late) <= 8
+    assert sum(sum(asked) for asked in late) * 0.01 <= 0.01 * 400 * 0.030, "one percent of the time"
+
+
+def test_scopes_learn_apart() -> None:
+    """What one client's text did to the odds does not show in another's drafts."""
+    costs = StepCosts({1: 0.010, 16: 0.030})
+    controller = DraftController([Saying(chain(15))], costs)
+    loser = Asking("a/0", hints=DraftHints("a"))
+    for _ in range(100):
+        drafts_of(controller, loser)
+        loser.tokens.append(loser.tokens[-1] + 7)
+        controller.observe([loser], 1, 0.0)
+    before = lengths(drafts_of(DraftController([Saying(chain(15))], costs), Asking("b/0")))
+    assert lengths(drafts_of(controller, Asking("b/0", hints=DraftHints("b")))) == before
+    assert lengths(drafts_of(controller, Asking("c/0", hints=DraftHints("a")))) == [0]
+
+
+def test_ends_are_passed_on_and_forgotten() -> None:
+    saying = Saying(chain(5))
+    controller = DraftController([saying], FLAT)
+    request = Asking()
+    drafts_of(controller, request)
+    request.tokens.append(10)
+    controller.finish(request)
+    controller.observe([request], 6, 0.01)
+    controller.finish(Asking("never asked"))
+    controller.close()
+    assert saying.finished == ["r/0", "never asked"]
+    assert saying.closed == 1
+
+
+@pytest.mark.parametrize("say", [lambda *_: None, lambda *_: Proposal([], [])], ids=["none", "empty"])
+def test_no_idea_is_no_draft(say: Callable[[DraftRequest, int], Proposal | None]) -> None:
+    assert drafts_of(DraftController([Saying(say)], FLAT), Asking(), Asking("s/0")) == [None, None]
