@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from outpace.draft.step_costs import StepCosts
@@ -93,4 +94,5 @@ def _save(path: Path, costs: StepCosts) -> None:
         partial.replace(path)
     except OSError as error:
         _log.info("%s: not kept: %s", path, error)
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
