@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 from hypothesis import strategies as st
 
 from engine_harness import Answer, Answers, BackendFactory, FailingBackend, collect, drain, make_engine
-from oracle_drafter import DraftMode, OracleDrafter
+from oracle_drafter import DraftMode, OracleDrafter, OracleProposer
+from outpace.draft.controller import DraftController
+from outpace.draft.step_costs import StepCosts
 from outpace.engine.sampling import choice_seed
 from outpace.text.tokenizer import Tokenizer
 from outpace.types import BLOCK_SIZE, FinishReason, SamplingParams
@@ -40,6 +42,7 @@ class Scenario:
     max_batch_tokens: int
     prefix_cache: bool
     draft: DraftMode | None
+    controlled: bool  # the drafter's guesses go through the controller, which verifies some of them
     max_draft_tokens: int
     max_tree_tokens: int
     failing_steps: frozenset[int]
@@ -103,6 +106,7 @@ def scenarios(
         max_batch_tokens=draw(st.sampled_from([1, 3, 16, 33, 64, 512])),
         prefix_cache=draw(st.booleans()),
         draft=draw(st.sampled_from([None, "right", "wrong", "half", "mixed", "broken", *TREES])),
+        controlled=draw(st.booleans()),
         max_draft_tokens=draw(st.sampled_from([1, 3, 15])),
         max_tree_tokens=draw(st.sampled_from([64, 64, 20, 4, 0])),
         failing_steps=draw(st.one_of(st.just(frozenset()), st.frozensets(st.integers(0, 60), max_size=2))),
@@ -149,7 +153,7 @@ def _run(
     engine = make_engine(
         backend,
         tokenizer,
-        drafter,
+        _controlled(drafter) if drafter and scenario.controlled else drafter,
         max_num_seqs=scenario.max_num_seqs,
         max_batch_tokens=scenario.max_batch_tokens,
         prefix_cache=scenario.prefix_cache,
@@ -165,8 +169,14 @@ def _run(
     assert engine.pool.num_held == 0, "all blocks come back"
     engine.pool.check()
     if drafter:
-        assert sorted(drafter.forgotten) == sorted(f"{number}/{index}" for number, index in expected)
+        ends = sorted(f"{number}/{index}" for number, index in expected)
+        assert sorted(drafter.forgotten) == (sorted(ends * 2) if scenario.controlled else ends)
     return answers, any(step < len(backend.batches) for step in scenario.failing_steps)
+
+
+def _controlled(drafter: OracleDrafter) -> DraftController:
+    costs = StepCosts({1: 0.001, 4: 0.0012, 16: 0.003, 64: 0.012})
+    return DraftController([OracleProposer(drafter), OracleProposer(drafter, cost=0.0001)], costs)
 
 
 def _play(engine, arrivals: Sequence[Arrival], answers: Answers) -> None:

@@ -72,6 +72,11 @@ class EngineMetrics:
         registry.register(self)
         return registry
 
+    @property
+    def draft_seconds(self) -> float:
+        """Time in proposing drafts and learning from them, all steps together."""
+        return self._draft_seconds
+
     def step(self, stats: StepStats) -> None:
         """A step was done."""
         self._steps += 1
