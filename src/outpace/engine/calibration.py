@@ -9,6 +9,7 @@ import math
 import os
 from contextlib import suppress
 from pathlib import Path
+from time import perf_counter
 
 from outpace.draft.step_costs import StepCosts
 from outpace.engine.step_driver import CONTEXT, StepDriver
@@ -21,6 +22,7 @@ _log = logging.getLogger(__name__)
 _VERSION = 1
 _ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 15, 16, 20, 24, 32)
 _RUNS = 3  # of each, in turn; the quickest counts: what disturbs a step only makes it longer
+_WARM_UP = 0.15  # seconds
 _LONG_CONTEXT = 2048  # where attention is measured
 _LONG_ROWS = 8
 
@@ -48,7 +50,9 @@ def step_costs(backend: Backend, folder: Path, machine: str, *, measure: bool) -
 
 def _measure(driver: StepDriver) -> StepCosts:
     driver.fill(1, CONTEXT)
-    driver.step(max(_ROWS), CONTEXT)  # buffers grow
+    started = perf_counter()
+    while perf_counter() - started < _WARM_UP:  # buffers grow, memory and clock come up to speed
+        driver.step(max(_ROWS), CONTEXT)
     quickest = dict.fromkeys(_ROWS, math.inf)
     for _ in range(_RUNS):
         for rows in _ROWS:
