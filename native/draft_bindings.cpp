@@ -50,10 +50,6 @@ nb::list propose_shared(const nb::list& indices, const nb::list& texts, const nb
   SuffixGuess guess;
   TokenProposal proposal;
   for (size_t i = 0; i < indices.size(); ++i) {
-    if (indices[i].is_none()) {
-      out.append(nb::none());
-      continue;
-    }
     const auto text = nb::cast<Tokens>(texts[i]);
     guess.propose(nb::cast<const TokenIndex&>(indices[i]), text.data(), static_cast<int64_t>(text.size()),
                   false, nb::cast<int64_t>(most[i]), proposal);

@@ -88,7 +88,7 @@ def propose_own(
     indices: list[TokenIndex], texts: list[NDArray[np.int32]], max_tokens: list[int]
 ) -> list[Guess]: ...
 def propose_shared(
-    indices: list[TokenIndex | None], texts: list[NDArray[np.int32]], max_tokens: list[int]
+    indices: list[TokenIndex], texts: list[NDArray[np.int32]], max_tokens: list[int]
 ) -> list[Guess]: ...
 def propose_edits(
     cursors: list[EditCursor | None],

@@ -24,8 +24,8 @@ SHARED_ORDERS = (4, 8)
 _LONGEST_END = 64  # tokens that are compared, TokenIndex::kLongest
 _UNBOUNDED = 1 << 30
 
-# By degree of length (1, 2, 3, 4-5, 6-7, 8-11, 12-15, 16-23, 24-31, 32-47, 48 and more) and by agreement: one of
-# few, at least half, all of several, nobody to compare with.
+# By degree of length (1, 2, 3, 4-5, 6-7, 8-11, 12-15, 16-23, 24-31, 32-47, 48 and more) and by agreement: one
+# of few, at least half, all of several, nobody to compare with.
 _PRIORS = tuple(
     min(0.97, 0.25 + 0.08 * degree + 0.1 * agreement) for degree in range(11) for agreement in range(4)
 )
@@ -86,8 +86,6 @@ class SharedProposer:
     ) -> Sequence[Proposal | None]:
         """See `outpace.types.Proposer`."""
         indices = [self._text.index(request.hints.scope) for request in requests]
-        if not any(indices):
-            return [None] * len(requests)
         ends = [request.token_ids[-_LONGEST_END:] for request in requests]
         return as_proposals(_native.propose_shared(indices, ends, list(max_tokens)))
 
