@@ -112,6 +112,7 @@ class DraftController:
         """See `outpace.types.Drafter`."""
         for proposer in self._proposers:
             proposer.close()
+        self._states.clear()
 
     # --- asking -----------------------------------------------------------------------------------
 

@@ -97,6 +97,7 @@ class SharedText:
             self._closing = True
             self._wakeup.notify_all()
         self._thread.join()
+        self._scopes.clear()
 
     # --- scopes -----------------------------------------------------------------------------------
 
