@@ -1,4 +1,5 @@
-// Python's view of the look-up drafters: one call a step for all requests.
+// Python's view of the look-up drafters: one call a step for all requests. Where there is no guess for any of
+// them, which is the usual case in text that repeats nothing, the answer is None.
 
 #include "draft_bindings.h"
 
@@ -17,21 +18,29 @@ namespace {
 
 using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-// (token ids, classes, parents or None), or None where there is no guess.
-nb::object as_tuple(const TokenProposal& p) {
-  if (p.empty()) return nb::none();
-  const auto list = [](const std::vector<int32_t>& values) {
+// The guesses of one call: [(request, token ids, classes, parents or None)], or None.
+class Guesses {
+ public:
+  void add(size_t request, const TokenProposal& p) {
+    if (p.empty()) return;
+    if (!out_.is_valid()) out_ = nb::list();
+    const nb::object parents = p.is_chain() ? nb::none() : nb::object(list(p.parents));
+    nb::cast<nb::list>(out_).append(nb::make_tuple(request, list(p.token_ids), list(p.classes), parents));
+  }
+  nb::object take() { return out_.is_valid() ? out_ : nb::none(); }
+
+ private:
+  static nb::list list(const std::vector<int32_t>& values) {
     nb::list out;
     for (const int32_t value : values) out.append(value);
     return out;
-  };
-  const nb::object parents = p.is_chain() ? nb::none() : nb::object(list(p.parents));
-  return nb::make_tuple(list(p.token_ids), list(p.classes), parents);
-}
+  }
+  nb::object out_;
+};
 
 // A request's own text: its index has seen the beginning of every text that is passed.
-nb::list propose_own(const nb::list& indices, const nb::list& texts, const nb::list& most) {
-  nb::list out;
+nb::object propose_own(const nb::list& indices, const nb::list& texts, const nb::list& most) {
+  Guesses guesses;
   SuffixGuess guess;
   TokenProposal proposal;
   for (size_t i = 0; i < indices.size(); ++i) {
@@ -40,40 +49,37 @@ nb::list propose_own(const nb::list& indices, const nb::list& texts, const nb::l
     const auto length = static_cast<int64_t>(text.size());
     if (length > index.size()) index.append(text.data() + index.size(), length - index.size());
     guess.propose(index, text.data(), length, true, nb::cast<int64_t>(most[i]), proposal);
-    out.append(as_tuple(proposal));
+    guesses.add(i, proposal);
   }
-  return out;
+  return guesses.take();
 }
 
-nb::list propose_shared(const nb::list& indices, const nb::list& texts, const nb::list& most) {
-  nb::list out;
+nb::object propose_shared(const nb::list& indices, const nb::list& texts, const nb::list& most) {
+  Guesses guesses;
   SuffixGuess guess;
   TokenProposal proposal;
   for (size_t i = 0; i < indices.size(); ++i) {
     const auto text = nb::cast<Tokens>(texts[i]);
     guess.propose(nb::cast<const TokenIndex&>(indices[i]), text.data(), static_cast<int64_t>(text.size()),
                   false, nb::cast<int64_t>(most[i]), proposal);
-    out.append(as_tuple(proposal));
+    guesses.add(i, proposal);
   }
-  return out;
+  return guesses.take();
 }
 
-nb::list propose_edits(const nb::list& cursors, const nb::list& texts, const nb::list& outputs,
-                       const nb::list& most) {
-  nb::list out;
+nb::object propose_edits(const nb::list& cursors, const nb::list& texts, const nb::list& outputs,
+                         const nb::list& most) {
+  Guesses guesses;
   TokenProposal proposal;
   for (size_t i = 0; i < cursors.size(); ++i) {
-    if (cursors[i].is_none()) {
-      out.append(nb::none());
-      continue;
-    }
+    if (cursors[i].is_none()) continue;
     const auto text = nb::cast<Tokens>(texts[i]);
     nb::cast<EditCursor&>(cursors[i])
         .propose(text.data(), static_cast<int64_t>(text.size()), nb::cast<int64_t>(outputs[i]),
                  nb::cast<int64_t>(most[i]), proposal);
-    out.append(as_tuple(proposal));
+    guesses.add(i, proposal);
   }
-  return out;
+  return guesses.take();
 }
 
 }  // namespace

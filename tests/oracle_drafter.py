@@ -52,11 +52,14 @@ class OracleProposer:
     def seconds(self, num_requests: int) -> float:
         return self.cost * num_requests
 
-    def propose(self, requests: Sequence[DraftRequest], max_tokens: Sequence[int]) -> list[Proposal | None]:
+    def propose(
+        self, requests: Sequence[DraftRequest], max_tokens: Sequence[int]
+    ) -> list[tuple[int, Proposal]]:
         drafts = self.drafter.propose(requests, max_tokens, 0, 0)
         return [
-            draft and Proposal(draft.token_ids, [i % 3 for i in range(len(draft.token_ids))], draft.parents)
-            for draft in drafts
+            (i, Proposal(draft.token_ids, [k % 3 for k in range(len(draft.token_ids))], draft.parents))
+            for i, draft in enumerate(drafts)
+            if draft is not None
         ]
 
     def finish(self, request: DraftRequest) -> None:

@@ -423,8 +423,8 @@ class Proposer(Protocol):
 
     def propose(
         self, requests: Sequence[DraftRequest], max_tokens: Sequence[int]
-    ) -> Sequence[Proposal | None]:
-        """Guess up to `max_tokens[i]` tokens to follow request i; None or an empty one: no idea."""
+    ) -> Sequence[tuple[int, Proposal]]:
+        """Guess up to `max_tokens[i]` tokens to follow request i; the guesses there are, each with its i."""
         ...
 
     def finish(self, request: DraftRequest) -> None:

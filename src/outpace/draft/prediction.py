@@ -40,11 +40,11 @@ class EditProposer:
 
     def propose(
         self, requests: Sequence[DraftRequest], max_tokens: Sequence[int]
-    ) -> Sequence[Proposal | None]:
+    ) -> Sequence[tuple[int, Proposal]]:
         """See `outpace.types.Proposer`."""
         cursors = [self._cursor(request) for request in requests]
         if not any(cursors):
-            return [None] * len(requests)
+            return ()
         texts = [request.token_ids for request in requests]
         outputs = [request.num_prompt_tokens for request in requests]
         return as_proposals(_native.propose_edits(cursors, texts, outputs, list(max_tokens)))

@@ -18,8 +18,9 @@ KNOTS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 15, 16, 20, 24, 32, 48, 64)
 instances for some numbers of rows, and run others in two passes.
 """
 
-_SHAPE_RATE = 0.03  # of a new observation, against the curve's shape
+_SHAPE_RATE = 0.06  # of a new observation, against the curve's shape
 _SPEED_RATE = 0.2  # and against the machine's speed as a whole
+_OBSERVE_EVERY = 4  # steps: more would cost more than it tells
 _REFRESH_EVERY = 8  # observations
 _FARTHEST = 2.0  # a step that took longer than this, relatively, was disturbed: it counts as that
 
@@ -34,7 +35,7 @@ class StepCosts:
         self.per_seen_token = per_seen_token
         self._knots = [_line(rows, values, knot) for knot in KNOTS]
         self._speed = 1.0
-        self._num_observed = 0
+        self._num_steps = 0
         self._table: list[float] = []
         self._refresh()
 
@@ -65,6 +66,9 @@ class StepCosts:
 
     def observe(self, num_rows: int, num_seen_tokens: float, seconds: float) -> None:
         """A step of so many rows, which saw so many tokens all together, took `seconds`."""
+        self._num_steps += 1
+        if self._num_steps % _OBSERVE_EVERY:
+            return
         expected = (self.seconds(num_rows) + self.per_seen_token * num_seen_tokens) * self._speed
         ratio = min(max(seconds / expected, 1.0 / _FARTHEST), _FARTHEST)
         self._speed *= ratio**_SPEED_RATE
@@ -75,8 +79,7 @@ class StepCosts:
         share = (num_rows - KNOTS[left]) / (KNOTS[right] - KNOTS[left])
         for knot, weight in ((left, 1.0 - share), (right, share)):
             self._knots[knot] *= math.exp(_SHAPE_RATE * weight * math.log(ratio))
-        self._num_observed += 1
-        if self._num_observed % _REFRESH_EVERY == 0:
+        if self._num_steps % (_OBSERVE_EVERY * _REFRESH_EVERY) == 0:
             self._refresh()
 
     def _refresh(self) -> None:

@@ -47,7 +47,7 @@ class SuffixProposer:
 
     def propose(
         self, requests: Sequence[DraftRequest], max_tokens: Sequence[int]
-    ) -> Sequence[Proposal | None]:
+    ) -> Sequence[tuple[int, Proposal]]:
         """See `outpace.types.Proposer`."""
         indices = [self._index(request.key) for request in requests]
         texts = [request.token_ids for request in requests]
@@ -83,7 +83,7 @@ class SharedProposer:
 
     def propose(
         self, requests: Sequence[DraftRequest], max_tokens: Sequence[int]
-    ) -> Sequence[Proposal | None]:
+    ) -> Sequence[tuple[int, Proposal]]:
         """See `outpace.types.Proposer`."""
         indices = [self._text.index(request.hints.scope) for request in requests]
         ends = [request.token_ids[-_LONGEST_END:] for request in requests]
@@ -98,6 +98,10 @@ class SharedProposer:
         self._text.close()
 
 
-def as_proposals(guesses: Sequence[_native.Guess]) -> list[Proposal | None]:
+def as_proposals(guesses: _native.Guesses) -> Sequence[tuple[int, Proposal]]:
     """What the core returns, as proposals."""
-    return [None if guess is None else Proposal(*guess) for guess in guesses]
+    if guesses is None:
+        return ()
+    return [
+        (request, Proposal(token_ids, classes, parents)) for request, token_ids, classes, parents in guesses
+    ]

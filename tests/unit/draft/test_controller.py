@@ -59,9 +59,10 @@ class Saying:
 
     def propose(
         self, requests: Sequence[DraftRequest], max_tokens: Sequence[int]
-    ) -> Sequence[Proposal | None]:
+    ) -> Sequence[tuple[int, Proposal]]:
         self.asked.append(tuple(max_tokens))
-        return [self.say(request, most) for request, most in zip(requests, max_tokens, strict=True)]
+        said = [self.say(request, most) for request, most in zip(requests, max_tokens, strict=True)]
+        return [(i, proposal) for i, proposal in enumerate(said) if proposal is not None]
 
     def finish(self, request: DraftRequest) -> None:
         self.finished.append(request.key)
