@@ -59,25 +59,29 @@ void SuffixGuess::propose(const TokenIndex& index, const int32_t* context, int64
   bool trunk = true;
   for (const TokenMatch& m : matches_) {
     if (!counts(m)) continue;
-    merge(index, m.position, m.length, limit, most, trunk, out);
+    merge(index, m, own, limit, most, trunk, out);
     trunk = out.empty();
   }
+  if (limit < most && out.is_chain())
+    merge(index, matches_.front(), own, most, most, true, out);  // all agree
   classify(out);
 }
 
 // Lays a match's continuation over the tree: as far as it agrees it supports what is there, then it branches.
-void SuffixGuess::merge(const TokenIndex& index, int64_t position, int64_t matched, int64_t limit,
+void SuffixGuess::merge(const TokenIndex& index, const TokenMatch& match, bool own, int64_t limit,
                         int64_t most, bool trunk, TokenProposal& out) {
   int32_t node = -1;
   int64_t added = 0;
-  for (int64_t depth = 0; depth < limit && position + 1 + depth < index.size(); ++depth) {
-    const int32_t token_id = index.at(position + 1 + depth);
+  const int64_t period = index.size() - 1 - match.position;
+  for (int64_t depth = 0; depth < limit && (own || depth < period); ++depth) {
+    // A text that repeats its own end goes on repeating it.
+    const int32_t token_id = index.at(match.position + 1 + depth % period);
     if (token_id == kBorder) return;
     int32_t next = out.child(node, token_id);
     if (next < 0) {
       if (out.size() >= most || (!trunk && added >= kBranchTokens)) return;
       next = out.add(node, token_id, 0);
-      lengths_.push_back(matched + depth);
+      lengths_.push_back(match.length + depth);
       supports_.push_back(0);
       ++added;
     }

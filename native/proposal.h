@@ -35,7 +35,7 @@ class SuffixGuess {
                TokenProposal& out);
 
  private:
-  void merge(const TokenIndex& index, int64_t position, int64_t matched, int64_t limit, int64_t most,
+  void merge(const TokenIndex& index, const TokenMatch& match, bool own, int64_t limit, int64_t most,
              bool trunk, TokenProposal& out);
   void classify(TokenProposal& out) const;
 
