@@ -128,7 +128,7 @@ class DraftController:
     def _rests(self, request: DraftRequest) -> bool:
         """Whether this step goes without: where nothing has paid for long, and looking up is felt itself.
 
-        That is a request alone whose steps are quick; with more of them, or slower ones, a look costs nothing.
+        That is a request alone whose steps are quick; with more or slower ones a look costs next to nothing.
         """
         state = self._states.get(request.key)
         if state is None or state.num_idle < _IDLE or self.costs.seconds(1) > _QUICK_STEP:

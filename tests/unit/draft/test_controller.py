@@ -29,7 +29,7 @@ class Asking:
 
     @property
     def token_ids(self) -> Int32Array:
-        return np.array(self.tokens, np.int32)
+        return np.asarray(self.tokens, np.int32)
 
     @property
     def num_tokens(self) -> int:
