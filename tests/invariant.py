@@ -10,16 +10,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from hypothesis import strategies as st
 
 from engine_harness import Answer, Answers, BackendFactory, FailingBackend, collect, drain, make_engine
 from oracle_drafter import DraftMode, OracleDrafter, OracleProposer
+from outpace import draft
 from outpace.draft.controller import DraftController
 from outpace.draft.step_costs import StepCosts
 from outpace.engine.sampling import choice_seed
 from outpace.text.tokenizer import Tokenizer
-from outpace.types import BLOCK_SIZE, FinishReason, SamplingParams
+from outpace.types import BLOCK_SIZE, Drafter, EngineConfig, FinishReason, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Scenario:
     max_num_seqs: int
     max_batch_tokens: int
     prefix_cache: bool
-    draft: DraftMode | None
-    controlled: bool  # the drafter's guesses go through the controller, which verifies some of them
+    draft: DraftMode | Literal["look-up"] | None  # the product's own proposers, or an oracle's guesses
+    controlled: bool  # the oracle's guesses go through the controller, which verifies some of them
     max_draft_tokens: int
     max_tree_tokens: int
     failing_steps: frozenset[int]
@@ -105,7 +107,9 @@ def scenarios(
         max_num_seqs=draw(st.sampled_from([1, 2, 4, 16])),
         max_batch_tokens=draw(st.sampled_from([1, 3, 16, 33, 64, 512])),
         prefix_cache=draw(st.booleans()),
-        draft=draw(st.sampled_from([None, "right", "wrong", "half", "mixed", "broken", *TREES])),
+        draft=draw(
+            st.sampled_from([None, "look-up", "look-up", "right", "wrong", "half", "mixed", "broken", *TREES])
+        ),
         controlled=draw(st.booleans()),
         max_draft_tokens=draw(st.sampled_from([1, 3, 15])),
         max_tree_tokens=draw(st.sampled_from([64, 64, 20, 4, 0])),
@@ -144,7 +148,7 @@ def _run(
     backend = FailingBackend(factory(scenario.num_blocks), scenario.failing_steps)
     backend.max_rows = scenario.max_batch_tokens
     drafter = None
-    if scenario.draft:
+    if scenario.draft and scenario.draft != "look-up":
         sequences = {
             f"{number}/{index}": [*scenario.arrivals[int(number)].prompt, *answer.token_ids]
             for (number, index), answer in expected.items()
@@ -153,7 +157,7 @@ def _run(
     engine = make_engine(
         backend,
         tokenizer,
-        _controlled(drafter) if drafter and scenario.controlled else drafter,
+        _drafter(scenario, drafter, backend.spec.vocab_size),
         max_num_seqs=scenario.max_num_seqs,
         max_batch_tokens=scenario.max_batch_tokens,
         prefix_cache=scenario.prefix_cache,
@@ -166,6 +170,7 @@ def _run(
         _play(engine, scenario.arrivals, answers)
     finally:
         logging.disable(logging.NOTSET)
+    engine.drafter.close()
     assert engine.pool.num_held == 0, "all blocks come back"
     engine.pool.check()
     if drafter:
@@ -174,9 +179,13 @@ def _run(
     return answers, any(step < len(backend.batches) for step in scenario.failing_steps)
 
 
-def _controlled(drafter: OracleDrafter) -> DraftController:
+def _drafter(scenario: Scenario, oracle: OracleDrafter | None, vocab_size: int) -> Drafter | None:
     costs = StepCosts({1: 0.001, 4: 0.0012, 16: 0.003, 64: 0.012})
-    return DraftController([OracleProposer(drafter), OracleProposer(drafter, cost=0.0001)], costs)
+    if scenario.draft == "look-up":
+        return draft.create(EngineConfig(draft_persist=False), costs, vocab_size, None)
+    if oracle is None or not scenario.controlled:
+        return oracle
+    return DraftController([OracleProposer(oracle), OracleProposer(oracle, cost=0.0001)], costs)
 
 
 def _play(engine, arrivals: Sequence[Arrival], answers: Answers) -> None:
