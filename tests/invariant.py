@@ -21,7 +21,7 @@ from outpace.draft.controller import DraftController
 from outpace.draft.step_costs import StepCosts
 from outpace.engine.sampling import choice_seed
 from outpace.text.tokenizer import Tokenizer
-from outpace.types import BLOCK_SIZE, Drafter, EngineConfig, FinishReason, SamplingParams
+from outpace.types import BLOCK_SIZE, Drafter, DraftHints, EngineConfig, FinishReason, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def sampling_params(draw: st.DrawFn, vocab_size: int, max_tokens: int) -> Sampli
 
 
 TREES = ("tree", "tree", "broken tree")
+DRAFTS = (None, "look-up", "look-up", "right", "wrong", "half", "mixed", "broken", *TREES)
 
 
 @st.composite
@@ -107,9 +108,7 @@ def scenarios(
         max_num_seqs=draw(st.sampled_from([1, 2, 4, 16])),
         max_batch_tokens=draw(st.sampled_from([1, 3, 16, 33, 64, 512])),
         prefix_cache=draw(st.booleans()),
-        draft=draw(
-            st.sampled_from([None, "look-up", "look-up", "right", "wrong", "half", "mixed", "broken", *TREES])
-        ),
+        draft=draw(st.sampled_from(DRAFTS)),
         controlled=draw(st.booleans()),
         max_draft_tokens=draw(st.sampled_from([1, 3, 15])),
         max_tree_tokens=draw(st.sampled_from([64, 64, 20, 4, 0])),
@@ -167,7 +166,7 @@ def _run(
     answers: Answers = {}
     logging.disable(logging.CRITICAL)  # failures on purpose
     try:
-        _play(engine, scenario.arrivals, answers)
+        _play(engine, scenario.arrivals, answers, expected)
     finally:
         logging.disable(logging.NOTSET)
     engine.drafter.close()
@@ -188,13 +187,20 @@ def _drafter(scenario: Scenario, oracle: OracleDrafter | None, vocab_size: int) 
     return DraftController([OracleProposer(oracle), OracleProposer(oracle, cost=0.0001)], costs)
 
 
-def _play(engine, arrivals: Sequence[Arrival], answers: Answers) -> None:
+def _hints(number: int, expected: Answers) -> DraftHints:
+    """Several scopes; every other request comes with a prediction, which is nearly right."""
+    prediction = list(expected[str(number), 0].token_ids) if number % 2 else []
+    del prediction[5:7]
+    return DraftHints(scope=str(number % 3), prediction=prediction)
+
+
+def _play(engine, arrivals: Sequence[Arrival], answers: Answers, expected: Answers) -> None:
     """Submit, cancel and step in the scenario's order, then to the end."""
     last = max(max(arrival.at_step, arrival.cancel_at_step or 0) for arrival in arrivals)
     for step in range(last + 1):
         for number, arrival in enumerate(arrivals):
             if arrival.at_step == step:
-                engine.submit(arrival.prompt, arrival.params, str(number))
+                engine.submit(arrival.prompt, arrival.params, str(number), _hints(number, expected))
             if arrival.cancel_at_step == step:
                 engine.abort(str(number))  # unknown before its arrival: then it just runs
         collect(answers, engine.step())
