@@ -196,6 +196,7 @@ class DraftHints:
 
     scope: str = ""  # whose shared drafts it may see and feed: one client's text never shows in another's
     prediction: Sequence[int] = ()  # token ids that the output is expected to resemble
+    drafts: bool = True  # False: plain decoding, and nothing of it is kept to draft from
 
 
 @dataclass(slots=True)

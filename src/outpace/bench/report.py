@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
+from outpace.bench.drafts import DraftReport
 from outpace.bench.generate import GenerateReport, RequestFigures
 from outpace.bench.peer import Figures, PeerReport
 from outpace.bench.roofline import GROUP_MACS, OpFigures, RooflineReport, StepFigures
@@ -17,7 +18,7 @@ from outpace.bench.step import StepReport
 MISSING = "-"
 
 
-def as_json(report: StepReport | GenerateReport | PeerReport | RooflineReport) -> str:
+def as_json(report: StepReport | GenerateReport | DraftReport | PeerReport | RooflineReport) -> str:
     """The report on one line."""
     return json.dumps(asdict(report))
 
@@ -68,6 +69,30 @@ def _generate_cells(figures: RequestFigures | GenerateReport) -> list[str]:
         _number(figures.acceptance_length, "{:.2f}"),
         figures.output_sha256[:12],
     ]
+
+
+def drafts_table(report: DraftReport) -> Group:
+    """`bench drafts` for people."""
+    how = "as the workload says" if report.temperature is None else f"{report.temperature:g}"
+    title = (
+        f"{report.model}: drafts off and on, {report.rounds} rounds, {report.concurrency} requests at once, "
+        f"temperature {how}; drafting takes {report.draft_us:.0f} µs a step"
+    )
+    table = Table("workload", "tokens", "tokens/s off", "on", "ratio", "tokens/step", "accepted of drafted")
+    for each in report.workloads:
+        drafts = ", ".join(
+            f"{who} {accepted} of {drafted}" for who, (drafted, accepted) in each.drafts.items()
+        )
+        table.add_row(
+            each.workload,
+            str(each.completion_tokens),
+            f"{each.tok_s['off']:.1f}",
+            f"{each.tok_s['on']:.1f}",
+            f"{each.ratio:.2f}x",
+            f"{each.tokens_per_step:.2f}",
+            drafts,
+        )
+    return Group(title, table)
 
 
 def peer_table(report: PeerReport) -> Group:

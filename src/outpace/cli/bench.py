@@ -99,6 +99,45 @@ def generate(
     _print(report.as_json(result) if as_json else report.generate_table(result))
 
 
+@bench.command("drafts")
+@flatten
+def drafts(
+    model: ModelFlag = None,
+    *,
+    workload: Annotated[
+        str, typer.Option(help="Files of JSON lines or shipped workloads, comma separated.")
+    ] = "edit_file,agent_turns,write_code,chat",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each workload; speeds are medians.")] = 1,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 1,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="Of all requests; default: as the workload says.")
+    ] = None,
+    as_json: JsonFlag = False,
+    engine: EngineFlags,
+) -> None:
+    """What drafts gain: each request with drafts off and on, in turns; the tokens must be the same.
+
+    Requests draft from what those before them in the same round said, as they do in use, and from nothing
+    older. The prefix cache is off, so that both runs compute their prompts.
+    """
+    from outpace.bench import report
+    from outpace.bench.drafts import bench_drafts
+    from outpace.bench.workload import load
+
+    workloads = {name: load(name) for name in workload.split(",")}
+    alone = replace(engine, draft="auto", draft_persist=False, prefix_cache=False)
+    with open_llm(_or_default(model), alone) as llm:
+        result = bench_drafts(
+            llm,
+            workloads,
+            rounds=rounds,
+            concurrency=concurrency,
+            temperature=temperature,
+            on_request=_say,
+        )
+    _print(report.as_json(result) if as_json else report.drafts_table(result))
+
+
 @bench.command("peer")
 @flatten
 def peer(

@@ -31,6 +31,7 @@ _IDLE = 32  # steps without a draft, from which on a request is looked at more r
 _LOOK_EVERY = 4  # tokens
 _QUICK_STEP = 5e-3  # seconds
 _NOTHING: Sequence[Draft | None] = (None,)
+_NEARLY = 0.985  # of the best rate: fewer rows that bring nearly as much are the safer bet
 _LEAST_CHANCE = 0.02  # a guess less likely than that is never worth a row
 
 
@@ -239,15 +240,15 @@ class _Choice:
             )
             chances, owners = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         tokens = float(self._num_requests)
-        best_count, best_rate = 0, tokens / self._base
+        rates = [tokens / self._base]
         for count, chance in enumerate(chances, 1):
             if chance < _LEAST_CHANCE:
                 break
             tokens += chance
-            rate = tokens / self._seconds(count)
-            if rate > best_rate:
-                best_count, best_rate = count, rate
-        return owners[:best_count], best_rate
+            rates.append(tokens / self._seconds(count))
+        enough = max(rates) * _NEARLY
+        best = next(count for count, rate in enumerate(rates) if rate >= enough)
+        return owners[:best], rates[best]
 
     def depth_that_pays(
         self, best: Sequence[_Candidate | None], shares: Sequence[float], proposer: Proposer, rate: float

@@ -20,7 +20,7 @@ __all__ = ["step_costs"]
 _log = logging.getLogger(__name__)
 
 _VERSION = 1
-_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 15, 16, 20, 24, 32)
+_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 15, 16, 20, 24, 32, 48)
 _RUNS = 3  # of each, in turn; the quickest counts: what disturbs a step only makes it longer
 _WARM_UP = 0.15  # seconds
 _LONG_CONTEXT = 2048  # where attention is measured
@@ -30,7 +30,7 @@ _LONG_ROWS = 8
 def step_costs(backend: Backend, folder: Path, machine: str, *, measure: bool) -> StepCosts:
     """The costs of an idle backend's steps: from the folder, or measured now, or where not to be a guess.
 
-    Measuring takes about as long as 500 rows of decoding; its file is named by the model's shape, the
+    Measuring takes about as long as 600 rows of decoding; its file is named by the model's shape, the
     backend's description and `machine`. A backend without weights, or without speed, has steps that cost
     nothing. A folder that cannot be written is no error.
     """
