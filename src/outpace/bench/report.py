@@ -78,11 +78,9 @@ def drafts_table(report: DraftReport) -> Group:
         f"{report.model}: drafts off and on, {report.rounds} rounds, {report.concurrency} requests at once, "
         f"temperature {how}; drafting takes {report.draft_us:.0f} µs a step"
     )
-    table = Table("workload", "tokens", "tokens/s off", "on", "ratio", "tokens/step", "accepted of drafted")
+    table = Table("workload", "tokens", "tokens/s off", "on", "ratio", "tokens/step")
+    accepted: list[str] = []
     for each in report.workloads:
-        drafts = ", ".join(
-            f"{who} {accepted} of {drafted}" for who, (drafted, accepted) in each.drafts.items()
-        )
         table.add_row(
             each.workload,
             str(each.completion_tokens),
@@ -90,9 +88,10 @@ def drafts_table(report: DraftReport) -> Group:
             f"{each.tok_s['on']:.1f}",
             f"{each.ratio:.2f}x",
             f"{each.tokens_per_step:.2f}",
-            drafts,
         )
-    return Group(title, table)
+        drafts = ", ".join(f"{who} {counts[1]} of {counts[0]}" for who, counts in each.drafts.items())
+        accepted.append(f"{each.workload}, accepted: {drafts or 'nothing was drafted'}")
+    return Group(title, table, *accepted)
 
 
 def peer_table(report: PeerReport) -> Group:

@@ -22,7 +22,10 @@ ModelFlag = Annotated[
 ]
 WorkloadFlag = Annotated[
     str,
-    typer.Option(help="A file of JSON lines, or one of: chat, write_code, edit_file, agent_turns."),
+    typer.Option(
+        help="A file of JSON lines, or one of: chat, write_code, edit_file, copy_file, agent_turns, "
+        "agent_session, adversarial."
+    ),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the report as JSON, on the last line.")]
 
@@ -106,7 +109,7 @@ def drafts(
     *,
     workload: Annotated[
         str, typer.Option(help="Files of JSON lines or shipped workloads, comma separated.")
-    ] = "edit_file,agent_turns,write_code,chat",
+    ] = "edit_file,copy_file,agent_session,write_code,chat",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each workload; speeds are medians.")] = 1,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 1,
     temperature: Annotated[
