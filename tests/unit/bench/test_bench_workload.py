@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def test_a_session_goes_on_from_turn_to_turn() -> None:
     requests = load("agent_session")
     continued = [
         after.messages[: len(before.messages)] == before.messages
-        for before, after in zip(requests, requests[1:], strict=False)
+        for before, after in itertools.pairwise(requests)
     ]
     assert continued.count(False) == 1, "two sessions"
     assert all(request.messages[0]["role"] == "system" for request in requests)
