@@ -310,6 +310,7 @@ class TokenDelta:
     num_from_draft: int = 0  # of token_ids, the first so many were drafted
     proposer: str = ""  # by whom
     draft_counts: tuple[DraftCount, ...] = ()  # with the finish_reason: over the whole request
+    stop: str | None = None  # with FinishReason.STOP: the stop string that came; None: a stop id
 
 
 class Backend(Protocol):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,10 +15,13 @@ from typing import Any
 
 import httpx
 import openai
+import pytest
 
+from outpace.errors import BackendError
 from outpace.llm import LLM
 from outpace.server.run import listen, make_server, url_of
 from outpace.server.settings import ServerSettings
+from outpace.types import StepBatch, StepOutput
 
 MAX_CONTEXT = 1024
 KV_CACHE_BYTES = 256 << 20
@@ -132,3 +137,45 @@ def check_outcomes(outcomes: list[str]) -> None:
     assert set(outcomes) <= {"left", "length", "stop"}
     assert outcomes.count("left") >= 5
     assert len(outcomes) - outcomes.count("left") >= 5
+
+
+def open_raw(
+    server: RunningServer, path: str, body: dict[str, Any], receive_buffer: int = 0
+) -> socket.socket:
+    """Send a request on a socket of our own, to be closed or left unread at will."""
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = socket.socket()
+    if receive_buffer:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    connection.connect((host, int(port)))
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(content)}\r\n\r\n"
+    connection.sendall(head.encode() + content)
+    return connection
+
+
+def wait_until_busy(server: RunningServer) -> None:
+    deadline = time.monotonic() + 5
+    while not server.llm.loop.engine.pool.num_held:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def failing_at(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let the backend fail once the countdown in the returned list is over."""
+    countdown = [0]
+    engine = llm.loop.engine
+    step = engine.backend.step
+
+    class Failing:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(llm.backend, name)
+
+        def step(self, batch: StepBatch) -> StepOutput:
+            countdown[0] -= 1
+            if countdown[0] == 0:
+                raise BackendError("the step broke")
+            return step(batch)
+
+    monkeypatch.setattr(engine, "backend", Failing())
+    return countdown

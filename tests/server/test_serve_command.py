@@ -77,6 +77,24 @@ def test_the_key_comes_from_the_environment(model_135m: Path) -> None:
     assert "sk-secret" not in out + err
 
 
+def test_aliases(model_135m: Path) -> None:
+    with serving(model_135m, "--alias", "fast", "--alias", f"slow={model_135m.stem}") as (process, url):
+        names = [model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"]]
+        assert names == [model_135m.stem, "fast", "slow"]
+        body = {"model": "fast", "prompt": "a", "max_tokens": 1}
+        assert httpx.post(f"{url}/v1/completions", json=body).json()["model"] == "fast"
+        process.terminate()
+        process.communicate(timeout=10)
+
+
+def test_an_alias_of_another_model(model_135m: Path) -> None:
+    arguments = command(str(model_135m), "--backend", "null", *LIMITS, "--port", "0", "--alias", "gpt-9=gpt")
+    done = subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 2
+    assert "--alias gpt-9=gpt" in done.stderr
+    assert model_135m.stem in done.stderr
+
+
 def test_port_in_use(tmp_path: Path) -> None:
     """Found before the model loads: here there is not even one."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -101,6 +119,8 @@ def test_port_in_use(tmp_path: Path) -> None:
         (["--host", "no such host!"], "no such host"),
         (["--api-key", "schlüssel"], "ASCII"),
         (["--max-body", "big"], "no size"),
+        (["--alias", "=model"], "NAME=MODEL"),
+        (["--alias", "name="], "NAME=MODEL"),
     ],
 )
 def test_wrong_options(arguments: list[str], says: str) -> None:

@@ -29,7 +29,8 @@ def test_api_key(
     settings = ServerSettings(port=0, api_key=KEY)
     assert KEY not in repr(settings)
     with running(served_llm, settings) as server, httpx.Client(base_url=server.url) as http:
-        assert http.get("/health").status_code == 200
+        for path in ("/health", "/"):
+            assert http.get(path).status_code == 200
         for headers in (
             {},
             {"authorization": KEY},
@@ -45,6 +46,10 @@ def test_api_key(
                 assert answer.json()["error"]["code"] == "invalid_api_key"
                 assert answer.headers["www-authenticate"] == "Bearer"
         assert http.get("/v1/models", headers={"authorization": f"bearer {KEY}"}).status_code == 200
+        assert http.get("/v1/models", headers={"x-api-key": KEY}).status_code == 200
+        both = {"authorization": "Bearer another", "x-api-key": KEY}
+        assert http.get("/v1/models", headers=both).status_code == 200
+        assert http.get("/v1/models", headers={"x-api-key": f"{KEY}x"}).status_code == 401
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY) as client:
             assert client.completions.create(model="test-model", **PROMPT).choices
         with (
@@ -118,6 +123,24 @@ def test_a_body_that_never_comes_times_out(served_llm: LLM) -> None:
 
 def test_health(http: httpx.Client) -> None:
     assert http.get("/health").json() == {"status": "ok", "model": "test-model"}
+
+
+def test_the_root_answers_probes(http: httpx.Client) -> None:
+    assert http.get("/").json()["server"] == "outpace"
+    probe = http.head("/")
+    assert (probe.status_code, probe.content) == (200, b"")
+
+
+def test_every_answer_has_an_id(http: httpx.Client) -> None:
+    names = [
+        http.get("/v1/models").headers["x-request-id"],
+        http.post("/v1/completions", json=PROMPT).headers["x-request-id"],
+        http.get("/v1/nothing").headers["x-request-id"],
+        http.get("/v1/models", headers={"anthropic-version": "2023-06-01"}).headers["request-id"],
+        http.post("/v1/messages", json={}).headers["request-id"],
+    ]
+    assert len(set(names)) == len(names)
+    assert all(name.startswith("req_") for name in names)
 
 
 def test_metrics(http: httpx.Client) -> None:

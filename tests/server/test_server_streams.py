@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from serving import RunningServer, check_outcomes, probe, run_random_clients, running
+from serving import (
+    RunningServer,
+    check_outcomes,
+    failing_at,
+    open_raw,
+    probe,
+    run_random_clients,
+    running,
+    wait_until_busy,
+)
 
-from outpace.errors import BackendError
 from outpace.llm import LLM
 from outpace.server.settings import ServerSettings
-from outpace.types import StepBatch, StepOutput
 
 LONG = {"max_tokens": 900, "ignore_eos": True, "temperature": 1.0}
 
@@ -26,28 +32,6 @@ def events_of(text: str) -> list[Any]:
     assert end == ""
     data = [event.removeprefix("data: ") for event in events]
     return [event if event == "[DONE]" else json.loads(event) for event in data]
-
-
-def open_raw(
-    server: RunningServer, path: str, body: dict[str, Any], receive_buffer: int = 0
-) -> socket.socket:
-    """Send a request on a socket of our own, to be closed or left unread at will."""
-    host, port = server.url.removeprefix("http://").split(":")
-    connection = socket.socket()
-    if receive_buffer:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    connection.connect((host, int(port)))
-    content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(content)}\r\n\r\n"
-    connection.sendall(head.encode() + content)
-    return connection
-
-
-def wait_until_busy(server: RunningServer) -> None:
-    deadline = time.monotonic() + 5
-    while not server.llm.loop.engine.pool.num_held:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def test_32_streams_with_random_disconnects(server: RunningServer, http: httpx.Client) -> None:
@@ -91,22 +75,7 @@ def test_a_client_that_does_not_read_stalls_nobody(server: RunningServer, http: 
 @pytest.fixture
 def failing_backend(served_llm: LLM, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The backend fails once the countdown in the list is over."""
-    countdown = [0]
-    engine = served_llm.loop.engine
-    step = engine.backend.step
-
-    class Failing:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(served_llm.backend, name)
-
-        def step(self, batch: StepBatch) -> StepOutput:
-            countdown[0] -= 1
-            if countdown[0] == 0:
-                raise BackendError("the step broke")
-            return step(batch)
-
-    monkeypatch.setattr(engine, "backend", Failing())
-    return countdown
+    return failing_at(served_llm, monkeypatch)
 
 
 def test_a_failed_step_ends_a_stream_with_an_error(

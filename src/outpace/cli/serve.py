@@ -1,4 +1,4 @@
-"""`outpace serve`: a model behind the OpenAI API over HTTP."""
+"""`outpace serve`: a model behind the OpenAI and the Anthropic API over HTTP."""
 
 from __future__ import annotations
 
@@ -38,6 +38,14 @@ def serve(
         str | None,
         typer.Option(help="The model's name for clients; default: its own.", rich_help_panel=SERVER_PANEL),
     ] = None,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=MODEL]",
+            help="A further name of the model for clients; may be repeated. claude-* need none.",
+            rich_help_panel=SERVER_PANEL,
+        ),
+    ] = None,
     max_body: Annotated[
         int | None,
         typer.Option(
@@ -60,8 +68,8 @@ def serve(
 ) -> None:
     """Serve a model over HTTP until Ctrl-C or SIGTERM.
 
-    The OpenAI API is under /v1; /health and /metrics are for operators. Only this machine can reach it
-    unless --host says otherwise.
+    The OpenAI and the Anthropic API are under /v1; /health and /metrics are for operators. Only this
+    machine can reach it unless --host says otherwise.
     """
     from outpace.server.run import listen, serve, url_of
     from outpace.server.settings import DEFAULT_MAX_BODY_BYTES, ServerSettings
@@ -72,6 +80,7 @@ def serve(
         api_key=_clean_key(api_key),
         max_body_bytes=DEFAULT_MAX_BODY_BYTES if max_body is None else max_body,
         shutdown_grace=grace,
+        aliases=dict(_alias(text) for text in alias or ()),
     )
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
@@ -91,6 +100,14 @@ def serve(
 
             serve(llm, settings, listener, model_name=served_model_name, on_ready=tell_ready)
     typer.echo("stopped", err=True)
+
+
+def _alias(text: str) -> tuple[str, str | None]:
+    """A name and the model that it means, None for the one that is loaded. Raises `UsageError`."""
+    name, equals, model = (part.strip() for part in text.partition("="))
+    if not name or (equals and not model):
+        raise UsageError(f"--alias {text}: write NAME or NAME=MODEL")
+    return name, model or None
 
 
 def _clean_key(api_key: str | None) -> str | None:

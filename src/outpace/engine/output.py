@@ -75,6 +75,7 @@ def token_delta(
         num_from_draft,
         proposer if num_from_draft else "",
         tuple(request.draft_counts.values()) if request.finish_reason is not None else (),
+        request.stop_matcher.found if request.stop_matcher is not None else None,
     )
 
 

@@ -9,10 +9,12 @@ from starlette.responses import Response
 
 from outpace import __version__
 from outpace.llm import LLM
-from outpace.server import errors
+from outpace.server import dialect, errors
+from outpace.server.anthropic.routes import anthropic_router
+from outpace.server.encoding import json_response
 from outpace.server.metrics import HTTPMetrics
-from outpace.server.middleware import BearerAuth, LoopbackOnly
-from outpace.server.openai.events import json_response
+from outpace.server.middleware import KeyAuth, LoopbackOnly
+from outpace.server.models import models_router
 from outpace.server.openai.routes import openai_router
 from outpace.server.served import ServedModel
 from outpace.server.settings import ServerSettings
@@ -27,16 +29,23 @@ def create_app(llm: LLM, *, model_name: str | None = None, settings: ServerSetti
     settings = settings or ServerSettings()
     served = ServedModel(llm, model_name, settings)
     http_registry = CollectorRegistry()
-    middleware = [Middleware(HTTPMetrics, registry=http_registry)]
+    middleware = [Middleware(dialect.RequestIDs), Middleware(HTTPMetrics, registry=http_registry)]
     if settings.is_loopback:
         middleware.append(Middleware(LoopbackOnly))
     if settings.api_key:
-        middleware.append(Middleware(BearerAuth, api_key=settings.api_key))
+        middleware.append(Middleware(KeyAuth, api_key=settings.api_key))
     # No interactive pages: they load scripts from elsewhere.
     app = FastAPI(title="Outpace", version=__version__, docs_url=None, redoc_url=None, middleware=middleware)
     app.state.served = served
-    errors.install(app)
-    app.include_router(openai_router(served))
+    dialect.install(app)
+    for router in (openai_router(served), anthropic_router(served), models_router(served)):
+        app.include_router(router)
+
+    @app.head("/", include_in_schema=False)
+    @app.get("/")
+    async def root() -> Response:  # pyright: ignore[reportUnusedFunction] - a route
+        """Tell a client that probes the address that somebody is there."""
+        return json_response({"server": "outpace", "version": __version__})
 
     @app.get("/health")
     async def health() -> Response:  # pyright: ignore[reportUnusedFunction] - a route

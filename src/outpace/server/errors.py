@@ -1,5 +1,6 @@
-"""Errors on the wire: every failure becomes one JSON body in OpenAI's form.
+"""Errors on the wire: every failure becomes one `APIError`, and that one JSON body.
 
+It carries what OpenAI's form shows; the other dialect makes its own of it. OpenAI's is
 `{"error": {"message", "type", "param", "code"}}`, with the status that makes the `openai` client
 raise the exception its users expect.
 """
@@ -10,9 +11,6 @@ import json
 import logging
 from collections.abc import Mapping
 
-from fastapi import FastAPI
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
 
 from outpace.errors import (
@@ -98,41 +96,11 @@ def from_exception(error: Exception, renamed: Mapping[str, str] | None = None) -
             answer = APIError(500, str(error), type=SERVER_ERROR, code="engine_error")
         case _:
             logger.error("internal error", exc_info=error)
-            answer = _internal_error()
+            answer = internal_error()
     return answer
 
 
-def _internal_error() -> APIError:
+def internal_error() -> APIError:
+    """The answer to a defect of ours, without its details."""
     message = "internal error; the server's log has the details"
     return APIError(500, message, type=SERVER_ERROR, code="internal_error")
-
-
-def install(app: FastAPI) -> None:
-    """Make `app` answer every error in this form."""
-
-    async def on_error(_request: Request, error: Exception) -> Response:
-        return from_exception(error).response()
-
-    async def on_defect(_request: Request, _error: Exception) -> Response:
-        # Raised again after this; the server then logs it and closes the connection, so it should say so.
-        answer = _internal_error()
-        answer.headers["connection"] = "close"
-        return answer.response()
-
-    async def on_http_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        what = f"{request.method} {request.url.path}"
-        match error.status_code:
-            case 404:
-                api_error = APIError(404, f"no such address: {what}", code="unknown_url")
-            case 405:
-                api_error = APIError(405, f"method not allowed: {what}", code="method_not_allowed")
-            case status:
-                api_error = APIError(status, str(error.detail))
-        api_error.headers.update(error.headers or {})
-        return api_error.response()
-
-    app.add_exception_handler(APIError, on_error)
-    app.add_exception_handler(OutpaceError, on_error)
-    app.add_exception_handler(HTTPException, on_http_error)
-    app.add_exception_handler(Exception, on_defect)

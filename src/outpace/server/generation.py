@@ -12,6 +12,9 @@ from outpace.engine.loop import RequestStream
 from outpace.server.errors import SERVER_ERROR, APIError
 from outpace.types import FinishReason, TokenDelta
 
+PREDICTION = "prediction"
+"""The proposer that drafts from `DraftHints.prediction`."""
+
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
@@ -51,16 +54,35 @@ class Usage:
     prompt_tokens: list[int]  # [num_prompts]
     cached_tokens: list[int]  # [num_prompts] of those, found in the prefix cache
     completion_tokens: dict[int, int] = field(default_factory=dict[int, int])  # choice -> tokens
+    num_predicted: int = 0  # tokens of the prediction that the client sent
+    accepted: dict[int, int] = field(default_factory=dict[int, int])  # ended choice -> of those, accepted
 
     def to_wire(self) -> dict[str, Any]:
         """The `usage` object of an answer."""
         prompt, completion = sum(self.prompt_tokens), sum(self.completion_tokens.values())
-        return {
+        usage: dict[str, Any] = {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": sum(self.cached_tokens)},
         }
+        if self.num_predicted:
+            usage["completion_tokens_details"] = {
+                "accepted_prediction_tokens": sum(self.accepted.values()),
+                "rejected_prediction_tokens": sum(
+                    max(0, self.num_predicted - accepted) for accepted in self.accepted.values()
+                ),
+            }
+        return usage
+
+    def count(self, prompt: int, index: int, delta: TokenDelta) -> None:
+        """A delta of a prompt's choice passes; `index` is the choice's over all prompts."""
+        self.prompt_tokens[prompt] = delta.num_prompt_tokens
+        self.cached_tokens[prompt] = delta.num_cached_tokens
+        self.completion_tokens[index] = delta.num_output_tokens
+        if self.num_predicted and delta.finish_reason is not None:
+            counts = (each for each in delta.draft_counts if each.proposer == PREDICTION)
+            self.accepted[index] = sum(each.num_accepted for each in counts)
 
 
 class Generation:
@@ -69,12 +91,23 @@ class Generation:
     Whatever happens, `release` must be called at the end; it gives the engine's memory back.
     """
 
-    def __init__(self, streams: Sequence[RequestStream], num_choices: int, live: LiveGenerations) -> None:
+    def __init__(
+        self,
+        streams: Sequence[RequestStream],
+        num_choices: int,
+        live: LiveGenerations,
+        *,
+        num_predicted: int = 0,
+    ) -> None:
         self._streams = streams
         self._num_choices = num_choices
         self._live = live
         self._disconnected = False
-        self.usage = Usage([0] * len(streams), [0] * len(streams))
+        self.usage = Usage(
+            [stream.num_prompt_tokens for stream in streams],
+            [0] * len(streams),
+            num_predicted=num_predicted,
+        )
         live.add(self)
 
     @property
@@ -101,9 +134,7 @@ class Generation:
         usage = self.usage
         async for prompt, delta in self._merged():
             index = prompt * self._num_choices + delta.index
-            usage.prompt_tokens[prompt] = delta.num_prompt_tokens
-            usage.cached_tokens[prompt] = delta.num_cached_tokens
-            usage.completion_tokens[index] = delta.num_output_tokens
+            usage.count(prompt, index, delta)
             if delta.finish_reason is FinishReason.ERROR:
                 message = delta.error or "the engine failed"
                 raise APIError(500, message, type=SERVER_ERROR, code="engine_error")

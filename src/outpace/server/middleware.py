@@ -8,10 +8,12 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from outpace.server.client import presented_keys
+from outpace.server.dialect import error_response
 from outpace.server.errors import APIError
 from outpace.server.settings import is_loopback
 
-OPEN_PATHS = frozenset({"/health"})
+OPEN_PATHS = frozenset({"/", "/health"})
 """Answered without a key, for probes."""
 
 
@@ -28,7 +30,7 @@ class LoopbackOnly:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check and pass on (ASGI)."""
         error = _check_local(Headers(scope=scope)) if scope["type"] == "http" else None
-        await (error.response() if error else self._app)(scope, receive, send)
+        await (error_response(error, scope) if error else self._app)(scope, receive, send)
 
 
 def _check_local(headers: Headers) -> APIError | None:
@@ -48,8 +50,8 @@ def _hostname(url: str) -> str:
         return ""
 
 
-class BearerAuth:
-    """Asks every request, but those to `OPEN_PATHS`, for `Authorization: Bearer KEY`."""
+class KeyAuth:
+    """Asks every request, but those to `OPEN_PATHS`, for `Authorization: Bearer KEY` or `x-api-key: KEY`."""
 
     def __init__(self, app: ASGIApp, api_key: str) -> None:
         self._app = app
@@ -60,16 +62,17 @@ class BearerAuth:
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and not self._knows(scope):
             error = APIError(
                 401,
-                "a valid API key is needed: Authorization: Bearer KEY",
+                "a valid API key is needed: Authorization: Bearer KEY, or x-api-key: KEY",
                 code="invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
             )
-            await error.response()(scope, receive, send)
+            await error_response(error, scope)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
     def _knows(self, scope: Scope) -> bool:
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
         # Constant time, or the answer's delay would tell how much of a guess is right. Headers are latin-1.
-        same = hmac.compare_digest(key.strip().encode("latin-1", "replace"), self._expected)
-        return scheme.lower() == "bearer" and same
+        return any(
+            hmac.compare_digest(key.encode("latin-1"), self._expected)
+            for key in presented_keys(Headers(scope=scope))
+        )

@@ -9,22 +9,26 @@ from pathlib import Path
 from typing import TypeVar
 
 from outpace.engine.loop import RequestStream
+from outpace.errors import UsageError
 from outpace.llm import LLM
 from outpace.server.errors import SERVER_ERROR, APIError
 from outpace.server.generation import Generation, LiveGenerations
 from outpace.server.settings import ServerSettings
-from outpace.types import SamplingParams
+from outpace.types import DraftHints, SamplingParams
 
 T = TypeVar("T")
 
+FOREIGN_NAMES = ("claude-",)
+"""Beginnings of names that mean whatever model is loaded."""
 INLINE_CHARS = 8192
 """Prompts up to this length are encoded on the event loop (well under 1 ms); longer ones on a thread."""
 
 
 class ServedModel:
-    """An `LLM` under its name on the wire, with its running generations.
+    """An `LLM` under its names on the wire, with its running generations.
 
-    Attributes: `llm`; `name`, the model's id on the wire; `created`, Unix seconds; `settings`; `live`.
+    Attributes: `llm`; `name`, the model's id on the wire; `aliases`, its further ids; `created`, Unix
+    seconds; `settings`; `live`.
     """
 
     def __init__(self, llm: LLM, name: str | None, settings: ServerSettings) -> None:
@@ -33,13 +37,31 @@ class ServedModel:
         self.created = self.created_now()
         self.settings = settings
         self.live = LiveGenerations()
+        self.aliases = tuple(settings.aliases)
         self._names = {self.name, llm.model_name}
+        for alias, model in settings.aliases.items():
+            if model is not None and model not in self._names:
+                raise UsageError(
+                    f"--alias {alias}={model}: that model is not loaded; this server has {self.name!r}"
+                )
 
-    def check_name(self, model: str | None) -> None:
-        """Raise `APIError` 404 unless `model` is the served one. None, no model named, is fine."""
-        if model is not None and model not in self._names:
-            message = f"the model {model[:200]!r} is not served here; this server has {self.name!r}"
-            raise APIError(404, message, param="model", code="model_not_found")
+    @property
+    def max_context(self) -> int:
+        """Tokens that prompt and answer may have together, as configured."""
+        return self.llm.config.max_context or self.llm.spec.max_context
+
+    def resolve_name(self, model: str | None) -> str:
+        """The name that an answer shows for a request's `model`; raises `APIError` 404 for an unknown one.
+
+        Aliases, and the names of Claude models, which clients have built in, mean the loaded model and are
+        shown as they were asked for. None, no model named, is the loaded one.
+        """
+        if model is None or model in self._names:
+            return self.name
+        if model in self.aliases or model.startswith(FOREIGN_NAMES):
+            return model
+        message = f"the model {model[:200]!r} is not served here; this server has {self.name!r}"
+        raise APIError(404, message, param="model", code="model_not_found")
 
     @staticmethod
     def created_now() -> int:
@@ -52,8 +74,10 @@ class ServedModel:
             return encode()
         return await asyncio.to_thread(encode)
 
-    def start(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> Generation:
-        """Submit one request for each prompt; all of them or none.
+    def start(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, hints: DraftHints
+    ) -> Generation:
+        """Submit one request for each prompt; all of them or none. `hints` are those of each.
 
         Raises what `EngineLoop.submit` raises, and `APIError` 503 during shutdown.
         """
@@ -65,12 +89,12 @@ class ServedModel:
         streams: list[RequestStream] = []
         try:
             for prompt in prompts:
-                streams.append(self.llm.loop.submit(prompt, params))
+                streams.append(self.llm.loop.submit(prompt, params, hints=hints))
         except BaseException:
             for stream in streams:
                 stream.cancel()
             raise
-        return Generation(streams, params.n, self.live)
+        return Generation(streams, params.n, self.live, num_predicted=len(hints.prediction))
 
 
 def short_name(model: str) -> str:

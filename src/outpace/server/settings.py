@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 DEFAULT_MAX_BODY_BYTES = 32 << 20
@@ -19,6 +20,10 @@ class ServerSettings:
     max_choices: int = 512  # prompts times n in one request
     read_timeout: float = 30.0  # seconds that a client may take to send a request's body
     shutdown_grace: float = 3.0  # seconds that running requests get to finish at shutdown
+    heartbeat: float = 5.0  # seconds of silence after which a stream of Anthropic's dialect sends a ping
+    aliases: Mapping[str, str | None] = field(
+        default_factory=dict[str, str | None]
+    )  # further names of models
 
     @property
     def is_loopback(self) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from outpace.server.errors import from_exception
+from outpace.server.errors import APIError, from_exception
 from outpace.server.generation import Generation
 
 DONE = b"data: [DONE]\n\n"
@@ -18,17 +18,23 @@ class EventStream(Response):
     """Sends `events` as they come, each already encoded, and cancels `generation` when the client leaves.
 
     `events` ends with its own terminal event. Where it raises instead, the error is the terminal
-    event, since the status line is long gone.
+    event, since the status line is long gone; `encode_error` writes it in the dialect's form.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes], generation: Generation) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes],
+        generation: Generation,
+        encode_error: Callable[[APIError], str] = lambda error: f"data: {error.body()}\n\n",
+    ) -> None:
         self.status_code = 200
         self.background = None
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
         self._events = events
         self._generation = generation
+        self._encode_error = encode_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's
         """Run the response (ASGI)."""
@@ -39,5 +45,5 @@ class EventStream(Response):
                 async for event in events:
                     await send({"type": "http.response.body", "body": event, "more_body": True})
             except Exception as error:  # whatever it is, the client must learn that the stream has ended
-                end = f"data: {from_exception(error).body()}\n\n".encode()
+                end = self._encode_error(from_exception(error)).encode()
             await send({"type": "http.response.body", "body": end, "more_body": False})

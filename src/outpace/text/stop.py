@@ -15,6 +15,8 @@ class StopMatcher:
     character, the longest. So the result does not depend on how the text was split, and what is held back
     is exactly the longest end of the text that a stop string begins with (Aho and Corasick, 1975: one
     pass, linear in the text whatever the stops).
+
+    Attribute: `found`, the stop string that came, or None.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -29,7 +31,7 @@ class StopMatcher:
         self._fail = self._link()  # [state] the longest proper end of its text that is a state too
         self._state = 0
         self._held = ""
-        self._stopped = False
+        self.found: str | None = None
 
     def _add(self, stop: str) -> None:
         state = 0
@@ -62,7 +64,7 @@ class StopMatcher:
 
         After a stop nothing more is emitted; neither the stop string nor what follows it ever is.
         """
-        if self._stopped:
+        if self.found is not None:
             return "", True
         if len(self._next) == 1:
             return text, False
@@ -73,8 +75,9 @@ class StopMatcher:
             state = following[state].get(character, 0)
             if self._match[state]:
                 seen = self._held + text[: index + 1]
-                self._held, self._stopped = "", True
-                return seen[: len(seen) - self._match[state]], True
+                start = len(seen) - self._match[state]
+                self._held, self.found = "", seen[start:]
+                return seen[:start], True
         self._state = state
         seen = self._held + text
         safe = len(seen) - self._depth[state]

@@ -63,6 +63,7 @@ def test_a_stop_id_ends_an_answer_and_has_no_text(drafts: bool, plain: list[int]
     engine = make_engine(drafter=with_drafts(plain, drafts))
     answer = run(engine, PROMPT, replace(GREEDY, stop_token_ids=(stop,)))["r", 0]
     assert answer.finish_reason is FinishReason.STOP
+    assert answer.last.stop is None
     assert answer.token_ids == plain[: end + 1]
     assert answer.text == byte_tokenizer().decode(plain[:end])
     assert engine.pool.num_held == 0
@@ -84,6 +85,7 @@ def test_a_stop_string_over_several_tokens(drafts: bool) -> None:
     answer = run(engine, PROMPT, replace(GREEDY, stop=("o\nt", "zzz"), max_tokens=30))["r", 0]
     assert answer.text == "one tw"
     assert answer.finish_reason is FinishReason.STOP
+    assert answer.last.stop == "o\nt"
     assert bytes(answer.token_ids) == b"one two\nt"
 
 

@@ -45,7 +45,9 @@ def test_any_stops_in_any_pieces(stops: list[str], pieces: list[str]) -> None:
             assert emitted == seen[: match[0]]
             assert matcher.push("more") == ("", True)
             assert matcher.flush() == ""
+            assert matcher.found == seen[match[0] : match[1]]
             return
+        assert matcher.found is None
         assert emitted == seen[: len(seen) - needed(seen, stops)]
     assert emitted + matcher.flush() == seen
 

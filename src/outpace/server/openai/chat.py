@@ -11,31 +11,39 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from outpace.server.body import read_json
+from outpace.server.client import client_scope
+from outpace.server.encoding import json_response
 from outpace.server.errors import from_exception
 from outpace.server.generation import Generation
 from outpace.server.openai.choices import Choice, collect
-from outpace.server.openai.events import EventText, json_response
+from outpace.server.openai.events import EventText
 from outpace.server.openai.logprobs import chat_logprobs
 from outpace.server.openai.params import chat_messages, chat_params
+from outpace.server.openai.prediction import encode_prediction, predicted_text
 from outpace.server.openai.schema import ChatRequest
 from outpace.server.served import ServedModel
 from outpace.server.sse import DONE, EventStream
-from outpace.types import TokenDelta
+from outpace.types import DraftHints, TokenDelta
 
 
 async def create_chat_completion(served: ServedModel, request: Request) -> Response:
     """Answer a conversation, in one piece or as a stream. Raises `APIError`."""
     body = await read_json(request, ChatRequest, served.settings)
-    served.check_name(body.model)
-    messages, wire = chat_messages(body), chat_params(body)
-    num_chars = sum(len(message["content"]) for message in messages)
+    name = served.resolve_name(body.model)
+    messages, wire, predicted = chat_messages(body), chat_params(body), predicted_text(body)
+    num_chars = sum(len(message["content"]) for message in messages) + len(predicted)
+
+    def encode() -> tuple[list[int], list[int]]:
+        return served.llm.encode_chat(messages), encode_prediction(served, predicted)
+
     try:
-        prompt = await served.encode(num_chars, lambda: served.llm.encode_chat(messages))
-        generation = served.start([prompt], wire.params)
+        prompt, prediction = await served.encode(num_chars, encode)
+        hints = DraftHints(client_scope(request.headers), prediction)
+        generation = served.start([prompt], wire.params, hints)
     except Exception as error:
         raise from_exception(error, wire.renamed) from error
     answer = ChatAnswer(
-        served, f"chatcmpl-{uuid.uuid4().hex}", with_logprobs=wire.params.logprobs is not None
+        served, name, f"chatcmpl-{uuid.uuid4().hex}", with_logprobs=wire.params.logprobs is not None
     )
     if body.stream:
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -46,10 +54,11 @@ async def create_chat_completion(served: ServedModel, request: Request) -> Respo
 
 
 class ChatAnswer:
-    """Writes one answer in the chat format."""
+    """Writes one answer in the chat format. `name` is the model's, as the answer shows it."""
 
-    def __init__(self, served: ServedModel, answer_id: str, *, with_logprobs: bool) -> None:
+    def __init__(self, served: ServedModel, name: str, answer_id: str, *, with_logprobs: bool) -> None:
         self._served = served
+        self._name = name
         self._id = answer_id
         self._with_logprobs = with_logprobs
 
@@ -59,7 +68,7 @@ class ChatAnswer:
             "id": self._id,
             "object": "chat.completion",
             "created": self._served.created_now(),
-            "model": self._served.name,
+            "model": self._name,
             "choices": [
                 {
                     "index": index,
@@ -80,7 +89,7 @@ class ChatAnswer:
             "id": self._id,
             "object": "chat.completion.chunk",
             "created": self._served.created_now(),
-            "model": self._served.name,
+            "model": self._name,
         }
         event = EventText(head, with_usage=with_usage)
         started: set[int] = set()

@@ -11,16 +11,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from outpace.server.body import read_json
+from outpace.server.client import client_scope
+from outpace.server.encoding import json_response
 from outpace.server.errors import APIError, from_exception
 from outpace.server.generation import Generation
 from outpace.server.openai.choices import Choice, collect
-from outpace.server.openai.events import EventText, json_response
+from outpace.server.openai.events import EventText
 from outpace.server.openai.logprobs import CompletionLogprobs
 from outpace.server.openai.params import completion_params
 from outpace.server.openai.schema import CompletionRequest
 from outpace.server.served import ServedModel
 from outpace.server.sse import DONE, EventStream
-from outpace.types import TokenDelta
+from outpace.types import DraftHints, TokenDelta
 
 Prompt = str | list[int]
 
@@ -28,7 +30,7 @@ Prompt = str | list[int]
 async def create_completion(served: ServedModel, request: Request) -> Response:
     """Complete one prompt or several, in one piece or as a stream. Raises `APIError`."""
     body = await read_json(request, CompletionRequest, served.settings)
-    served.check_name(body.model)
+    name = served.resolve_name(body.model)
     wire = completion_params(body)
     prompts = _prompts(body, served)
     num_chars = sum(len(prompt) for prompt in prompts)
@@ -38,10 +40,12 @@ async def create_completion(served: ServedModel, request: Request) -> Response:
         echoes = (
             [decode(p) if isinstance(p, list) else p for p in prompts] if body.echo else [""] * len(prompts)
         )
-        generation = served.start(encoded, wire.params)
+        generation = served.start(encoded, wire.params, DraftHints(client_scope(request.headers)))
     except Exception as error:
         raise from_exception(error, {"messages": "prompt", **wire.renamed}) from error
-    answer = CompletionAnswer(served, echoes, wire.params.n, with_logprobs=wire.params.logprobs is not None)
+    answer = CompletionAnswer(
+        served, name, echoes, wire.params.n, with_logprobs=wire.params.logprobs is not None
+    )
     if body.stream:
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
         return EventStream(answer.events(generation, with_usage=with_usage), generation)
@@ -71,17 +75,20 @@ def _prompts(body: CompletionRequest, served: ServedModel) -> list[Prompt]:
 
 
 class CompletionAnswer:
-    """Writes one answer in the text completion format. `echoes` come before the text of each prompt."""
+    """Writes one answer in the text completion format.
+
+    `name` is the model's, as the answer shows it; `echoes` come before the text of each prompt.
+    """
 
     def __init__(
-        self, served: ServedModel, echoes: list[str], num_choices: int, *, with_logprobs: bool
+        self, served: ServedModel, name: str, echoes: list[str], num_choices: int, *, with_logprobs: bool
     ) -> None:
         self._served = served
         self._head = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",
             "created": served.created_now(),
-            "model": served.name,
+            "model": name,
         }
         self._echoes = [echo for echo in echoes for _ in range(num_choices)]
         self._logprobs: list[CompletionLogprobs] | None = None

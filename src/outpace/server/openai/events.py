@@ -1,22 +1,11 @@
-"""JSON as text. Per token only the varying middle of a chunk is encoded; the rest is kept ready."""
+"""Events as text. Per token only the varying middle of a chunk is encoded; the rest is kept ready."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from starlette.responses import Response
-
-
-def to_json(value: object) -> str:
-    """Compact JSON. Raises `ValueError` for what JSON cannot say (NaN, infinities)."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-
-
-def json_response(value: object) -> Response:
-    """A 200 with `value` as its body."""
-    return Response(to_json(value), media_type="application/json")
+from outpace.server.encoding import to_json
 
 
 class EventText:

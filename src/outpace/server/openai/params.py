@@ -110,11 +110,12 @@ def chat_messages(request: ChatRequest) -> list[dict[str, str]]:
             raise unsupported(where, f"{where} is about a tool call; tools are not supported yet")
         # Templates of open models do not know the newer name.
         role = "system" if message.role == "developer" else message.role
-        messages.append({"role": role, "content": _text(message.content, where)})
+        messages.append({"role": role, "content": text_of(message.content, where)})
     return messages
 
 
-def _text(content: Any, where: str) -> str:
+def text_of(content: Any, where: str) -> str:
+    """The text of a `content`, given as such or in parts; `where` is its owner's place in the request."""
     if isinstance(content, str):
         return content
     if content is None:

@@ -9,21 +9,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field
+from pydantic import Field
 
-
-class FirstError(FailFast):
-    """Stop at a list's first error: a prompt of 100,000 ids is no list of strings, which one id shows."""
-
-    def __hash__(self) -> int:
-        """Pydantic's own has none, and a union's members need one."""
-        return hash(self.fail_fast)
-
-
-class Wire(BaseModel):
-    """The common rules: strict types, unknown fields let through, finite numbers."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
+from outpace.server.wire import FirstError, Wire
 
 
 class TextPart(Wire):
@@ -40,6 +28,13 @@ class Message(Wire):
     content: str | Annotated[list[TextPart], FirstError()] | None = None
     tool_calls: list[Any] | None = None
     function_call: Any = None
+
+
+class Prediction(Wire):
+    """What the answer is expected to resemble."""
+
+    type: Literal["content"]
+    content: str | Annotated[list[TextPart], FirstError()]
 
 
 class StreamOptions(Wire):
@@ -83,6 +78,7 @@ class ChatRequest(SamplingFields):
     function_call: Any = None
     response_format: dict[str, Any] | None = None
     modalities: list[str] | None = None
+    prediction: Prediction | None = None
 
 
 class CompletionRequest(SamplingFields):

@@ -1,0 +1,194 @@
+"""From the wire's messages to those that chat templates read, in OpenAI's form, tools included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from outpace.server.anthropic.schema import Block, CountRequest, Message, ResultPart, Tool
+from outpace.server.errors import APIError, unsupported
+
+_ACCOUNTING = "x-anthropic-billing-header:"
+"""A system block that begins so is for the API's accounts. In a prompt it would only keep sessions from
+sharing their beginning in the prefix cache."""
+_NO_IMAGE = "[an image, left out: this model reads text only]"
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A request's conversation as a chat template takes it."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+    prefill: str = ""  # the beginning of the answer, which the model goes on from
+
+
+def read_conversation(request: CountRequest) -> Conversation:
+    """The conversation of a request. Raises `APIError` for what this model cannot be given."""
+    turns = _Turns()
+    system = _system_text(request.system)
+    if system:
+        turns.add("system", system)
+    *earlier, last = request.messages
+    prefill = _prefill(last) if earlier else None
+    for index, message in enumerate(earlier if prefill is not None else request.messages):
+        where = f"messages[{index}]"
+        if message.role == "assistant":
+            turns.assistant(_blocks(message), where)
+        elif message.role == "user":
+            turns.user(_blocks(message), where)
+        else:  # in mid-conversation, where templates know no system message: the form that agents use
+            text = _text(_blocks(message), where)
+            turns.add("user", f"<system-reminder>\n{text}\n</system-reminder>")
+    return Conversation(turns.messages, _tools(request), prefill or "")
+
+
+def wants_cache(request: CountRequest) -> bool:
+    """Whether the request marks any part of the prompt for the cache."""
+    parts: list[Any] = [request, *(request.tools or ())]
+    if not isinstance(request.system, str):
+        parts += request.system or ()
+    for message in request.messages:
+        parts += _blocks(message)
+    return any(part.cache_control is not None for part in parts)
+
+
+class _Turns:
+    """Collects messages. Turns of one role in a row become one, as templates often ask for."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self._tool_names: dict[str, str] = {}  # by the call's id
+
+    def add(self, role: str, text: str) -> dict[str, Any]:
+        """Add text to the conversation; returns the message that holds it."""
+        last = self.messages[-1] if self.messages else None
+        if last is None or last["role"] != role:
+            last = {"role": role, "content": text}
+            self.messages.append(last)
+        else:
+            last["content"] = "\n".join(filter(None, (last["content"], text)))
+        return last
+
+    def user(self, blocks: Sequence[Block], where: str) -> None:
+        """A user's turn: the results of tools, each a message of its own, and text."""
+        texts: list[Block] = []
+        for block in blocks:
+            if block.type != "tool_result":
+                texts.append(block)
+                continue
+            if texts:
+                self.add("user", _text(texts, where))
+                texts = []
+            self._tool_result(block, where)
+        if texts or not blocks:
+            self.add("user", _text(texts, where))
+
+    def _tool_result(self, block: Block, where: str) -> None:
+        if block.tool_use_id is None:
+            raise _missing(f"{where}: a tool_result", "tool_use_id")
+        parts = _as_parts(block.content)
+        text = "\n".join(_NO_IMAGE if part.type == "image" else _part_text(part, where) for part in parts)
+        result = {"role": "tool", "tool_call_id": block.tool_use_id, "content": text}
+        if block.is_error:
+            result["content"] = f"Error: {text}"
+        if block.tool_use_id in self._tool_names:
+            result["name"] = self._tool_names[block.tool_use_id]
+        self.messages.append(result)
+
+    def assistant(self, blocks: Sequence[Block], where: str) -> None:
+        """The model's own turn: thoughts, text, calls of tools."""
+        texts = [block for block in blocks if block.type not in {"tool_use", "thinking", "redacted_thinking"}]
+        message = self.add("assistant", _text(texts, where))
+        thoughts = [block.thinking or "" for block in blocks if block.type == "thinking"]
+        if any(thoughts):
+            message["reasoning_content"] = "\n".join(filter(None, thoughts))
+        for block in blocks:
+            if block.type == "tool_use":
+                message.setdefault("tool_calls", []).append(self._tool_call(block, where))
+
+    def _tool_call(self, block: Block, where: str) -> dict[str, Any]:
+        if block.id is None or block.name is None:
+            raise _missing(f"{where}: a tool_use", "id" if block.id is None else "name")
+        self._tool_names[block.id] = block.name
+        function = {"name": block.name, "arguments": block.input or {}}
+        return {"id": block.id, "type": "function", "function": function}
+
+
+def _blocks(message: Message) -> list[Block]:
+    content = message.content
+    return [Block(type="text", text=content)] if isinstance(content, str) else content
+
+
+def _as_parts(content: str | Sequence[ResultPart] | None) -> Sequence[ResultPart]:
+    if isinstance(content, str):
+        return [ResultPart(type="text", text=content)]
+    return content or ()
+
+
+def _prefill(last: Message) -> str | None:
+    """The text of a last message that begins the answer, or None where it is no such message."""
+    blocks = _blocks(last)
+    if last.role != "assistant" or any(block.type != "text" for block in blocks):
+        return None
+    return "".join(block.text or "" for block in blocks)
+
+
+def _system_text(system: str | Sequence[ResultPart] | None) -> str:
+    parts = [part for part in _as_parts(system) if not (part.text or "").startswith(_ACCOUNTING)]
+    return _text(parts, "system")
+
+
+def _text(parts: Iterable[Block | ResultPart], where: str) -> str:
+    return "\n".join(_part_text(part, where) for part in parts)
+
+
+def _part_text(part: Block | ResultPart, where: str) -> str:
+    """The text of a block. Raises `APIError` for one that has none."""
+    match part.type:
+        case "text":
+            if part.text is None:
+                raise _missing(f"{where}: a text block", "text")
+            return part.text
+        case "document" if (text := _document_text(part)) is not None:
+            return text
+        case "search_result":
+            contents = [part.content] if isinstance(part.content, str) else part.content or ()
+            texts = [each if isinstance(each, str) else each.text for each in contents]
+            source = part.source if isinstance(part.source, str) else None
+            return "\n".join(text for text in (part.title, source, *texts) if text)
+        case "tool_reference":
+            return f"tool: {part.tool_name}"
+        case kind:
+            raise unsupported(
+                where, f"{where}: a block of type {kind[:40]!r} cannot be read; this model reads text only"
+            )
+
+
+def _document_text(part: Block | ResultPart) -> str | None:
+    """The text of a document that is given as text; None for files."""
+    source = part.source
+    if source is None or isinstance(source, str) or source.type != "text" or source.data is None:
+        return None
+    return f"{part.title}\n{source.data}" if part.title else source.data
+
+
+def _tools(request: CountRequest) -> list[dict[str, Any]] | None:
+    """The tools that the template shows to the model."""
+    if not request.tools or (request.tool_choice and request.tool_choice.type == "none"):
+        return None
+    return [_tool(tool, f"tools[{index}]") for index, tool in enumerate(request.tools)]
+
+
+def _tool(tool: Tool, where: str) -> dict[str, Any]:
+    if tool.type is not None and tool.type != "custom":
+        raise unsupported(where, f"{where}: the tool {tool.type[:40]!r} runs in the API's own service only")
+    if tool.input_schema is None:
+        raise _missing(where, "input_schema")
+    function = {"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema}
+    return {"type": "function", "function": function}
+
+
+def _missing(where: str, field: str) -> APIError:
+    return APIError(400, f"{where} has no '{field}'", param=where, code="missing_required_parameter")

@@ -1,0 +1,54 @@
+"""From the wire's fields to `SamplingParams`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from outpace.errors import ContextLengthError, OutOfMemoryError
+from outpace.server.anthropic.schema import CountRequest, MessageRequest
+from outpace.server.errors import APIError, from_exception, unsupported
+from outpace.types import SamplingParams
+
+_RENAMED = {"stop": "stop_sequences"}
+"""The engine's names for parameters that the wire spells differently."""
+
+
+def check_features(request: CountRequest) -> None:
+    """Raise `APIError` for what is not supported or contradicts itself."""
+    if request.output_config is not None and request.output_config.format is not None:
+        raise unsupported("output_config", "'output_config.format' is not supported yet; leave it out")
+    choice = request.tool_choice
+    if choice is not None and choice.type in {"any", "tool"}:
+        names = {tool.name for tool in request.tools or ()}
+        if not names or (choice.type == "tool" and choice.name not in names):
+            message = "'tool_choice' asks for a tool that 'tools' does not have"
+            raise APIError(400, message, param="tool_choice", code="invalid_value")
+
+
+def message_params(request: MessageRequest) -> SamplingParams:
+    """The sampling parameters of a message."""
+    given: dict[str, Any] = {
+        name: value
+        for name in ("temperature", "top_p", "top_k")
+        if (value := getattr(request, name)) is not None
+    }
+    return SamplingParams(max_tokens=request.max_tokens, stop=tuple(request.stop_sequences or ()), **given)
+
+
+def shows_thinking(request: CountRequest) -> bool:
+    """Whether the client asked for the model's thoughts."""
+    thinking = request.thinking
+    return thinking is not None and thinking.type != "disabled" and thinking.display != "omitted"
+
+
+def explain(error: Exception) -> APIError:
+    """Translate what the engine raised, as this API says it."""
+    answer = from_exception(error, _RENAMED)
+    match error:  # agents look for these words, and shorten the conversation where they find them
+        case ContextLengthError(num_tokens=num_tokens, max_context=limit):
+            answer.message = f"prompt is too long: {num_tokens} tokens > {limit} maximum: {error}"
+        case OutOfMemoryError():
+            answer.message = f"prompt is too long: {error}"
+        case _:
+            pass
+    return answer
