@@ -158,3 +158,34 @@ def test_only_gguf_can_be_compared(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "GGUF" in done.stderr
+
+
+@pytest.mark.usefixtures("installed")
+def test_its_prompt_lookup_changes_no_answer(model_135m: Path) -> None:
+    with closing(LlamaCppProcess(model_135m, 2, 512)) as process:
+        contender = LlamaCppContender(process, flash=False)
+        prompt = [504, 253, 2, 504, 253, 2, 504, 253]
+        plain = contender.decode(prompt, 60).token_ids
+        for num_pred in (2, 10):
+            reply = process.ask(
+                "lookup", token_ids=prompt, max_tokens=60, flash=False, num_pred=num_pred, max_ngram=2
+            )
+            assert len(reply["token_ids"]) == 60
+            assert reply["steps"] < 59, "some drafts are accepted"
+            # A batch of several rows rounds otherwise than one row: a tie may go the other way.
+            assert tuple(reply["token_ids"][:20]) == plain[:20]
+
+
+@pytest.mark.usefixtures("installed")
+def test_speculation_reports_every_contender(model_135m: Path, tmp_path: Path) -> None:
+    workload = tmp_path / "one.jsonl"
+    workload.write_text(json.dumps({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9}) + "\n")
+    command = [
+        sys.executable, "-m", "outpace.cli.main", "bench", "speculation", "-m", str(model_135m), "--kv-cache",
+        "64MiB", "--workload", str(workload), "--json",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    (figures,) = json.loads(done.stdout.splitlines()[-1])["workloads"]
+    assert set(figures["ratio"]) == {"off", "llama.cpp", "lookup"}
+    assert all(value > 0 for value in [*figures["tok_s"].values(), *figures["ratio"].values()])
