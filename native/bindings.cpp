@@ -1,4 +1,4 @@
-// Python's view of api.h, and the only file that knows nanobind.
+// Python's view of api.h, with draft_bindings.cpp the only file that knows nanobind.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -11,9 +11,8 @@
 #include <optional>
 
 #include "api.h"
+#include "draft_bindings.h"
 #include "merges.h"
-
-namespace nb = nanobind;
 
 namespace outpace {
 
@@ -285,6 +284,7 @@ NB_MODULE(_native, m) {
   m.def("clock_rate", &clock_rate, nb::arg("num_threads"), nb::arg("repeats") = 5,
         nb::call_guard<nb::gil_scoped_release>());
   m.def("available_isas", &available_isas);
+  bind_drafting(m);
   m.attr("packed_layout") = kPackedLayout;
   m.attr("compiler") = compiler();
 }

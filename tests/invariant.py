@@ -10,14 +10,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from hypothesis import strategies as st
 
 from engine_harness import Answer, Answers, BackendFactory, FailingBackend, collect, drain, make_engine
-from oracle_drafter import DraftMode, OracleDrafter
+from oracle_drafter import DraftMode, OracleDrafter, OracleProposer
+from outpace import draft
+from outpace.draft.controller import DraftController
+from outpace.draft.step_costs import StepCosts
 from outpace.engine.sampling import choice_seed
 from outpace.text.tokenizer import Tokenizer
-from outpace.types import BLOCK_SIZE, FinishReason, SamplingParams
+from outpace.types import BLOCK_SIZE, Drafter, DraftHints, EngineConfig, FinishReason, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class Scenario:
     max_num_seqs: int
     max_batch_tokens: int
     prefix_cache: bool
-    draft: DraftMode | None
+    draft: DraftMode | Literal["look-up"] | None  # the product's own proposers, or an oracle's guesses
+    controlled: bool  # the oracle's guesses go through the controller, which verifies some of them
     max_draft_tokens: int
     max_tree_tokens: int
     failing_steps: frozenset[int]
@@ -73,6 +78,7 @@ def sampling_params(draw: st.DrawFn, vocab_size: int, max_tokens: int) -> Sampli
 
 
 TREES = ("tree", "tree", "broken tree")
+DRAFTS = (None, "look-up", "look-up", "right", "wrong", "half", "mixed", "broken", *TREES)
 
 
 @st.composite
@@ -102,7 +108,8 @@ def scenarios(
         max_num_seqs=draw(st.sampled_from([1, 2, 4, 16])),
         max_batch_tokens=draw(st.sampled_from([1, 3, 16, 33, 64, 512])),
         prefix_cache=draw(st.booleans()),
-        draft=draw(st.sampled_from([None, "right", "wrong", "half", "mixed", "broken", *TREES])),
+        draft=draw(st.sampled_from(DRAFTS)),
+        controlled=draw(st.booleans()),
         max_draft_tokens=draw(st.sampled_from([1, 3, 15])),
         max_tree_tokens=draw(st.sampled_from([64, 64, 20, 4, 0])),
         failing_steps=draw(st.one_of(st.just(frozenset()), st.frozensets(st.integers(0, 60), max_size=2))),
@@ -140,7 +147,7 @@ def _run(
     backend = FailingBackend(factory(scenario.num_blocks), scenario.failing_steps)
     backend.max_rows = scenario.max_batch_tokens
     drafter = None
-    if scenario.draft:
+    if scenario.draft and scenario.draft != "look-up":
         sequences = {
             f"{number}/{index}": [*scenario.arrivals[int(number)].prompt, *answer.token_ids]
             for (number, index), answer in expected.items()
@@ -149,7 +156,7 @@ def _run(
     engine = make_engine(
         backend,
         tokenizer,
-        drafter,
+        _drafter(scenario, drafter, backend.spec.vocab_size),
         max_num_seqs=scenario.max_num_seqs,
         max_batch_tokens=scenario.max_batch_tokens,
         prefix_cache=scenario.prefix_cache,
@@ -159,23 +166,41 @@ def _run(
     answers: Answers = {}
     logging.disable(logging.CRITICAL)  # failures on purpose
     try:
-        _play(engine, scenario.arrivals, answers)
+        _play(engine, scenario.arrivals, answers, expected)
     finally:
         logging.disable(logging.NOTSET)
+    engine.drafter.close()
     assert engine.pool.num_held == 0, "all blocks come back"
     engine.pool.check()
     if drafter:
-        assert sorted(drafter.forgotten) == sorted(f"{number}/{index}" for number, index in expected)
+        ends = sorted(f"{number}/{index}" for number, index in expected)
+        assert sorted(drafter.forgotten) == (sorted(ends * 2) if scenario.controlled else ends)
     return answers, any(step < len(backend.batches) for step in scenario.failing_steps)
 
 
-def _play(engine, arrivals: Sequence[Arrival], answers: Answers) -> None:
+def _drafter(scenario: Scenario, oracle: OracleDrafter | None, vocab_size: int) -> Drafter | None:
+    costs = StepCosts({1: 0.001, 4: 0.0012, 16: 0.003, 64: 0.012})
+    if scenario.draft == "look-up":
+        return draft.create(EngineConfig(draft_persist=False), costs, vocab_size, None)
+    if oracle is None or not scenario.controlled:
+        return oracle
+    return DraftController([OracleProposer(oracle), OracleProposer(oracle, cost=0.0001)], costs)
+
+
+def _hints(number: int, expected: Answers) -> DraftHints:
+    """Several scopes; every other request comes with a prediction, which is nearly right."""
+    prediction = list(expected[str(number), 0].token_ids) if number % 2 else []
+    del prediction[5:7]
+    return DraftHints(scope=str(number % 3), prediction=prediction)
+
+
+def _play(engine, arrivals: Sequence[Arrival], answers: Answers, expected: Answers) -> None:
     """Submit, cancel and step in the scenario's order, then to the end."""
     last = max(max(arrival.at_step, arrival.cancel_at_step or 0) for arrival in arrivals)
     for step in range(last + 1):
         for number, arrival in enumerate(arrivals):
             if arrival.at_step == step:
-                engine.submit(arrival.prompt, arrival.params, str(number))
+                engine.submit(arrival.prompt, arrival.params, str(number), _hints(number, expected))
             if arrival.cancel_at_step == step:
                 engine.abort(str(number))  # unknown before its arrival: then it just runs
         collect(answers, engine.step())

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from outpace.types import Draft, DraftRequest, Int32Array
+from outpace.types import Draft, DraftRequest, Int32Array, Proposal
 
 DraftMode = Literal["right", "wrong", "half", "mixed", "broken", "tree", "broken tree"]
 
@@ -34,6 +34,36 @@ class EachAlone:
 
     def finish(self, request: DraftRequest) -> None:
         self.forgotten.append(request.key)
+
+    def close(self) -> None:
+        pass
+
+
+class OracleProposer:
+    """What an `EachAlone` drafter guesses, as a proposer for the controller; classes go round."""
+
+    name = "oracle"
+    priors = (0.9, 0.6, 0.3)
+
+    def __init__(self, drafter: EachAlone, cost: float = 0.0) -> None:
+        self.drafter = drafter
+        self.cost = cost
+
+    def seconds(self, num_requests: int) -> float:
+        return self.cost * num_requests
+
+    def propose(
+        self, requests: Sequence[DraftRequest], max_tokens: Sequence[int]
+    ) -> list[tuple[int, Proposal]]:
+        drafts = self.drafter.propose(requests, max_tokens, 0, 0)
+        return [
+            (i, Proposal(draft.token_ids, [k % 3 for k in range(len(draft.token_ids))], draft.parents))
+            for i, draft in enumerate(drafts)
+            if draft is not None
+        ]
+
+    def finish(self, request: DraftRequest) -> None:
+        self.drafter.finish(request)
 
     def close(self) -> None:
         pass

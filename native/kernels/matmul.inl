@@ -242,10 +242,14 @@ void strip_of(const TileMatrix& m, int64_t s, const Activations& a, int64_t num_
     row += R;
   };
   while (num_rows - row >= kMaxRows) take.template operator()<kMaxRows>();
+  // A second pass finds the strip in the cache, but unpacks it again: 7 rows as 6 and 1 take longer than 8.
   if constexpr (kMaxRows > 8) {
+    if (num_rows - row >= 12) take.template operator()<12>();
     if (num_rows - row >= 8) take.template operator()<8>();
+    if (num_rows - row >= 6) take.template operator()<6>();
   }
   if (num_rows - row >= 4) take.template operator()<4>();
+  if (num_rows - row >= 3) take.template operator()<3>();
   if (num_rows - row >= 2) take.template operator()<2>();
   if (num_rows - row >= 1) take.template operator()<1>();
 }

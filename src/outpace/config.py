@@ -1,7 +1,8 @@
 """Settings, resolved once: the only place that reads the environment and looks at the machine (with `cores`).
 
 `OUTPACE_CACHE` is Outpace's own cache folder, `OUTPACE_PACKED_CACHE_BYTES` how much of it packed weights may
-take (0: none); `HF_*` variables mean what they mean to huggingface_hub.
+take (0: none); `OUTPACE_DRAFT_PERSIST=0` keeps no text of requests on disk; `HF_*` variables mean what they
+mean to huggingface_hub.
 """
 
 from __future__ import annotations
@@ -45,6 +46,21 @@ def packed_cache_bytes() -> int:
     if text and not text.isdecimal():
         raise UsageError(f"OUTPACE_PACKED_CACHE_BYTES is {text!r}, not a number of bytes; 0 keeps none")
     return int(text) if text else PACKED_CACHE_BYTES
+
+
+def drafts_dir() -> Path:
+    """Where the text of earlier requests is kept to draft from, by model."""
+    return cache_dir() / "drafts"
+
+
+def step_costs_dir() -> Path:
+    """Where it is kept what steps cost on this machine, by model."""
+    return cache_dir() / "step_costs"
+
+
+def draft_persist() -> bool:
+    """Whether text is kept across restarts unless told otherwise: `$OUTPACE_DRAFT_PERSIST`, yes."""
+    return os.environ.get("OUTPACE_DRAFT_PERSIST", "").upper() not in ("0", "OFF", "NO", "FALSE")
 
 
 def state_dir() -> Path:
@@ -135,6 +151,8 @@ def resolve_engine_config(spec: ModelSpec, options: EngineOptions) -> EngineConf
     """
     _check_options(options)
     config = EngineConfig(**options)
+    if "draft_persist" not in options:
+        config = replace(config, draft_persist=draft_persist())
     if config.max_context > spec.max_context:
         raise UsageError(
             f"max_context is {config.max_context}, but the model's own limit is {spec.max_context}"

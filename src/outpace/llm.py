@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, cast
 
 from outpace import backends, draft
-from outpace.config import EngineOptions, resolve_engine_config
+from outpace.config import EngineOptions, drafts_dir, resolve_engine_config, step_costs_dir
+from outpace.cores import processor_name
 from outpace.errors import InvalidParameterError, OverloadedError
 from outpace.models.checkpoint import Checkpoint, open_checkpoint
 from outpace.models.hub import DEFAULT_MODEL, resolve
@@ -102,9 +103,19 @@ class LLM:
             self.backend.close()
             raise
         self.chat_template = self.tokenizer.chat_template
-        drafter = draft.create(self.config)
+        drafter = self._new_drafter(checkpoint, measure=not one_prompt)
         self.loop = EngineLoop(Engine(self.backend, self.tokenizer, self.config, drafter))
         self._finalizer = weakref.finalize(self, _shut_down, self.loop, drafter, self.backend)
+
+    def _new_drafter(self, checkpoint: Checkpoint, *, measure: bool) -> Drafter:
+        if self.config.draft == "off":
+            return draft.NoDrafter()
+        from outpace.draft.log import model_folder
+        from outpace.engine.calibration import step_costs
+
+        costs = step_costs(self.backend, step_costs_dir(), processor_name(), measure=measure)
+        folder = model_folder(drafts_dir(), checkpoint.path) if self.config.draft_persist else None
+        return draft.create(self.config, costs, self.spec.vocab_size, folder)
 
     # --- generation -----------------------------------------------------------------------------
 

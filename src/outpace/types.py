@@ -196,6 +196,7 @@ class DraftHints:
 
     scope: str = ""  # whose shared drafts it may see and feed: one client's text never shows in another's
     prediction: Sequence[int] = ()  # token ids that the output is expected to resemble
+    drafts: bool = True  # False: plain decoding, and nothing of it is kept to draft from
 
 
 @dataclass(slots=True)
@@ -424,8 +425,8 @@ class Proposer(Protocol):
 
     def propose(
         self, requests: Sequence[DraftRequest], max_tokens: Sequence[int]
-    ) -> Sequence[Proposal | None]:
-        """Guess up to `max_tokens[i]` tokens to follow request i; None or an empty one: no idea."""
+    ) -> Sequence[tuple[int, Proposal]]:
+        """Guess up to `max_tokens[i]` tokens to follow request i; the guesses there are, each with its i."""
         ...
 
     def finish(self, request: DraftRequest) -> None:

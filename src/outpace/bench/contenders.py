@@ -139,6 +139,18 @@ class LlamaCppContender:
         )
         return Decoded(tuple(reply["token_ids"]), reply["ttft_s"], reply["decode_s"])
 
+    def lookup(self, prompt_token_ids: Sequence[int], max_tokens: int, *, num_pred: int) -> Decoded:
+        """The same with drafts by llama-cpp-python's prompt lookup, n-grams of up to 2 as it has them."""
+        reply = self._process.ask(
+            "lookup",
+            token_ids=list(prompt_token_ids),
+            max_tokens=max_tokens,
+            flash=self._flash,
+            num_pred=num_pred,
+            max_ngram=2,
+        )
+        return Decoded(tuple(reply["token_ids"]), reply["ttft_s"], reply["decode_s"])
+
     def step(self, rows: int, runs: int, context: int = CONTEXT) -> list[float]:
         """llama_decode of one batch."""
         return self._process.ask("step", rows=rows, context=context, runs=runs, flash=self._flash)["seconds"]

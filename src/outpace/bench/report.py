@@ -9,15 +9,20 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
+from outpace.bench.drafts import DraftReport
 from outpace.bench.generate import GenerateReport, RequestFigures
 from outpace.bench.peer import Figures, PeerReport
 from outpace.bench.roofline import GROUP_MACS, OpFigures, RooflineReport, StepFigures
+from outpace.bench.speculation import SpeculationReport
 from outpace.bench.step import StepReport
 
 MISSING = "-"
 
 
-def as_json(report: StepReport | GenerateReport | PeerReport | RooflineReport) -> str:
+Report = StepReport | GenerateReport | DraftReport | SpeculationReport | PeerReport | RooflineReport
+
+
+def as_json(report: Report) -> str:
     """The report on one line."""
     return json.dumps(asdict(report))
 
@@ -68,6 +73,45 @@ def _generate_cells(figures: RequestFigures | GenerateReport) -> list[str]:
         _number(figures.acceptance_length, "{:.2f}"),
         figures.output_sha256[:12],
     ]
+
+
+def drafts_table(report: DraftReport) -> Group:
+    """`bench drafts` for people."""
+    how = "as the workload says" if report.temperature is None else f"{report.temperature:g}"
+    title = (
+        f"{report.model}: drafts off and on, {report.rounds} rounds, {report.concurrency} requests at once, "
+        f"temperature {how}; drafting takes {report.draft_us:.0f} µs a step"
+    )
+    table = Table("workload", "tokens", "tokens/s off", "on", "ratio", "tokens/step")
+    accepted: list[str] = []
+    for each in report.workloads:
+        table.add_row(
+            each.workload,
+            str(each.completion_tokens),
+            f"{each.tok_s['off']:.1f}",
+            f"{each.tok_s['on']:.1f}",
+            f"{each.ratio:.2f}x",
+            f"{each.tokens_per_step:.2f}",
+        )
+        drafts = ", ".join(f"{who} {counts[1]} of {counts[0]}" for who, counts in each.drafts.items())
+        accepted.append(f"{each.workload}, accepted: {drafts or 'nothing was drafted'}")
+    return Group(title, table, *accepted)
+
+
+def speculation_table(report: SpeculationReport) -> Group:
+    """`bench speculation` for people: tokens/s, and how many times as fast Outpace with drafts is."""
+    title = f"{report.model}: decode tokens/s; in brackets, Outpace with drafts over it"
+    table = Table("workload", "off", "drafts", "llama.cpp", "its lookup")
+    for each in report.workloads:
+        lookup = max(value for name, value in each.tok_s.items() if "lookup" in name)
+        table.add_row(
+            each.workload,
+            f"{each.tok_s['off']:.1f} ({each.ratio['off']:.2f}x)",
+            f"{each.tok_s['on']:.1f}",
+            f"{each.tok_s['llama.cpp']:.1f} ({each.ratio['llama.cpp']:.2f}x)",
+            f"{lookup:.1f} ({each.ratio['lookup']:.2f}x)",
+        )
+    return Group(title, table)
 
 
 def peer_table(report: PeerReport) -> Group:

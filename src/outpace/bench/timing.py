@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from outpace.types import FinishReason, TokenDelta
+from outpace.types import DraftCount, FinishReason, TokenDelta
 
 
 @dataclass(slots=True)
@@ -25,6 +25,7 @@ class StreamTiming:
     num_cached_tokens: int = 0
     num_accepted: int = 0  # draft tokens accepted, over the whole request
     num_accepted_first: int = 0  # of those, in the first delta
+    draft_counts: tuple[DraftCount, ...] = ()  # once it has ended
     finish_reason: FinishReason | None = None
 
     def observe(self, delta: TokenDelta) -> None:
@@ -39,6 +40,7 @@ class StreamTiming:
         self.num_prompt_tokens = delta.num_prompt_tokens
         self.num_cached_tokens = delta.num_cached_tokens
         self.num_accepted = delta.num_accepted
+        self.draft_counts = delta.draft_counts
         self.finish_reason = delta.finish_reason
 
     @property

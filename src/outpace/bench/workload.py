@@ -1,4 +1,7 @@
-"""Workloads: JSON lines of requests, `{"messages": [...], "max_tokens": N, "temperature"?: T}`."""
+"""Workloads: JSON lines of requests.
+
+`{"messages": [...], "max_tokens": N, "temperature"?: T, "prediction"?: TEXT}`
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from outpace.errors import UsageError
 from outpace.types import SamplingParams
 
 SHIPPED = Path(__file__).parent / "workloads"
-KEYS = {"messages", "max_tokens", "temperature"}
+KEYS = {"messages", "max_tokens", "temperature", "prediction"}
 SEED = 0  # a workload with a temperature must still give the same tokens every time
 
 
@@ -22,6 +25,7 @@ class WorkloadRequest:
     messages: tuple[dict[str, Any], ...]  # OpenAI chat messages
     max_tokens: int
     temperature: float = 0.0
+    prediction: str = ""  # what the answer is expected to resemble
 
     @property
     def params(self) -> SamplingParams:
@@ -67,6 +71,7 @@ def _parse(line: str, where: str) -> WorkloadRequest:
         _messages(record.get("messages"), where),
         _max_tokens(record.get("max_tokens"), where),
         _temperature(record.get("temperature", 0.0), where),
+        _prediction(record.get("prediction", ""), where),
     )
 
 
@@ -82,6 +87,12 @@ def _messages(value: Any, where: str) -> tuple[dict[str, Any], ...]:
 def _max_tokens(value: Any, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UsageError(f"{where}: max_tokens: must be a whole number of at least 1")
+    return value
+
+
+def _prediction(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"{where}: prediction: must be text")
     return value
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,7 +24,10 @@ ModelFlag = Annotated[
 ]
 WorkloadFlag = Annotated[
     str,
-    typer.Option(help="A file of JSON lines, or one of: chat, write_code, edit_file, agent_turns."),
+    typer.Option(
+        help="A file of JSON lines, or one of: chat, write_code, edit_file, copy_file, agent_turns, "
+        "agent_session, adversarial."
+    ),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the report as JSON, on the last line.")]
 
@@ -99,6 +104,45 @@ def generate(
     _print(report.as_json(result) if as_json else report.generate_table(result))
 
 
+@bench.command("drafts")
+@flatten
+def drafts(
+    model: ModelFlag = None,
+    *,
+    workload: Annotated[
+        str, typer.Option(help="Files of JSON lines or shipped workloads, comma separated.")
+    ] = "edit_file,copy_file,agent_session,write_code,chat",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each workload; speeds are medians.")] = 1,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 1,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="Of all requests; default: as the workload says.")
+    ] = None,
+    as_json: JsonFlag = False,
+    engine: EngineFlags,
+) -> None:
+    """What drafts gain: each request with drafts off and on, in turns; the tokens must be the same.
+
+    Requests draft from what those before them in the same round said, as they do in use, and from nothing
+    older. The prefix cache is off, so that both runs compute their prompts.
+    """
+    from outpace.bench import report
+    from outpace.bench.drafts import bench_drafts
+    from outpace.bench.workload import load
+
+    workloads = {name: load(name) for name in workload.split(",")}
+    alone = replace(engine, draft="auto", draft_persist=False, prefix_cache=False)
+    with open_llm(_or_default(model), alone) as llm:
+        result = bench_drafts(
+            llm,
+            workloads,
+            rounds=rounds,
+            concurrency=concurrency,
+            temperature=temperature,
+            on_request=_say,
+        )
+    _print(report.as_json(result) if as_json else report.drafts_table(result))
+
+
 @bench.command("peer")
 @flatten
 def peer(
@@ -114,14 +158,10 @@ def peer(
     from outpace.bench import report
     from outpace.bench.peer import bench_peer
     from outpace.bench.workload import load
-    from outpace.models.hub import resolve
 
     requests = load(workload)
     name = _or_default(model)
-    with download_progress(name) as progress:
-        path = resolve(name, progress=progress)
-    if path.suffix != ".gguf":
-        raise UsageError(f"{path} is no GGUF file; llama.cpp reads nothing else")
+    path = _gguf(name)
     plain = replace(engine, draft="off", prefix_cache=False)
     with open_llm(name, plain) as llm:
         result = bench_peer(
@@ -132,6 +172,48 @@ def peer(
     else:
         _print(report.peer_table(result))
         _print(report.peer_builds(result))
+
+
+@bench.command("speculation")
+@flatten
+def speculation(
+    model: ModelFlag = None,
+    *,
+    workload: Annotated[
+        str, typer.Option(help="Files of JSON lines or shipped workloads, comma separated.")
+    ] = "edit_file,agent_session,write_code,chat",
+    limit: Annotated[int, typer.Option(min=1, help="Requests of each workload, the first ones.")] = 3,
+    as_json: JsonFlag = False,
+    engine: EngineFlags,
+) -> None:
+    """Drafts against llama.cpp, plain and with llama-cpp-python's prompt lookup, request by request."""
+    from outpace.bench import report
+    from outpace.bench.bandwidth import threads_of
+    from outpace.bench.contenders import LlamaCppProcess
+    from outpace.bench.speculation import bench_speculation
+    from outpace.bench.workload import load
+
+    workloads = {name: load(name)[:limit] for name in workload.split(",")}
+    name = _or_default(model)
+    path = _gguf(name)
+    alone = replace(engine, draft="auto", draft_persist=False, prefix_cache=False)
+    with (
+        open_llm(name, alone) as llm,
+        closing(LlamaCppProcess(path, threads_of(llm.backend.description), 4096)) as process,
+    ):
+        result = bench_speculation(llm, process, workloads, on_turn=_say)
+    _print(report.as_json(result) if as_json else report.speculation_table(result))
+
+
+def _gguf(name: str) -> Path:
+    """The model's file, brought if need be. Raises UsageError where llama.cpp cannot read it."""
+    from outpace.models.hub import resolve
+
+    with download_progress(name) as progress:
+        path = resolve(name, progress=progress)
+    if path.suffix != ".gguf":
+        raise UsageError(f"{path} is no GGUF file; llama.cpp reads nothing else")
+    return path
 
 
 def _or_default(model: str | None) -> str:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from outpace.cli.drafts import DraftPainter
 from outpace.cli.loading import open_llm
-from outpace.cli.options import EngineFlags, SamplingFlags, flatten
-from outpace.cli.run import probe_bandwidth, read, speed_line
+from outpace.cli.options import EngineFlags, SamplingFlags, ShowDraftsFlag, flatten
+from outpace.cli.run import checked, probe_bandwidth, speed_lines
 from outpace.cli.status_line import StatusLine
 from outpace.errors import InvalidParameterError, UsageError
 from outpace.types import SamplingParams
@@ -41,6 +42,7 @@ def chat(
     ] = None,
     *,
     system: Annotated[str | None, typer.Option("--system", "-s", help="A system message.")] = None,
+    show_drafts: ShowDraftsFlag = False,
     sampling: SamplingFlags,
     engine: EngineFlags,
 ) -> None:
@@ -53,7 +55,7 @@ def chat(
         if llm.chat_template is None:
             raise UsageError(f"{llm.model_name} has no chat template; use `outpace run --raw`")
         validate(params, llm.spec.vocab_size)
-        talk(Conversation(llm, params, system), _asker(llm.model_name))
+        talk(Conversation(llm, params, system, show_drafts), _asker(llm.model_name))
 
 
 @dataclass(slots=True)
@@ -63,6 +65,7 @@ class Conversation:
     llm: LLM
     params: SamplingParams
     system: str | None = None
+    show_drafts: bool = False
     messages: list[dict[str, str]] = field(default_factory=list[dict[str, str]])  # without the system message
     _bandwidth: float | None = None  # GB/s, measured once
 
@@ -82,12 +85,13 @@ class Conversation:
         timing = StreamTiming()
         question = {"role": "user", "content": text}
         stream = self.llm.loop.submit(self.llm.encode_chat([*self.all_messages, question]), self.params)
+        painter = DraftPainter(self.llm.tokenizer) if self.show_drafts else None
         pieces: list[str] = []
         with StatusLine(sys.stdout) as status:
             try:
-                for piece in read(stream, timing):
-                    pieces.append(piece)
-                    print(piece, end="", flush=True)
+                for delta in checked(stream, timing):
+                    pieces.append(delta.text)
+                    print(painter.paint(delta) if painter else delta.text, end="", flush=True)
                     status.update(f"{len(timing.token_ids)} tokens · {timing.tok_s or 0.0:.1f} tokens/s")
             except KeyboardInterrupt:
                 stream.cancel()
@@ -95,7 +99,9 @@ class Conversation:
         self.messages += [question, {"role": "assistant", "content": "".join(pieces)}]
         if sys.stdout.isatty():
             self._bandwidth = self._bandwidth or probe_bandwidth(self.llm)
-            print(f"\x1b[2m{speed_line(self.llm, timing, self._bandwidth)}\x1b[0m")
+            print(f"\x1b[2m{speed_lines(self.llm, timing, self._bandwidth)}\x1b[0m")
+        if painter and painter.legend():
+            print(painter.legend())
 
 
 def talk(conversation: Conversation, ask: Ask) -> None:

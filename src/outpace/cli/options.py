@@ -34,6 +34,11 @@ def parse_size(text: str) -> int:
     return int(float(number) * (1024 if binary else 1000) ** power)
 
 
+ShowDraftsFlag = Annotated[
+    bool, typer.Option("--show-drafts", help="Colour what was drafted by who drafted it.")
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFlags:
     """The engine's settings as options. None leaves a setting to the environment or the default."""

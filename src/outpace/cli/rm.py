@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from outpace.config import drafts_dir
+from outpace.draft.log import remove_orphans
 from outpace.models import hub
 from outpace.models.transfer import size_text
 
@@ -13,9 +15,10 @@ from outpace.models.transfer import size_text
 def rm(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="As `outpace list` names them.")],
 ) -> None:
-    """Remove models from Outpace's own cache or from the Hugging Face cache.
+    """Remove models from Outpace's own cache or from the Hugging Face cache, and all that was kept for them.
 
     Without a file, a Hugging Face repository goes as a whole. Files outside the caches are left alone.
     """
     for model in models:
-        typer.echo(f"removed {model}: {size_text(hub.remove(model))}")
+        freed = hub.remove(model) + remove_orphans(drafts_dir())
+        typer.echo(f"removed {model}: {size_text(freed)}")

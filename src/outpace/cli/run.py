@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from outpace.cli.drafts import DraftPainter, drafts_line
 from outpace.cli.loading import open_llm
-from outpace.cli.options import EngineFlags, SamplingFlags, flatten
+from outpace.cli.options import EngineFlags, SamplingFlags, ShowDraftsFlag, flatten
 from outpace.errors import BackendError, UsageError
 from outpace.types import FinishReason, TokenDelta
 
@@ -45,6 +46,7 @@ def run(
         bool | None,
         typer.Option("--stats/--no-stats", help="Print speeds on stderr; default: on a terminal."),
     ] = None,
+    show_drafts: ShowDraftsFlag = False,
     sampling: SamplingFlags,
     engine: EngineFlags,
 ) -> None:
@@ -64,28 +66,39 @@ def run(
         messages.append({"role": "user", "content": text})
         timing = StreamTiming()
         deltas = llm.stream(text if raw else messages, sampling.as_params(temperature=0.0))
+        painter = DraftPainter(llm.tokenizer) if show_drafts else None
         pieces: list[str] = []
-        for piece in read(deltas, timing):
-            pieces.append(piece)
+        for delta in checked(deltas, timing):
+            pieces.append(delta.text)
             if not as_json:
-                sys.stdout.write(piece)
+                sys.stdout.write(painter.paint(delta) if painter else delta.text)
                 sys.stdout.flush()
         if as_json:
             print(json.dumps(_report(llm, timing, "".join(pieces))))
         elif not "".join(pieces[-1:]).endswith("\n"):
             print()
         if stats or (stats is None and sys.stderr.isatty() and not as_json):
-            print(speed_line(llm, timing, probe_bandwidth(llm)), file=sys.stderr)
+            print(speed_lines(llm, timing, probe_bandwidth(llm)), file=sys.stderr)
+        if painter and painter.legend():
+            print(painter.legend(), file=sys.stderr)
 
 
-def read(deltas: Iterable[TokenDelta], timing: StreamTiming) -> Iterator[str]:
-    """The text of a stream, timed as it passes. Raises BackendError where the request failed."""
+def checked(deltas: Iterable[TokenDelta], timing: StreamTiming) -> Iterator[TokenDelta]:
+    """A stream's deltas, timed as they pass. Raises BackendError where the request failed."""
     for delta in deltas:
         timing.observe(delta)
         if delta.finish_reason is FinishReason.ERROR:
             raise BackendError(delta.error or "the request failed")
-        if delta.text:
-            yield delta.text
+        yield delta
+
+
+def speed_lines(llm: LLM, timing: StreamTiming, bandwidth: float | None) -> str:
+    """`speed_line`, and a second line where drafts were verified."""
+    line = speed_line(llm, timing, bandwidth)
+    if not timing.draft_counts:
+        return line
+    drafting = llm.loop.engine.metrics.draft_seconds
+    return f"{line}\n{drafts_line(timing.draft_counts, timing.num_decode_steps, drafting)}"
 
 
 def speed_line(llm: LLM, timing: StreamTiming, bandwidth: float | None) -> str:
@@ -131,6 +144,8 @@ def _report(llm: LLM, timing: StreamTiming, text: str) -> dict[str, Any]:
         "ttft_ms": timing.ttft_ms,
         "tok_s": timing.tok_s,
         "acceptance_length": timing.acceptance_length,
+        "drafts": {each.proposer: [each.num_drafted, each.num_accepted] for each in timing.draft_counts},
+        "draft_s": llm.loop.engine.metrics.draft_seconds,
         "mbu": _mbu(llm, timing, bandwidth),
         "bandwidth_gb_s": bandwidth,
         "load_s": llm.load_seconds,

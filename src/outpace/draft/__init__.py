@@ -6,8 +6,14 @@ This room knows token ids only: no model, no backend, no scheduler.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from outpace.types import Draft, Drafter, DraftRequest, EngineConfig
+from outpace.types import Draft, Drafter, DraftRequest, EngineConfig, Proposer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from outpace.draft.step_costs import StepCosts
 
 __all__ = ["NoDrafter", "create"]
 
@@ -35,6 +41,29 @@ class NoDrafter:
         """Nothing is kept."""
 
 
-def create(config: EngineConfig) -> Drafter:  # noqa: ARG001 - "auto" has no proposer of its own yet
-    """The drafter that `config.draft` asks for."""
-    return NoDrafter()
+def create(config: EngineConfig, costs: StepCosts, vocab_size: int, folder: Path | None) -> Drafter:
+    """The drafter that `config` asks for, on a backend whose steps cost `costs`.
+
+    `folder`: where the model's text is kept across restarts; None: nowhere.
+    """
+    if config.draft == "off":
+        return NoDrafter()
+    from outpace.draft.controller import DraftController
+    from outpace.draft.prediction import EditProposer
+    from outpace.draft.store import SharedText
+    from outpace.draft.suffix import SharedProposer, SuffixProposer
+
+    proposers: list[Proposer] = [
+        SuffixProposer(),
+        EditProposer(predicted=True),
+        EditProposer(predicted=False),
+    ]
+    if config.draft_sharing != "off" and config.draft_index_tokens:
+        text = SharedText(
+            folder if config.draft_persist else None,
+            vocab_size=vocab_size,
+            capacity=config.draft_index_tokens,
+            sharing=config.draft_sharing,
+        )
+        proposers.append(SharedProposer(text))
+    return DraftController(proposers, costs)

@@ -27,6 +27,11 @@ _MOST_SCOPES = 64  # whose classes' shares are kept apart
 _MODEL_DEPTH = 12  # tokens at most from a proposer that costs something
 _PROBE_SHARE = 0.01  # of the time: what may be spent on seeing whether such a proposer has become worth it
 _PROBE_DEPTH = 2
+_IDLE = 32  # steps without a draft, from which on a request is looked at more rarely
+_LOOK_EVERY = 4  # tokens
+_QUICK_STEP = 5e-3  # seconds
+_NOTHING: Sequence[Draft | None] = (None,)
+_NEARLY = 0.985  # of the best rate: fewer rows that bring nearly as much are the safer bet
 _LEAST_CHANCE = 0.02  # a guess less likely than that is never worth a row
 
 
@@ -47,6 +52,7 @@ class _State:
     records: list[RequestRecord]  # by proposer
     num_tokens: int = 0  # when it was last asked for
     candidates: list[_Candidate] = field(default_factory=list[_Candidate])  # and what there was
+    num_idle: int = 0  # times in a row that nothing was drafted
 
 
 class DraftController:
@@ -72,11 +78,15 @@ class DraftController:
         num_tree_tokens: int,  # noqa: ARG002 - of trees that are too many the engine takes the first path
     ) -> Sequence[Draft | None]:
         """See `outpace.types.Drafter`."""
-        states = [self._state(request) for request in requests]
         self._seen_tokens = sum(request.num_tokens for request in requests) / len(requests)
+        if len(requests) == 1 and self._rests(requests[0]):
+            return _NOTHING
+        states = [self._state(request) for request in requests]
         for index in self._free:
             self._ask(index, requests, states, rooms)
-        if not (self._dear or any(state.candidates for state in states)):
+        if not self._dear and not any(state.candidates for state in states):
+            for state in states:
+                state.num_idle += 1
             return [None] * len(requests)
         choice = _Choice(self.costs, self._seen_tokens, num_rows, len(requests))
         best = [choice.best_alone(state.candidates) for state in states]
@@ -85,6 +95,8 @@ class DraftController:
             if self._ask_dear(index, requests, states, rooms, best, choice, rate):
                 best = [choice.best_alone(state.candidates) for state in states]
                 counts, rate = choice.share_out(best)
+        for state, count in zip(states, counts, strict=True):
+            state.num_idle = 0 if count else state.num_idle + 1
         return [
             None if candidate is None or count == 0 else _cut(candidate, count)
             for candidate, count in zip(best, counts, strict=True)
@@ -112,6 +124,17 @@ class DraftController:
         """See `outpace.types.Drafter`."""
         for proposer in self._proposers:
             proposer.close()
+        self._states.clear()
+
+    def _rests(self, request: DraftRequest) -> bool:
+        """Whether this step goes without: where nothing has paid for long, and looking up is felt itself.
+
+        That is a request alone whose steps are quick; with more or slower ones a look costs next to nothing.
+        """
+        state = self._states.get(request.key)
+        if state is None or state.num_idle < _IDLE or self.costs.seconds(1) > _QUICK_STEP:
+            return False
+        return request.num_tokens % _LOOK_EVERY != 0
 
     # --- asking -----------------------------------------------------------------------------------
 
@@ -141,11 +164,11 @@ class DraftController:
         max_tokens: Sequence[int],
     ) -> None:
         proposer = self._proposers[index]
-        for state, proposal in zip(states, proposer.propose(requests, max_tokens), strict=True):
-            if proposal is not None and proposal.token_ids:
-                record = state.records[index]
+        for i, proposal in proposer.propose(requests, max_tokens):
+            if proposal.token_ids:
+                record = states[i].records[index]
                 chances = record.path_shares(proposal)
-                state.candidates.append(_Candidate(proposer.name, record, proposal, chances))
+                states[i].candidates.append(_Candidate(proposer.name, record, proposal, chances))
 
     def _ask_dear(
         self,
@@ -217,15 +240,15 @@ class _Choice:
             )
             chances, owners = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         tokens = float(self._num_requests)
-        best_count, best_rate = 0, tokens / self._base
+        rates = [tokens / self._base]
         for count, chance in enumerate(chances, 1):
             if chance < _LEAST_CHANCE:
                 break
             tokens += chance
-            rate = tokens / self._seconds(count)
-            if rate > best_rate:
-                best_count, best_rate = count, rate
-        return owners[:best_count], best_rate
+            rates.append(tokens / self._seconds(count))
+        enough = max(rates) * _NEARLY
+        best = next(count for count, rate in enumerate(rates) if rate >= enough)
+        return owners[:best], rates[best]
 
     def depth_that_pays(
         self, best: Sequence[_Candidate | None], shares: Sequence[float], proposer: Proposer, rate: float

@@ -13,11 +13,14 @@ from collections.abc import Mapping, Sequence
 
 __all__ = ["KNOTS", "StepCosts"]
 
-KNOTS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64)
-"""Rows at which the curve is kept; straight between them and beyond."""
+KNOTS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 15, 16, 20, 24, 32, 48, 64)
+"""Rows at which the curve is kept; straight between them and beyond. More rows may cost less: kernels have
+instances for some numbers of rows, and run others in two passes.
+"""
 
-_SHAPE_RATE = 0.03  # of a new observation, against the curve's shape
+_SHAPE_RATE = 0.06  # of a new observation, against the curve's shape
 _SPEED_RATE = 0.2  # and against the machine's speed as a whole
+_OBSERVE_EVERY = 4  # steps: more would cost more than it tells
 _REFRESH_EVERY = 8  # observations
 _FARTHEST = 2.0  # a step that took longer than this, relatively, was disturbed: it counts as that
 
@@ -32,7 +35,7 @@ class StepCosts:
         self.per_seen_token = per_seen_token
         self._knots = [_line(rows, values, knot) for knot in KNOTS]
         self._speed = 1.0
-        self._num_observed = 0
+        self._num_steps = 0
         self._table: list[float] = []
         self._refresh()
 
@@ -58,11 +61,14 @@ class StepCosts:
         table = self._table
         if num_rows < len(table):
             return table[num_rows]
-        slope = (table[-1] - table[KNOTS[-2]]) / (KNOTS[-1] - KNOTS[-2])
+        slope = max(0.0, table[-1] - table[KNOTS[-2]]) / (KNOTS[-1] - KNOTS[-2])
         return table[-1] + slope * (num_rows - len(table) + 1)
 
     def observe(self, num_rows: int, num_seen_tokens: float, seconds: float) -> None:
         """A step of so many rows, which saw so many tokens all together, took `seconds`."""
+        self._num_steps += 1
+        if self._num_steps % _OBSERVE_EVERY:
+            return
         expected = (self.seconds(num_rows) + self.per_seen_token * num_seen_tokens) * self._speed
         ratio = min(max(seconds / expected, 1.0 / _FARTHEST), _FARTHEST)
         self._speed *= ratio**_SPEED_RATE
@@ -73,25 +79,18 @@ class StepCosts:
         share = (num_rows - KNOTS[left]) / (KNOTS[right] - KNOTS[left])
         for knot, weight in ((left, 1.0 - share), (right, share)):
             self._knots[knot] *= math.exp(_SHAPE_RATE * weight * math.log(ratio))
-        self._num_observed += 1
-        if self._num_observed % _REFRESH_EVERY == 0:
+        if self._num_steps % (_OBSERVE_EVERY * _REFRESH_EVERY) == 0:
             self._refresh()
 
     def _refresh(self) -> None:
-        """Spread the knots over all rows; more rows never cost less."""
-        table = [0.0]
-        highest = 0.0
+        """Spread the knots over all rows."""
         knots = self._knots
+        table = [knots[0]]
         for left in range(len(KNOTS) - 1):
             first, last = KNOTS[left], KNOTS[left + 1]
-            low = max(highest, knots[left])
-            high = max(low, knots[left + 1])
-            slope = (high - low) / (last - first)
-            table += [low + slope * step for step in range(last - first)]
-            highest = low
-        table.append(max(highest, knots[-1]))
-        table[0] = table[1]
-        self._table = table
+            slope = (knots[left + 1] - knots[left]) / (last - first)
+            table += [knots[left] + slope * step for step in range(last - first)]
+        self._table = [*table, knots[-1]]
 
 
 def _line(rows: Sequence[int], values: Sequence[float], at: int) -> float:

@@ -9,6 +9,7 @@ import math
 import os
 from contextlib import suppress
 from pathlib import Path
+from time import perf_counter
 
 from outpace.draft.step_costs import StepCosts
 from outpace.engine.step_driver import CONTEXT, StepDriver
@@ -19,8 +20,9 @@ __all__ = ["step_costs"]
 _log = logging.getLogger(__name__)
 
 _VERSION = 1
-_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32)
+_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 15, 16, 20, 24, 32, 48)
 _RUNS = 3  # of each, in turn; the quickest counts: what disturbs a step only makes it longer
+_WARM_UP = 0.15  # seconds
 _LONG_CONTEXT = 2048  # where attention is measured
 _LONG_ROWS = 8
 
@@ -28,7 +30,7 @@ _LONG_ROWS = 8
 def step_costs(backend: Backend, folder: Path, machine: str, *, measure: bool) -> StepCosts:
     """The costs of an idle backend's steps: from the folder, or measured now, or where not to be a guess.
 
-    Measuring takes about as long as 400 rows of decoding; its file is named by the model's shape, the
+    Measuring takes about as long as 600 rows of decoding; its file is named by the model's shape, the
     backend's description and `machine`. A backend without weights, or without speed, has steps that cost
     nothing. A folder that cannot be written is no error.
     """
@@ -48,7 +50,9 @@ def step_costs(backend: Backend, folder: Path, machine: str, *, measure: bool) -
 
 def _measure(driver: StepDriver) -> StepCosts:
     driver.fill(1, CONTEXT)
-    driver.step(max(_ROWS), CONTEXT)  # buffers grow
+    started = perf_counter()
+    while perf_counter() - started < _WARM_UP:  # buffers grow, memory and clock come up to speed
+        driver.step(max(_ROWS), CONTEXT)
     quickest = dict.fromkeys(_ROWS, math.inf)
     for _ in range(_RUNS):
         for rows in _ROWS:

@@ -54,7 +54,9 @@ def observe(drafter: Drafter, plan: StepPlan, num_rows: int, seconds: float) -> 
 
 
 def finish(drafter: Drafter, request: DraftRequest) -> None:
-    """Tell the drafter that a request has ended."""
+    """Tell the drafter that a request has ended, unless it has no business with it."""
+    if not request.hints.drafts:
+        return
     try:
         drafter.finish(request)
     except Exception:  # what it keeps is its own loss

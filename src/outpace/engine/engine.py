@@ -220,7 +220,7 @@ class Engine:
             num_new_tokens=num_new,
             step_seconds=now - start,
             backend_seconds=backend_end - backend_start,
-            draft_seconds=proposed - planned + now - committed,
+            draft_seconds=proposed - planned + now - committed if any(plan.max_draft) else 0.0,
         )
         self.metrics.step(self.last_stats)
         return self._take_pending()

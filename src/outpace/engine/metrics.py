@@ -57,6 +57,7 @@ class EngineMetrics:
         self._finished = dict.fromkeys(FinishReason, 0)
         self._steps = self._rows = self._new_tokens = 0
         self._step_seconds = self._backend_seconds = self._draft_seconds = 0.0
+        self.num_drafting_steps = 0  # those in which a drafter was asked
         self._drafts: dict[str, list[int]] = {}  # proposer -> [drafted, accepted]
         self._ttft = _Histogram(_LATENCY)
         self._total = _Histogram(_LATENCY)
@@ -72,6 +73,11 @@ class EngineMetrics:
         registry.register(self)
         return registry
 
+    @property
+    def draft_seconds(self) -> float:
+        """Time in proposing drafts and learning from them, all steps together."""
+        return self._draft_seconds
+
     def step(self, stats: StepStats) -> None:
         """A step was done."""
         self._steps += 1
@@ -80,6 +86,7 @@ class EngineMetrics:
         self._step_seconds += stats.step_seconds
         self._backend_seconds += stats.backend_seconds
         self._draft_seconds += stats.draft_seconds
+        self.num_drafting_steps += stats.draft_seconds > 0.0
 
     def draft(self, proposer: str, num_drafted: int, num_accepted: int) -> None:
         """A draft of the proposer's was verified."""

@@ -107,6 +107,8 @@ class Scheduler:
         given = 0
         for i, request in enumerate(plan.requests):
             share = (budget - given) // (len(plan.requests) - i)
+            if not request.hints.drafts:
+                continue
             # Of a draft of k tokens, k + 1 tokens may come; more than may still be generated is waste.
             wanted = min(self._max_draft_tokens, request.max_total_tokens - request.num_tokens - 1, share)
             if wanted <= 0:

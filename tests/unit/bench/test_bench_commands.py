@@ -143,3 +143,35 @@ def test_bad_calls_are_2(arguments: tuple[str, ...], problem: str) -> None:
     assert done.returncode == 2
     assert problem in done.stderr
     assert "Traceback" not in done.stderr
+
+
+DRAFTS_KEYS = ["model", "rounds", "concurrency", "temperature", "draft_us", "workloads"]
+WORKLOAD_KEYS = [
+    "workload", "requests", "completion_tokens", "tok_s", "ratio", "tokens_per_step", "ttft_ms", "drafts",
+    "output_sha256",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("concurrency", ["1", "2"])
+def test_drafts_reports_both_runs(model_135m: Path, workload: Path, concurrency: str) -> None:
+    model = ("--model", str(model_135m), *NULL)
+    named = ("--workload", f"{workload},{workload}", "--rounds", "2", "--concurrency", concurrency)
+    report = last_line(bench("drafts", *model, *named, "--json"))
+    assert list(report) == DRAFTS_KEYS
+    assert report["draft_us"] > 0
+    (figures,) = report["workloads"]  # named twice, run once
+    assert list(figures) == WORKLOAD_KEYS
+    assert figures["requests"] == 2
+    assert figures["ratio"] == pytest.approx(figures["tok_s"]["on"] / figures["tok_s"]["off"])
+    assert figures["tokens_per_step"] >= 1
+    plain = last_line(bench("generate", *model, "--workload", str(workload), "--draft", "off", "--json"))
+    assert figures["output_sha256"] == plain["output_sha256"]
+
+
+def test_the_drafts_table(model_135m: Path, workload: Path) -> None:
+    done = bench(
+        "drafts", "--model", str(model_135m), *NULL, "--workload", str(workload), "--temperature", "1"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "temperature 1" in done.stdout
+    assert "accepted: " in done.stdout

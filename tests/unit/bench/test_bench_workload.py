@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -10,13 +11,35 @@ import pytest
 from outpace.bench.workload import load, shipped_names
 from outpace.errors import UsageError
 
+SHIPPED = "adversarial, agent_session, agent_turns, chat, copy_file, edit_file, write_code"
 
-def test_four_workloads_are_shipped() -> None:
-    assert shipped_names() == ["agent_turns", "chat", "edit_file", "write_code"]
+
+def test_these_workloads_are_shipped() -> None:
+    assert shipped_names() == SHIPPED.split(", ")
     for name in shipped_names():
         requests = load(name)
-        assert len(requests) == 6
-        assert all(request.params.temperature == 0 for request in requests)
+        assert len(requests) == (12 if name == "agent_session" else 6)
+        hot = 2.0 if name == "adversarial" else 0.0
+        assert all(request.params.temperature == hot for request in requests)
+
+
+def test_a_session_goes_on_from_turn_to_turn() -> None:
+    requests = load("agent_session")
+    continued = [
+        after.messages[: len(before.messages)] == before.messages
+        for before, after in itertools.pairwise(requests)
+    ]
+    assert continued.count(False) == 1, "two sessions"
+    assert all(request.messages[0]["role"] == "system" for request in requests)
+
+
+def test_a_prediction_may_come_with_a_request(tmp_path: Path) -> None:
+    path = tmp_path / "one.jsonl"
+    path.write_text(line(prediction="x = 1"))
+    assert load(str(path))[0].prediction == "x = 1"
+    path.write_text(line(prediction=7))
+    with pytest.raises(UsageError, match="prediction: must be text"):
+        load(str(path))
 
 
 def test_edits_are_of_files_of_60_to_150_lines() -> None:
@@ -76,7 +99,7 @@ def test_a_bad_line_is_named(tmp_path: Path, bad: str, problem: str) -> None:
 
 
 def test_no_such_workload() -> None:
-    with pytest.raises(UsageError, match="agent_turns, chat, edit_file, write_code"):
+    with pytest.raises(UsageError, match=SHIPPED):
         load("nonsense")
 
 

@@ -23,7 +23,7 @@ OUTPACE = (sys.executable, "-m", "outpace.cli.main")
 
 KEYS = {
     "model", "text", "token_ids", "finish_reason", "prompt_tokens", "completion_tokens", "ttft_ms", "tok_s",
-    "acceptance_length", "mbu", "bandwidth_gb_s", "load_s", "start_s",
+    "acceptance_length", "drafts", "draft_s", "mbu", "bandwidth_gb_s", "load_s", "start_s",
 }  # fmt: skip
 
 

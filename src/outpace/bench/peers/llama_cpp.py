@@ -8,6 +8,8 @@ them, two contexts of one model (flash attention off and on) for the caller to t
 Commands, by "op":
     load     path, threads, context            -> load_s, flags, version
     decode   token_ids, max_tokens, flash      -> token_ids, ttft_s, decode_s (greedy, past any end token)
+    lookup   token_ids, max_tokens, flash, num_pred, max_ngram -> token_ids, ttft_s, decode_s, steps: the same
+             with llama-cpp-python's prompt lookup (LlamaPromptLookupDecoding)
     step     rows, context, runs, flash        -> seconds: one for each run; every row yields logits
     prefill  tokens, flash                     -> seconds
 A failed command is answered with {"error": TEXT}.
@@ -90,6 +92,35 @@ class LlamaCpp:
             chosen.append(self._argmax(context))
         return {"token_ids": chosen, "ttft_s": first - started, "decode_s": perf_counter() - first}
 
+    def lookup(
+        self, token_ids: Sequence[int], max_tokens: int, flash: bool, num_pred: int, max_ngram: int
+    ) -> dict[str, Any]:
+        """Greedy generation of exactly `max_tokens`, with drafts of `num_pred` tokens from the text."""
+        context = self._contexts[flash]
+        memory = self._api.llama_get_memory(context)
+        self._forget(context)
+        started = perf_counter()
+        self._prefill(context, token_ids)
+        text = np.array([*token_ids, self._argmax(context)], np.intc)
+        first = perf_counter()
+        steps = 0
+        end = len(token_ids) + max_tokens
+        while len(text) < end:
+            position = len(text) - 1
+            draft = _find_candidate(text, max_ngram, min(num_pred, end - len(text) - 1))
+            rows = [int(text[-1]), *draft]
+            self._decode(context, rows, position, all_logits=True)
+            steps += 1
+            chosen = [self._argmax(context, row) for row in range(len(rows))]
+            accepted = 0
+            while accepted < len(draft) and draft[accepted] == chosen[accepted]:
+                accepted += 1
+            self._api.llama_memory_seq_rm(memory, 0, position + 1 + accepted, -1)
+            text = np.append(text, np.array(chosen[: accepted + 1], np.intc))
+        seconds = perf_counter() - first
+        new = text[len(token_ids) :].tolist()
+        return {"token_ids": new, "ttft_s": first - started, "decode_s": seconds, "steps": steps}
+
     def step(self, rows: int, context_tokens: int, runs: int, flash: bool) -> list[float]:
         """Seconds of steps of `rows` rows after `context_tokens`, with logits for each row."""
         context = self._contexts[flash]
@@ -133,8 +164,8 @@ class LlamaCpp:
         self._api.llama_synchronize(context)
         return perf_counter() - started
 
-    def _argmax(self, context: Any) -> int:
-        logits = self._api.llama_get_logits_ith(context, -1)
+    def _argmax(self, context: Any, row: int = -1) -> int:
+        logits = self._api.llama_get_logits_ith(context, row)
         return int(np.ctypeslib.as_array(logits, (self._vocab_size,)).argmax())
 
     def _forget(self, context: Any) -> None:
@@ -142,6 +173,21 @@ class LlamaCpp:
 
     def _arbitrary(self, count: int) -> list[int]:
         return np.random.default_rng(0).integers(0, self._vocab_size, count).tolist()
+
+
+def _find_candidate(text: Any, max_ngram: int, num_pred: int) -> list[int]:
+    """What followed the first place where the text's last tokens occur, the longest n-gram first.
+
+    As `LlamaPromptLookupDecoding.find_candidate_pred_tokens` of llama-cpp-python does it.
+    """
+    for size in range(min(max_ngram, len(text) - 1), 0, -1):
+        windows = np.lib.stride_tricks.sliding_window_view(text, (size,))
+        for index in np.nonzero(np.all(windows == text[-size:], axis=1))[0]:
+            start = int(index) + size
+            end = min(start + num_pred, len(text))
+            if start < end:
+                return text[start:end].tolist()
+    return []
 
 
 class Worker:
@@ -159,6 +205,8 @@ class Worker:
                 return {"load_s": self._peer.load_s, "flags": self._peer.flags.strip(), "version": version}
             case {"op": "decode", "token_ids": token_ids, "max_tokens": max_tokens, "flash": flash}:
                 return self._loaded.decode(token_ids, max_tokens, flash)
+            case {"op": "lookup", **arguments}:
+                return self._loaded.lookup(**arguments)
             case {"op": "step", "rows": rows, "context": context, "runs": runs, "flash": flash}:
                 return {"seconds": self._loaded.step(rows, context, runs, flash)}
             case {"op": "prefill", "tokens": tokens, "flash": flash}:

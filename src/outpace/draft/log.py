@@ -1,0 +1,201 @@
+"""One scope's text on disk: an append-only log of token ids that survives whatever ends the process.
+
+    header   magic, version, vocabulary size, 4 bytes each after the 8 of the magic
+    record   number of tokens, CRC-32 of them, 4 bytes each; the tokens, int32; all little endian
+
+Reading stops at the first record that is cut off or damaged. The process that has the file's lock appends to
+it and cuts off such an end; others only read.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import struct
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from outpace.types import Int32Array
+
+__all__ = ["TokenLog", "model_folder", "remove_orphans", "tidy"]
+
+_log = logging.getLogger(__name__)
+
+_MAGIC = b"OUTDRAFT"
+_VERSION = 1
+_HEADER = struct.Struct("<8sII")
+_RECORD = struct.Struct("<II")
+_SUFFIX = ".tokens"
+_SOURCE = "model.txt"
+
+
+class TokenLog:
+    """The log at `path`, for tokens below `vocab_size`; of twice `capacity` tokens the newer half is kept.
+
+    Nothing here raises for what the disk does: the log is then read-only, or empty.
+    """
+
+    def __init__(self, path: Path, vocab_size: int, capacity: int) -> None:
+        self._path = path
+        self._vocab_size = vocab_size
+        self._capacity = capacity
+        self._file: int | None = None  # descriptor, with the lock
+        self._num_tokens = 0
+
+    def read(self) -> list[Int32Array]:
+        """Lock the log if nobody else has, and read its records; at most `capacity` tokens, the newest."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock()
+            data = self._path.read_bytes() if self._path.exists() else b""
+        except OSError as error:
+            _log.info("%s: earlier text is not read: %s", self._path, error)
+            return []
+        records, length = self._parse(data)
+        self._num_tokens = sum(len(record) for record in records)
+        if self._file is not None and length != len(data):
+            _log.warning("%s: %d bytes at its end are damaged and cut off", self._path, len(data) - length)
+            with suppress(OSError):
+                os.ftruncate(self._file, length)
+        kept, total = len(records), 0
+        while kept > 0 and total < self._capacity:
+            kept -= 1
+            total += len(records[kept])
+        return records[kept:]
+
+    def append(self, records: Sequence[Int32Array]) -> None:
+        """Write records to the end, if this process has the lock."""
+        if self._file is None:
+            return
+        data = b"".join(_encoded(record) for record in records)
+        start = 0
+        try:
+            start = os.lseek(self._file, 0, os.SEEK_END)
+            if start == 0:
+                data = _HEADER.pack(_MAGIC, _VERSION, self._vocab_size) + data
+            written = os.write(self._file, data)
+            if written != len(data):
+                raise OSError(f"{written} of {len(data)} bytes written")
+        except OSError as error:
+            _log.warning("%s: text is no longer kept on disk: %s", self._path, error)
+            with suppress(OSError):
+                os.ftruncate(self._file, start)
+            self.close()
+            return
+        self._num_tokens += sum(len(record) for record in records)
+        if self._num_tokens > 2 * self._capacity:
+            self._compact()
+
+    def close(self) -> None:
+        """Give the lock back. Safe to call twice."""
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):
+                os.close(file)
+
+    def _lock(self) -> None:
+        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            _log.info("%s: another process writes it; it is only read here", self._path)
+            os.close(file)
+            return
+        self._file = file
+
+    def _parse(self, data: bytes) -> tuple[list[Int32Array], int]:
+        """The sound records, and where the last of them ends; a foreign file has none and ends at 0."""
+        if len(data) < _HEADER.size or _HEADER.unpack_from(data) != (_MAGIC, _VERSION, self._vocab_size):
+            return [], 0
+        records: list[Int32Array] = []
+        at = _HEADER.size
+        while at + _RECORD.size <= len(data):
+            count, checksum = _RECORD.unpack_from(data, at)
+            end = at + _RECORD.size + 4 * count
+            body = data[at + _RECORD.size : end]
+            if end > len(data) or zlib.crc32(body) != checksum:
+                break
+            record = np.frombuffer(body, "<i4").astype(np.int32)
+            if count and (record.min() < 0 or record.max() >= self._vocab_size):
+                break
+            records.append(record)
+            at = end
+        return records, at
+
+    def _compact(self) -> None:
+        """Keep the newest `capacity` tokens, in a new file that takes the old one's place."""
+        partial = self._path.with_suffix(".partial")
+        try:
+            records, _ = self._parse(self._path.read_bytes())
+            kept, total = len(records), 0
+            while kept > 0 and total + len(records[kept - 1]) <= self._capacity:
+                kept -= 1
+                total += len(records[kept])
+            header = _HEADER.pack(_MAGIC, _VERSION, self._vocab_size)
+            file = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            data = header + b"".join(_encoded(record) for record in records[kept:])
+            if os.write(file, data) != len(data):
+                raise OSError("the disk is full")
+            partial.replace(self._path)
+        except OSError as error:
+            _log.warning("%s: text is no longer kept on disk: %s", self._path, error)
+            with suppress(OSError):
+                partial.unlink()
+            self.close()
+            return
+        self.close()
+        self._file = file
+        self._num_tokens = total
+
+
+def _encoded(record: Int32Array) -> bytes:
+    body = record.astype("<i4").tobytes()
+    return _RECORD.pack(len(record), zlib.crc32(body)) + body
+
+
+def model_folder(folder: Path, model: Path) -> Path:
+    """The folder of a model's logs, in the folder of all models'; it notes whose it is.
+
+    Where it cannot be made, nothing is kept in it either.
+    """
+    source = str(model.resolve())
+    own = folder / hashlib.sha256(source.encode()).hexdigest()[:32]
+    with suppress(OSError):
+        own.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (own / _SOURCE).write_text(source)
+    return own
+
+
+def tidy(folder: Path, most_tokens: int) -> None:
+    """Remove the logs that were not written for longest, until the folder holds at most so many tokens."""
+    found: list[tuple[float, int, Path]] = []
+    for path in folder.glob("*" + _SUFFIX):
+        with suppress(OSError):
+            status = path.stat()
+            found.append((status.st_mtime, status.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found)[:-1]:
+        if total <= 4 * most_tokens:
+            break
+        with suppress(OSError):
+            path.unlink()
+        total -= size
+
+
+def remove_orphans(folder: Path) -> int:
+    """Remove the logs of models that are gone, from the folder of all models' logs; the bytes freed."""
+    freed = 0
+    for note in folder.glob(f"*/{_SOURCE}"):
+        with suppress(OSError):
+            if not Path(note.read_text()).exists():
+                freed += sum(path.stat().st_size for path in note.parent.iterdir())
+                shutil.rmtree(note.parent)
+    return freed

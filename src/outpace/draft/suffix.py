@@ -1,0 +1,107 @@
+"""Guesses from text that was seen before: what followed the last places that read as the present end does.
+
+The places are found by `native/token_index.h`; where they disagree on what follows, the guess is a tree.
+SuffixDecoding (Oliaro et al., 2024) and prompt lookup are the models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from outpace import _native
+from outpace.types import DraftRequest, Proposal
+
+if TYPE_CHECKING:
+    from outpace.draft.store import SharedText
+
+__all__ = ["SharedProposer", "SuffixProposer", "as_proposals"]
+
+OWN_ORDERS = (2, 4, 8)
+SHARED_ORDERS = (4, 8)
+"""Lengths of ends that are looked up; a shared index is large, where two tokens occur by chance."""
+
+_LONGEST_END = 64  # tokens that are compared, TokenIndex::kLongest
+_UNBOUNDED = 1 << 30
+
+# By degree of length (1, 2, 3, 4-5, 6-7, 8-11, 12-15, 16-23, 24-31, 32-47, 48 and more) and by agreement: one
+# of few, at least half, all of several, nobody to compare with.
+_PRIORS = tuple(
+    min(0.97, 0.25 + 0.08 * degree + 0.1 * agreement) for degree in range(11) for agreement in range(4)
+)
+assert len(_PRIORS) == _native.num_suffix_classes
+
+
+class SuffixProposer:
+    """Looks in a request's own prompt and output; a `outpace.types.Proposer`."""
+
+    name = "suffix"
+    priors: Sequence[float] = _PRIORS
+
+    def __init__(self) -> None:
+        self._indices: dict[str, _native.TokenIndex] = {}
+
+    def seconds(self, num_requests: int) -> float:  # noqa: ARG002 - the Protocol's signature
+        """A look-up takes microseconds."""
+        return 0.0
+
+    def propose(
+        self, requests: Sequence[DraftRequest], max_tokens: Sequence[int]
+    ) -> Sequence[tuple[int, Proposal]]:
+        """See `outpace.types.Proposer`."""
+        indices = [self._index(request.key) for request in requests]
+        texts = [request.token_ids for request in requests]
+        return as_proposals(_native.propose_own(indices, texts, list(max_tokens)))
+
+    def _index(self, key: str) -> _native.TokenIndex:
+        index = self._indices.get(key)
+        if index is None:
+            index = self._indices[key] = _native.TokenIndex(_UNBOUNDED, OWN_ORDERS)
+        return index
+
+    def finish(self, request: DraftRequest) -> None:
+        """Drop the request's index."""
+        self._indices.pop(request.key, None)
+
+    def close(self) -> None:
+        """Nothing is kept."""
+        self._indices.clear()
+
+
+class SharedProposer:
+    """Looks in what earlier requests of the same scope said; a `outpace.types.Proposer`."""
+
+    name = "shared"
+    priors: Sequence[float] = _PRIORS
+
+    def __init__(self, text: SharedText) -> None:
+        self._text = text
+
+    def seconds(self, num_requests: int) -> float:  # noqa: ARG002 - the Protocol's signature
+        """A look-up takes microseconds."""
+        return 0.0
+
+    def propose(
+        self, requests: Sequence[DraftRequest], max_tokens: Sequence[int]
+    ) -> Sequence[tuple[int, Proposal]]:
+        """See `outpace.types.Proposer`."""
+        indices = [self._text.index(request.hints.scope) for request in requests]
+        ends = [request.token_ids[-_LONGEST_END:] for request in requests]
+        return as_proposals(_native.propose_shared(indices, ends, list(max_tokens)))
+
+    def finish(self, request: DraftRequest) -> None:
+        """Keep what the request said, for those that come after it."""
+        self._text.add(request)
+
+    def close(self) -> None:
+        """Write what is to survive."""
+        self._text.close()
+
+
+def as_proposals(guesses: _native.Guesses) -> Sequence[tuple[int, Proposal]]:
+    """What the core returns, as proposals."""
+    if guesses is None:
+        return ()
+    return [
+        (request, Proposal(token_ids, classes, parents)) for request, token_ids, classes, parents in guesses
+    ]

@@ -1,0 +1,337 @@
+"""Text that earlier requests said: who may see it, how long it is kept, and what breaks."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_controller import Asking
+
+from outpace.draft.log import TokenLog, model_folder, remove_orphans, tidy
+from outpace.draft.store import SharedText
+from outpace.draft.suffix import SharedProposer
+from outpace.types import DraftHints, DraftSharing, Int32Array
+
+VOCAB = 50_000
+
+
+def text_of(length: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(0, VOCAB, length).tolist()
+
+
+@contextmanager
+def shared(
+    folder: Path | None, *, capacity: int = 1 << 16, sharing: DraftSharing = "scope"
+) -> Iterator[SharedText]:
+    text = SharedText(folder, vocab_size=VOCAB, capacity=capacity, sharing=sharing)
+    yield text
+    text.close()
+
+
+def said(tokens: Sequence[int], scope: str = "", **more: int) -> Asking:
+    hints = DraftHints(scope)
+    return Asking("r/0", list(tokens), hints, **{"num_prompt_tokens": len(tokens) // 2, **more})
+
+
+def guessed(text: SharedText, end: Sequence[int], scope: str = "", most: int = 8) -> list[int]:
+    """What follows `end` in the scope's text; waits for a log that is being read."""
+    text.index(scope)
+    text.flush()
+    proposals = SharedProposer(text).propose([said(end, scope)], [most])
+    return list(proposals[0][1].token_ids) if proposals else []
+
+
+def test_what_one_request_said_is_proposed_to_the_next() -> None:
+    tokens = text_of(200)
+    with shared(None) as text:
+        assert guessed(text, tokens[50:60]) == []
+        text.add(said(tokens))
+        assert guessed(text, tokens[50:60]) == tokens[60:68]
+
+
+def test_it_survives_a_restart(tmp_path: Path) -> None:
+    tokens = text_of(200)
+    with shared(tmp_path) as text:
+        text.add(said(tokens))
+    with shared(tmp_path) as text:
+        assert guessed(text, tokens[50:60]) == tokens[60:68]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_scopes_never_see_each_other(tmp_path: Path, restart: bool) -> None:
+    mine, yours = text_of(200, 1), text_of(200, 2)
+
+    def check(text: SharedText) -> None:
+        assert guessed(text, mine[50:60], "me") == mine[60:68]
+        assert guessed(text, yours[50:60], "you") == yours[60:68]
+        assert guessed(text, mine[50:60], "you") == []
+        assert guessed(text, yours[50:60], "me") == []
+        assert guessed(text, mine[50:60], "") == []
+
+    with shared(tmp_path) as text:
+        text.add(said(mine, "me"))
+        text.add(said(yours, "you"))
+        if not restart:
+            check(text)
+    if restart:
+        with shared(tmp_path) as text:
+            check(text)
+
+
+def test_with_all_there_is_one_scope(tmp_path: Path) -> None:
+    tokens = text_of(100)
+    with shared(tmp_path, sharing="all") as text:
+        text.add(said(tokens, "me"))
+        assert guessed(text, tokens[50:60], "you") == tokens[60:68]
+
+
+def test_a_prompt_is_kept_once() -> None:
+    """What was in the prefix cache was kept when it came; of further choices the output alone is new."""
+    tokens = text_of(400)
+    with shared(None) as text:
+        text.add(said(tokens, num_prompt_tokens=300, num_cached_tokens=256))
+        assert guessed(text, tokens[100:110]) == []
+        assert guessed(text, tokens[280:290]) == tokens[290:298]
+        text.add(said([*tokens[:300], *text_of(100, 9)], num_prompt_tokens=300, index=1))
+        assert guessed(text, tokens[200:210]) == []
+        text.flush()
+        assert text.index("").size < 300
+
+
+def test_nothing_crosses_from_one_request_to_another() -> None:
+    a, b = text_of(100, 1), text_of(100, 2)
+    with shared(None) as text:
+        text.add(said(a))
+        text.add(said(b))
+        assert guessed(text, a[-10:]) == []
+        assert guessed(text, a[-14:-4]) == a[-4:]
+
+
+def test_memory_and_disk_are_bounded(tmp_path: Path) -> None:
+    capacity = 4096
+    with shared(tmp_path, capacity=capacity) as text:
+        for seed in range(60):
+            text.add(said(text_of(500, seed), "one"))
+            text.flush()
+        newest = text_of(500, 59)
+        assert guessed(text, newest[50:60], "one") == newest[60:68]
+        assert guessed(text, text_of(500, 0)[50:60], "one") == []
+        on_disk = sum(path.stat().st_size for path in tmp_path.glob("*.tokens"))
+        assert on_disk <= 2 * capacity * 4 + 4096
+    with shared(tmp_path, capacity=capacity) as text:
+        assert guessed(text, newest[50:60], "one") == newest[60:68]
+
+
+def test_scopes_that_are_not_used_leave_memory_and_come_back(tmp_path: Path) -> None:
+    with shared(tmp_path, capacity=2048) as text:
+        for number in range(8):
+            text.add(said(text_of(600, number), str(number)))
+            text.flush()
+        assert len(text._scopes) < 8
+        first_kept = text_of(600, 6)
+        assert guessed(text, first_kept[50:60], "6") == first_kept[60:68]
+
+
+def test_files_are_private(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "drafts", tmp_path / "model.gguf")
+    with shared(folder) as text:
+        text.add(said(text_of(100), "a secret key"))
+        text.flush()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    (log,) = folder.glob("*.tokens")
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    assert "secret" not in log.name
+
+
+def test_logs_of_models_that_are_gone_are_removed(tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    model.write_text("")
+    folder = model_folder(tmp_path / "drafts", model)
+    with shared(folder) as text:
+        text.add(said(text_of(100)))
+    assert remove_orphans(tmp_path / "drafts") == 0
+    model.unlink()
+    assert remove_orphans(tmp_path / "drafts") > 400
+    assert not folder.exists()
+
+
+# --- what breaks --------------------------------------------------------------------------------
+
+
+def log_with(folder: Path, *records: Sequence[int]) -> Path:
+    log = TokenLog(folder / "x.tokens", VOCAB, 1 << 16)
+    log.read()
+    log.append([np.array(record, np.int32) for record in records])
+    log.close()
+    return folder / "x.tokens"
+
+
+def read(path: Path, vocab_size: int = VOCAB) -> list[list[int]]:
+    log = TokenLog(path, vocab_size, 1 << 16)
+    records = [record.tolist() for record in log.read()]
+    log.close()
+    return records
+
+
+@pytest.mark.parametrize("cut", [1, 3, 8, 11, 12, 300])
+def test_an_end_that_is_cut_off_costs_the_last_record_alone(tmp_path: Path, cut: int) -> None:
+    path = log_with(tmp_path, text_of(100, 1), text_of(80, 2))
+    os.truncate(path, path.stat().st_size - cut)
+    assert read(path) == [text_of(100, 1)]
+    assert path.stat().st_size == 16 + 8 + 400, "the end is cut off"
+    log_with(tmp_path, text_of(50, 3))
+    assert read(path) == [text_of(100, 1), text_of(50, 3)]
+
+
+def test_damage_costs_what_follows_it(tmp_path: Path) -> None:
+    path = log_with(tmp_path, text_of(100, 1), text_of(80, 2), text_of(60, 3))
+    data = bytearray(path.read_bytes())
+    data[16 + 8 + 400 + 20] ^= 1
+    path.write_bytes(data)
+    assert read(path) == [text_of(100, 1)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"OUTDRAFT", b"something else entirely, and long enough", b"\0" * 64, b"\xff" * 64],
+    ids=["empty", "short", "foreign", "zeros", "ones"],
+)
+def test_a_file_of_something_else_is_begun_anew(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.tokens"
+    path.write_bytes(content)
+    assert read(path) == []
+    log_with(tmp_path, text_of(50))
+    assert read(path) == [text_of(50)]
+
+
+def test_another_vocabulary_begins_anew(tmp_path: Path) -> None:
+    path = log_with(tmp_path, text_of(50))
+    assert read(path, VOCAB + 1) == []
+
+
+def test_tokens_beyond_the_vocabulary_are_damage(tmp_path: Path) -> None:
+    path = log_with(tmp_path, [1, 2, 3], [VOCAB], [4])
+    assert read(path) == [[1, 2, 3]]
+
+
+def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
+    path = log_with(tmp_path, text_of(50, 1))
+    first, second = (TokenLog(path, VOCAB, 1 << 16) for _ in range(2))
+    assert len(first.read()) == len(second.read()) == 1
+    second.append([np.array(text_of(50, 2), np.int32)])
+    first.append([np.array(text_of(50, 3), np.int32)])
+    first.close()
+    second.close()
+    assert read(path) == [text_of(50, 1), text_of(50, 3)]
+
+
+def test_a_full_disk_ends_the_writing_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A limit on the size of files stands in for the disk: the kernel refuses the rest in the same place."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    tokens = text_of(2000)
+    try:
+        with shared(tmp_path) as text:
+            text.add(said(tokens))
+            text.flush()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+            text.add(said(text_of(3000, 2)))
+            text.flush()
+            assert guessed(text, text_of(3000, 2)[50:60]) == text_of(3000, 2)[60:68], "memory has it"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert "no longer kept on disk" in caplog.text
+    with shared(tmp_path) as text:
+        assert guessed(text, tokens[50:60]) == tokens[60:68]
+
+
+def test_a_folder_that_cannot_be_made_keeps_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    tokens = text_of(100)
+    with shared(tmp_path / "file" / "folder") as text:
+        text.add(said(tokens))
+        assert guessed(text, tokens[50:60]) == tokens[60:68]
+
+
+def test_closing_twice_is_fine(tmp_path: Path) -> None:
+    text = SharedText(tmp_path, vocab_size=VOCAB, capacity=100, sharing="scope")
+    text.close()
+    text.close()
+
+
+def test_old_logs_go_first(tmp_path: Path) -> None:
+    for number in range(5):
+        path = tmp_path / f"{number}.tokens"
+        path.write_bytes(b"x" * 4000)
+        os.utime(path, (number, number))
+    tidy(tmp_path, 2500)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3.tokens", "4.tokens"]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+import numpy as np
+from outpace.draft.store import SharedText
+from test_store import VOCAB, said, text_of
+
+text = SharedText(Path(sys.argv[1]), vocab_size=VOCAB, capacity=1 << 20, sharing="scope")
+for seed in range(10**6):
+    text.add(said(text_of(300, seed)))
+    text.flush()
+    print(seed, flush=True)
+"""
+
+
+@pytest.mark.parametrize("after", [0.0, 0.05, 0.2])
+def test_kill_9_loses_at_most_what_was_not_flushed(tmp_path: Path, after: float) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
+        assert process.stdout is not None
+        for _ in range(5):
+            process.stdout.readline()
+        time.sleep(after)
+        process.send_signal(signal.SIGKILL)
+        lines = process.stdout.read().split()
+    last = max([4, *map(int, lines[:-1])])  # the last line may be cut off
+    with shared(tmp_path, capacity=1 << 20) as text:
+        for seed in range(last + 1):
+            tokens = text_of(300, seed)
+            assert guessed(text, tokens[50:60]) == tokens[60:68]
+        text.add(said(text_of(300, 12345)))
+    with shared(tmp_path, capacity=1 << 20) as text:
+        tokens = text_of(300, 12345)
+        assert guessed(text, tokens[50:60]) == tokens[60:68]
+
+
+def test_a_look_up_and_an_update_take_microseconds() -> None:
+    """Twenty are the limit for both together; a busy machine gets ten tries."""
+    from outpace.draft.suffix import SuffixProposer
+
+    def microseconds() -> float:
+        proposer, request = SuffixProposer(), said(text_of(8000))
+        proposer.propose([request], [16])
+        tokens: Int32Array = np.array([*request.tokens, *request.tokens[100:400]], np.int32)
+        took: list[float] = []
+        for length in range(8001, 8300):
+            request.tokens = tokens[:length]  # type: ignore[assignment]  # a view, as the engine's requests give
+            start = time.perf_counter()
+            proposer.propose([request], [16])
+            took.append(time.perf_counter() - start)
+        return float(np.median(took)) * 1e6
+
+    assert min(microseconds() for _ in range(10)) < 20
