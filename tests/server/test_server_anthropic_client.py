@@ -68,7 +68,7 @@ def test_stream_equals_message(claude: anthropic.Anthropic, *, stop: bool) -> No
         assert whole.stop_reason == "stop_sequence"
         assert whole.stop_sequence == asked["stop_sequences"][1]
     else:
-        assert len(pieces) > 10
+        assert len(pieces) > 1
         assert whole.stop_reason == "max_tokens"
 
 
