@@ -44,3 +44,32 @@ def test_32_streams_with_random_disconnects(native_server: RunningServer) -> Non
         check_outcomes(run_random_clients(native_server, 32, seed=9))
         native_server.wait_idle()
         assert probe(http) == before
+
+
+def test_a_prediction_is_accepted_and_changes_nothing(native_server: RunningServer) -> None:
+    """By the proposer that the product has; each client's scope is new, so no earlier answer helps."""
+    names = iter(["first", "second", "third"])
+    request: dict[str, Any] = {
+        "model": "test-model",
+        "messages": MESSAGES,
+        "temperature": 0,
+        "max_tokens": 60,
+    }
+
+    def ask(**given: Any) -> Any:
+        base_url = f"{native_server.url}/v1"
+        with openai.OpenAI(base_url=base_url, api_key=next(names), max_retries=0) as client:
+            return client.chat.completions.create(**{**request, **given})
+
+    plain = ask()
+    text = plain.choices[0].message.content
+    predicted = ask(prediction={"type": "content", "content": text})
+    wrong = ask(prediction={"type": "content", "content": "def main():\n    return 5\n" * 5})
+    for answer in (predicted, wrong):
+        assert answer.choices[0].message.content == text
+        assert answer.usage.completion_tokens == plain.usage.completion_tokens
+    length = len(native_server.llm.tokenizer.encode(text, add_special=False))
+    details = predicted.usage.completion_tokens_details
+    assert details.accepted_prediction_tokens > 0
+    assert details.accepted_prediction_tokens + details.rejected_prediction_tokens == length
+    assert wrong.usage.completion_tokens_details.rejected_prediction_tokens > 0
