@@ -159,8 +159,10 @@ class Model {
   // Called now and then with the bytes read so far; may throw to stop the load.
   using Progress = std::function<void(uint64_t)>;
 
+  // With `threads_of` it runs on that model's threads (`num_threads` and `cores` of the options count for
+  // nothing) and keeps them when that model goes. Steps of such models wait for each other.
   Model(const ModelSpec& spec, const std::vector<TensorRef>& tensors, const Options& options,
-        const Progress& progress);
+        const Progress& progress, const Model* threads_of = nullptr);
   ~Model();
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;

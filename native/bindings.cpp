@@ -116,7 +116,7 @@ TensorRef tensor_of(nb::handle h) {
 }
 
 std::unique_ptr<Model> load(const nb::dict& spec, const nb::list& tensors, const nb::dict& options,
-                            const nb::object& progress) {
+                            const nb::object& progress, const Model* threads_of) {
   const ModelSpec s = spec_of(spec);
   const Options o = options_of(options);
   std::vector<TensorRef> refs;
@@ -129,7 +129,7 @@ std::unique_ptr<Model> load(const nb::dict& spec, const nb::list& tensors, const
     if (PyErr_CheckSignals() != 0) throw nb::python_error();
   };
   const nb::gil_scoped_release nogil;
-  return std::make_unique<Model>(s, refs, o, report);
+  return std::make_unique<Model>(s, refs, o, report, threads_of);
 }
 
 // (seconds, [(operation, seconds, bytes, multiply-accumulates)]) of the last traced step.
@@ -254,7 +254,8 @@ NB_MODULE(_native, m) {
       .def_prop_ro("num_threads", &Model::num_threads)
       .def_prop_ro("trace", &trace_of)
       .def("set_trace", &Model::set_trace, nb::arg("on"));
-  m.def("load", &load, nb::arg("spec"), nb::arg("tensors"), nb::arg("options"), nb::arg("progress").none());
+  m.def("load", &load, nb::arg("spec"), nb::arg("tensors"), nb::arg("options"), nb::arg("progress").none(),
+        nb::arg("threads_of").none() = nb::none());
   m.def("step", &step, nb::arg("model"), nb::arg("token_ids"), nb::arg("row_start"),
         nb::arg("num_computed_tokens"), nb::arg("num_draft_tokens"), nb::arg("draft_parents").none(),
         nb::arg("sample"), nb::arg("block_tables"), nb::arg("sampling"), nb::arg("history").none(),

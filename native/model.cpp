@@ -38,7 +38,8 @@ struct Model::Impl {
   ModelSpec spec;
   Options options;
   const Kernels& kernels;
-  ThreadPool pool;
+  const std::shared_ptr<ThreadPool> threads;
+  ThreadPool& pool;
   Weights weights;
   KVCache cache;
   DraftTrees trees;
@@ -52,11 +53,13 @@ struct Model::Impl {
   bool tracing = false;
 
   Impl(const ModelSpec& model, const std::vector<TensorRef>& tensors, const Options& opts,
-       const Progress& progress)
+       const Progress& progress, std::shared_ptr<ThreadPool> shared)
       : spec((check_spec(model), model)),
         options(opts),
         kernels(select_kernels(opts.isa)),
-        pool(std::max(1, opts.num_threads), opts.cores),
+        threads(shared ? std::move(shared)
+                       : std::make_shared<ThreadPool>(std::max(1, opts.num_threads), opts.cores)),
+        pool(*threads),
         weights(Weights::load(spec, tensors, opts.weight_format, opts.packed, kernels, pool, progress)),
         cache(spec, opts),
         trees(cache),
@@ -196,8 +199,9 @@ void Model::Impl::move_choice(StepOutput& output, int64_t from, int64_t to) {
 }
 
 Model::Model(const ModelSpec& spec, const std::vector<TensorRef>& tensors, const Options& options,
-             const Progress& progress)
-    : impl_(std::make_unique<Impl>(spec, tensors, options, progress)) {}
+             const Progress& progress, const Model* threads_of)
+    : impl_(std::make_unique<Impl>(spec, tensors, options, progress,
+                                   threads_of == nullptr ? nullptr : threads_of->impl_->threads)) {}
 Model::~Model() = default;
 void Model::step(const StepBatch& batch, StepOutput& output) { impl_->step(batch, output); }
 void Model::set_trace(bool on) {

@@ -159,6 +159,7 @@ void ThreadPool::stop() {
 void ThreadPool::run(const void* task, Call call) {
   if (!threads_.empty() && forks_ != num_forks.load(std::memory_order_relaxed))
     throw Error("this process was forked after the model was loaded; load it in the child");
+  const std::lock_guard<std::mutex> turn_to_run(running_);
   thread_index_ = 0;
   for (int& turn : turn_) turn = 0;
   for (Ranges& ranges : ranges_) ranges.reset();

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -48,8 +49,9 @@ class ThreadPool {
 
   // Runs task(thread index) on every thread, the caller being thread 0, and waits for all of them. The first
   // exception of a body of parallel() is thrown here when all have ended; one from elsewhere in the task ends
-  // the process, as others may wait at a barrier. Throws Error in a child process that was forked from the
-  // pool's: threads are not inherited.
+  // the process, as others may wait at a barrier. Calls from several threads wait for each other; a task that
+  // calls it would wait for itself. Throws Error in a child process that was forked from the pool's: threads
+  // are not inherited.
   template <class Task>
   void run(const Task& task) {
     run(&task, [](const void* t, int index) noexcept { (*static_cast<const Task*>(t))(index); });
@@ -75,6 +77,7 @@ class ThreadPool {
   const int num_threads_;
   const bool pins_;
   const uint32_t forks_;  // of the process when the threads were made
+  std::mutex running_;    // one run at a time
   Barrier barrier_;
   Ranges ranges_[kNumRanges];
   std::vector<int> turn_;  // [num_threads x 16] which of ranges_ a thread uses next

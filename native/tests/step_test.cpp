@@ -6,8 +6,10 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdlib>
+#include <memory>
 #include <new>
 #include <string>
+#include <thread>
 
 #include "api.h"
 #include "check.h"
@@ -148,6 +150,36 @@ TEST(a_batch_that_breaks_the_contract_is_refused) {
   CHECK(refused(model, wide_table));
   CHECK(!refused(model, right));
   CHECK(right.out_token_ids == answer);  // nothing of the refused ones is left
+}
+
+std::vector<int32_t> answer(Model& model) {
+  tiny::Batch b = right_batch();
+  model.step(b.batch, b.output);
+  return b.out_token_ids;
+}
+
+TEST(models_share_threads_and_take_turns) {
+  outpace::ModelSpec other_spec = tiny::spec();
+  other_spec.num_layers = 1;
+  other_spec.hidden_size = 96;
+  const tiny::File file(tiny::spec()), other_file(other_spec);
+  for (const int threads : {1, 2}) {
+    Model alone(tiny::spec(), file.tensors(), options(threads), nullptr);
+    Model other_alone(other_spec, other_file.tensors(), options(threads), nullptr);
+    const std::vector<int32_t> expected = answer(alone), other_expected = answer(other_alone);
+    auto first = std::make_unique<Model>(tiny::spec(), file.tensors(), options(threads), nullptr);
+    Model second(other_spec, other_file.tensors(), options(7), nullptr, first.get());
+    CHECK(second.num_threads() == threads);
+    std::atomic<int> wrong{0};
+    std::thread caller([&] {
+      for (int i = 0; i < 50; ++i) wrong += answer(second) != other_expected;
+    });
+    for (int i = 0; i < 50; ++i) wrong += answer(*first) != expected;
+    caller.join();
+    CHECK(wrong == 0, "%d of 100 with %d threads", wrong.load(), threads);
+    first.reset();  // the threads stay with the other one
+    CHECK(answer(second) == other_expected);
+  }
 }
 
 // Any few numbers changed at random: refused or run, within the arrays' bounds, which the sanitizers watch.

@@ -129,6 +129,28 @@ TEST(two_pools_at_once) {
   CHECK(wrong == 0);
 }
 
+TEST(callers_of_one_pool_take_turns) {
+  for (const int threads : {1, 2, 3}) {
+    ThreadPool pool(threads);
+    std::atomic<int> wrong{0};
+    const auto work = [&] {
+      for (int i = 0; i < (threads > kFewThreads ? 5 : 30); ++i) {
+        wrong += chained_regions(pool, 7);
+        try {
+          pool.run([&](int) { pool.parallel(4, 1, [](int64_t, int64_t) { throw outpace::Error("mine"); }); });
+          ++wrong;
+        } catch (const outpace::Error&) {  // and it does not come out of another caller's run
+        }
+      }
+    };
+    std::thread other(work), third(work);
+    work();
+    other.join();
+    third.join();
+    CHECK(wrong == 0, "%d threads: %d", threads, wrong.load());
+  }
+}
+
 TEST(idle_threads_cost_nothing) {
   ThreadPool pool(4);
   CHECK(chained_regions(pool, 20) == 0);

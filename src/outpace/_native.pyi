@@ -37,6 +37,7 @@ def load(
     tensors: list[tuple[str, str, int, int, str, int, int]],
     options: dict[str, str | int | list[list[int]]],
     progress: Callable[[int], object] | None,
+    threads_of: Model | None = None,
 ) -> Model: ...
 def step(
     model: Model,
