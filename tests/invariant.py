@@ -184,7 +184,7 @@ def _drafter(scenario: Scenario, oracle: OracleDrafter | None, vocab_size: int) 
         return draft.create(EngineConfig(draft_persist=False), costs, vocab_size, None)
     if oracle is None or not scenario.controlled:
         return oracle
-    return DraftController([OracleProposer(oracle), OracleProposer(oracle, cost=0.0001)], costs)
+    return DraftController([OracleProposer(oracle)], costs, [OracleProposer(oracle, cost=0.0001)])
 
 
 def _hints(number: int, expected: Answers) -> DraftHints:

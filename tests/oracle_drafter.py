@@ -52,6 +52,9 @@ class OracleProposer:
     def seconds(self, num_requests: int) -> float:
         return self.cost * num_requests
 
+    def setup_seconds(self, request: DraftRequest) -> float:
+        return self.cost
+
     def propose(
         self, requests: Sequence[DraftRequest], max_tokens: Sequence[int]
     ) -> list[tuple[int, Proposal]]:

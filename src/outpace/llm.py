@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, cast
 
-from outpace import backends, draft
-from outpace.config import EngineOptions, drafts_dir, resolve_engine_config, step_costs_dir
-from outpace.cores import processor_name
+from outpace import backends
+from outpace.config import EngineOptions, resolve_engine_config
 from outpace.errors import InvalidParameterError, OverloadedError
 from outpace.models.checkpoint import Checkpoint, open_checkpoint
 from outpace.models.hub import DEFAULT_MODEL, resolve
@@ -84,11 +83,18 @@ class LLM:
     ) -> None:
         path = resolve(str(model), progress=progress)
         start = time.perf_counter()
-        self._open(open_checkpoint(path), config, one_prompt=one_prompt)
+        self._open(open_checkpoint(path), config, one_prompt=one_prompt, progress=progress)
         self.model_name = str(model)
         self.load_seconds = time.perf_counter() - start
 
-    def _open(self, checkpoint: Checkpoint, options: EngineOptions, *, one_prompt: bool) -> None:
+    def _open(
+        self,
+        checkpoint: Checkpoint,
+        options: EngineOptions,
+        *,
+        one_prompt: bool,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
         self.config = resolve_engine_config(checkpoint.spec, options)
         self.spec = checkpoint.spec
         # The tokenizer is imported and built while the weights are read, which does not hold the interpreter.
@@ -97,25 +103,23 @@ class LLM:
             self.backend = backends.create(checkpoint, self.config)
             from outpace.engine.engine import Engine
             from outpace.engine.loop import EngineLoop
+            from outpace.engine.new_drafter import new_drafter
         try:
             self.tokenizer = tokenizer.result()
+            drafter = new_drafter(
+                checkpoint,
+                self.backend,
+                self.tokenizer,
+                self.config,
+                measure=not one_prompt,
+                progress=progress,
+            )
         except BaseException:
             self.backend.close()
             raise
         self.chat_template = self.tokenizer.chat_template
-        drafter = self._new_drafter(checkpoint, measure=not one_prompt)
         self.loop = EngineLoop(Engine(self.backend, self.tokenizer, self.config, drafter))
         self._finalizer = weakref.finalize(self, _shut_down, self.loop, drafter, self.backend)
-
-    def _new_drafter(self, checkpoint: Checkpoint, *, measure: bool) -> Drafter:
-        if self.config.draft == "off":
-            return draft.NoDrafter()
-        from outpace.draft.log import model_folder
-        from outpace.engine.calibration import step_costs
-
-        costs = step_costs(self.backend, step_costs_dir(), processor_name(), measure=measure)
-        folder = model_folder(drafts_dir(), checkpoint.path) if self.config.draft_persist else None
-        return draft.create(self.config, costs, self.spec.vocab_size, folder)
 
     # --- generation -----------------------------------------------------------------------------
 

@@ -401,8 +401,9 @@ class DraftRequest(Protocol):
 class Proposer(Protocol):
     """Guesses tokens, in the cheapest way it knows. Must be quick and may be wrong.
 
-    It sees every token of a request that is asked for, in `token_ids`: what is new since the last call is
-    what it has to learn. Its classes are the indices of `priors`.
+    One that looks things up costs nothing: it is always asked for all it knows, and judged by what comes to
+    pass. It sees every token of a request that is asked for, in `token_ids`: what is new since the last call
+    is what it has to learn. Its classes are the indices of `priors`.
     """
 
     @property
@@ -413,14 +414,6 @@ class Proposer(Protocol):
     @property
     def priors(self) -> Sequence[float]:
         """For each class, the share of its tokens that come true, as far as is known beforehand."""
-        ...
-
-    def seconds(self, num_requests: int) -> float:
-        """What one more token for each of so many requests costs; 0 for what only looks things up.
-
-        A proposer that costs nothing is always asked for all it knows, and judged by what comes to pass; one
-        that costs something is asked for as much as pays.
-        """
         ...
 
     def propose(
@@ -435,6 +428,18 @@ class Proposer(Protocol):
 
     def close(self) -> None:
         """The engine ends; write what shall survive. Safe to call twice."""
+        ...
+
+
+class ComputingProposer(Proposer, Protocol):
+    """A proposer whose guesses cost time: it is asked for as many as pay."""
+
+    def seconds(self, num_requests: int) -> float:
+        """What one more token for each of so many requests costs."""
+        ...
+
+    def setup_seconds(self, request: DraftRequest) -> float:
+        """What it costs beyond that, once, to take in what it has not seen of a request."""
         ...
 
 

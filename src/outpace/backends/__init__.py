@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["create"]
 
 
-def create(checkpoint: Checkpoint, config: EngineConfig) -> Backend:
-    """Load the model into the backend that `config.backend` names.
+def create(checkpoint: Checkpoint, config: EngineConfig, *, threads_of: Backend | None = None) -> Backend:
+    """Load the model into the backend that `config.backend` names; a native one may share another's threads.
 
     `config` is resolved (see `outpace.config.resolve_engine_config`): nothing in it is 0 for "choose". Raises
     `UnsupportedModelError`, `OutOfMemoryError`, `UsageError` where the backend is not installed.
@@ -25,7 +25,8 @@ def create(checkpoint: Checkpoint, config: EngineConfig) -> Backend:
         case "native":
             from outpace.backends.native_backend import NativeBackend
 
-            return NativeBackend(checkpoint, config)
+            shares = threads_of if isinstance(threads_of, NativeBackend) else None
+            return NativeBackend(checkpoint, config, threads_of=shares)
         case "torch":
             from outpace.backends.torch_backend import TorchBackend
 

@@ -36,8 +36,12 @@ class NativeBackend:
         config: EngineConfig,
         *,
         progress: Callable[[int], object] | None = None,
+        threads_of: NativeBackend | None = None,
     ) -> None:
-        """Load the weights; `progress` is called with the bytes read so far."""
+        """Load the weights; `progress` is called with the bytes read so far.
+
+        With `threads_of` it runs on that backend's threads; their steps wait for each other.
+        """
         self._spec = checkpoint.spec
         self._num_blocks = config.kv_cache_bytes // kv_bytes_per_block(checkpoint.spec, config.kv_format)
         self._kv_format = config.kv_format
@@ -62,7 +66,13 @@ class NativeBackend:
         }
         tensors = [_described(tensor) for tensor in checkpoint.tensors.values()]
         try:
-            self._model: _native.Model | None = _native.load(asdict(self._spec), tensors, options, progress)
+            self._model: _native.Model | None = _native.load(
+                asdict(self._spec),
+                tensors,
+                options,
+                progress,
+                None if threads_of is None else threads_of._loaded,
+            )
         except _native.NativeMemoryError as error:
             raise OutOfMemoryError(str(error)) from error
         except _native.NativeError as error:

@@ -1,6 +1,6 @@
 """Proposers of draft tokens. A draft changes when a token comes, never which.
 
-This room knows token ids only: no model, no backend, no scheduler.
+This room knows token ids only: no model file, no text, no scheduler.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from outpace.draft.step_costs import StepCosts
+    from outpace.types import Backend, ComputingProposer
 
 __all__ = ["NoDrafter", "create"]
 
@@ -41,10 +42,17 @@ class NoDrafter:
         """Nothing is kept."""
 
 
-def create(config: EngineConfig, costs: StepCosts, vocab_size: int, folder: Path | None) -> Drafter:
+def create(
+    config: EngineConfig,
+    costs: StepCosts,
+    vocab_size: int,
+    folder: Path | None,
+    model: tuple[Backend, StepCosts] | None = None,
+) -> Drafter:
     """The drafter that `config` asks for, on a backend whose steps cost `costs`.
 
-    `folder`: where the model's text is kept across restarts; None: nowhere.
+    `folder`: where the model's text is kept across restarts; None: nowhere. `model`: a smaller model to run
+    ahead, and what its steps cost.
     """
     if config.draft == "off":
         return NoDrafter()
@@ -66,4 +74,14 @@ def create(config: EngineConfig, costs: StepCosts, vocab_size: int, folder: Path
             sharing=config.draft_sharing,
         )
         proposers.append(SharedProposer(text))
-    return DraftController(proposers, costs)
+    models: list[ComputingProposer] = []
+    if model is not None:
+        from outpace.draft.draft_model import ModelProposer
+
+        backend, own = model
+        # A guess that takes longer than what it saves, times its chance, is not worth making.
+        least = min(0.9, own.seconds(1) / costs.seconds(1))
+        models.append(
+            ModelProposer(backend, own, least_chance=least, max_batch_tokens=config.max_batch_tokens)
+        )
+    return DraftController(proposers, costs, models)

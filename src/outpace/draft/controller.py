@@ -18,13 +18,14 @@ from dataclasses import dataclass, field
 
 from outpace.draft.acceptance import ClassTable, RequestRecord
 from outpace.draft.step_costs import StepCosts
-from outpace.types import Draft, DraftRequest, Proposal, Proposer
+from outpace.types import ComputingProposer, Draft, DraftRequest, Proposal, Proposer
 
 __all__ = ["DraftController"]
 
 _STEP_OVERHEAD = 1e-4  # seconds of a step outside the backend: the same for any number of rows
 _MOST_SCOPES = 64  # whose classes' shares are kept apart
-_MODEL_DEPTH = 12  # tokens at most from a proposer that costs something
+_MODEL_DEPTH = 12  # tokens at most from a proposer that computes
+_SETUP_STEPS = 8  # over how many steps its setup is spread at first
 _PROBE_SHARE = 0.01  # of the time: what may be spent on seeing whether such a proposer has become worth it
 _PROBE_DEPTH = 2
 _IDLE = 32  # steps without a draft, from which on a request is looked at more rarely
@@ -56,13 +57,15 @@ class _State:
 
 
 class DraftController:
-    """The usual `outpace.types.Drafter`: asks `proposers`, and takes what pays on the curve `costs`."""
+    """The usual `outpace.types.Drafter`: asks lookups and models, takes what pays on the curve `costs`."""
 
-    def __init__(self, proposers: Sequence[Proposer], costs: StepCosts) -> None:
+    def __init__(
+        self, lookups: Sequence[Proposer], costs: StepCosts, models: Sequence[ComputingProposer] = ()
+    ) -> None:
         self.costs = costs
-        self._proposers = list(proposers)
-        self._free = [n for n, each in enumerate(proposers) if each.seconds(1) == 0.0]
-        self._dear = [n for n, each in enumerate(proposers) if each.seconds(1) > 0.0]
+        self._num_lookups = len(lookups)
+        self._models = list(models)
+        self._proposers: list[Proposer] = [*lookups, *models]
         self._tables: dict[str, list[ClassTable]] = {}  # by scope, least recently opened first
         self._states: dict[str, _State] = {}
         self._seen_tokens = 0.0  # per row of the present step
@@ -82,17 +85,17 @@ class DraftController:
         if len(requests) == 1 and self._rests(requests[0]):
             return _NOTHING
         states = [self._state(request) for request in requests]
-        for index in self._free:
+        for index in range(self._num_lookups):
             self._ask(index, requests, states, rooms)
-        if not self._dear and not any(state.candidates for state in states):
+        if not self._models and not any(state.candidates for state in states):
             for state in states:
                 state.num_idle += 1
             return [None] * len(requests)
         choice = _Choice(self.costs, self._seen_tokens, num_rows, len(requests))
         best = [choice.best_alone(state.candidates) for state in states]
         counts, rate = choice.share_out(best)
-        for index in self._dear:
-            if self._ask_dear(index, requests, states, rooms, best, choice, rate):
+        for number in range(len(self._models)):
+            if self._ask_model(number, requests, states, rooms, best, choice, rate):
                 best = [choice.best_alone(state.candidates) for state in states]
                 counts, rate = choice.share_out(best)
         for state, count in zip(states, counts, strict=True):
@@ -170,9 +173,9 @@ class DraftController:
                 chances = record.path_shares(proposal)
                 states[i].candidates.append(_Candidate(proposer.name, record, proposal, chances))
 
-    def _ask_dear(
+    def _ask_model(
         self,
-        index: int,
+        number: int,
         requests: Sequence[DraftRequest],
         states: Sequence[_State],
         rooms: Sequence[int],
@@ -180,15 +183,17 @@ class DraftController:
         choice: _Choice,
         rate: float,
     ) -> bool:
-        """Ask a proposer that costs something, for those requests and that many tokens that pay."""
-        proposer = self._proposers[index]
+        """Ask a proposer that computes, for those requests and that many tokens that pay."""
+        model, index = self._models[number], self._num_lookups + number
         shares = [state.records[index].share for state in states]
-        depth, asked = choice.depth_that_pays(best, shares, proposer, rate)
-        if not depth and self._since_probe * _PROBE_SHARE >= _PROBE_DEPTH * proposer.seconds(1):
+        setups = [_setup(model, request) for request in requests]
+        depth, asked = choice.depth_that_pays(best, shares, model, setups, rate)
+        if not depth:
+            cost = _PROBE_DEPTH * model.seconds(1) + model.setup_seconds(requests[0])
+            if self._since_probe * _PROBE_SHARE < cost:
+                return False
             depth, asked = _PROBE_DEPTH, [0]
             self._since_probe = 0.0
-        if not depth:
-            return False
         self._ask(
             index,
             [requests[i] for i in asked],
@@ -196,6 +201,12 @@ class DraftController:
             [min(depth, rooms[i]) for i in asked],
         )
         return True
+
+
+def _setup(model: ComputingProposer, request: DraftRequest) -> float:
+    """What a step is charged for a model's setup: it may take as long as it may have saved so far."""
+    seconds = model.setup_seconds(request)
+    return seconds / (_SETUP_STEPS + request.num_tokens - request.num_prompt_tokens) if seconds else 0.0
 
 
 class _Choice:
@@ -251,11 +262,16 @@ class _Choice:
         return owners[:best], rates[best]
 
     def depth_that_pays(
-        self, best: Sequence[_Candidate | None], shares: Sequence[float], proposer: Proposer, rate: float
+        self,
+        best: Sequence[_Candidate | None],
+        shares: Sequence[float],
+        model: ComputingProposer,
+        setups: Sequence[float],
+        rate: float,
     ) -> tuple[int, list[int]]:
-        """How many tokens to ask a proposer for that costs something, and for whom; 0: for nobody.
+        """How many tokens to ask a proposer for that computes, and for whom; 0: for nobody.
 
-        `shares`: of its guesses, how many come true in each request.
+        For each request, `shares`: of the model's guesses, how many come true; `setups`: seconds beyond them.
         """
         found = (0, list[int]())
         for depth in range(1, _MODEL_DEPTH + 1):
@@ -273,7 +289,8 @@ class _Choice:
                     num_drafts += len(candidate.chances)
             if not asked:
                 continue
-            now = tokens / (self._seconds(num_drafts) + depth * proposer.seconds(len(asked)))
+            setup = sum(setups[i] for i in asked)
+            now = tokens / (self._seconds(num_drafts) + depth * model.seconds(len(asked)) + setup)
             if now > rate:
                 rate, found = now, (depth, asked)
         return found

@@ -34,10 +34,6 @@ class EditProposer:
         self._predicted = predicted
         self._cursors: dict[str, _native.EditCursor | None] = {}
 
-    def seconds(self, num_requests: int) -> float:  # noqa: ARG002 - the Protocol's signature
-        """A look-up takes microseconds."""
-        return 0.0
-
     def propose(
         self, requests: Sequence[DraftRequest], max_tokens: Sequence[int]
     ) -> Sequence[tuple[int, Proposal]]:

@@ -41,10 +41,6 @@ class SuffixProposer:
     def __init__(self) -> None:
         self._indices: dict[str, _native.TokenIndex] = {}
 
-    def seconds(self, num_requests: int) -> float:  # noqa: ARG002 - the Protocol's signature
-        """A look-up takes microseconds."""
-        return 0.0
-
     def propose(
         self, requests: Sequence[DraftRequest], max_tokens: Sequence[int]
     ) -> Sequence[tuple[int, Proposal]]:
@@ -76,10 +72,6 @@ class SharedProposer:
 
     def __init__(self, text: SharedText) -> None:
         self._text = text
-
-    def seconds(self, num_requests: int) -> float:  # noqa: ARG002 - the Protocol's signature
-        """A look-up takes microseconds."""
-        return 0.0
 
     def propose(
         self, requests: Sequence[DraftRequest], max_tokens: Sequence[int]

@@ -45,7 +45,9 @@ class Saying:
         priors: Sequence[float] = (0.9, 0.5, 0.05),
         cost: float = 0.0,
         name: str = "saying",
+        setup: float = 0.0,
     ) -> None:
+        self.setup = setup
         self.name = name
         self.priors = priors
         self.say = say
@@ -56,6 +58,9 @@ class Saying:
 
     def seconds(self, num_requests: int) -> float:
         return self.cost
+
+    def setup_seconds(self, request: DraftRequest) -> float:
+        return self.setup
 
     def propose(
         self, requests: Sequence[DraftRequest], max_tokens: Sequence[int]
@@ -177,15 +182,25 @@ def test_what_costs_something_is_asked_for_as_much_as_pays() -> None:
     costs = StepCosts({1: 0.030, 8: 0.032, 16: 0.040})
     cheap = Saying(chain(31), [0.9], cost=0.001, name="model")
     dear = Saying(chain(31), [0.9], cost=0.1, name="model")
-    assert lengths(drafts_of(DraftController([cheap], costs), Asking()))[0] >= 1
-    assert drafts_of(DraftController([dear], costs), Asking()) == [None]
+    assert lengths(drafts_of(DraftController([], costs, [cheap]), Asking()))[0] >= 1
+    assert drafts_of(DraftController([], costs, [dear]), Asking()) == [None]
     assert dear.asked == []
+
+
+def test_a_setup_is_paid_when_the_request_has_lasted() -> None:
+    costs = StepCosts({1: 0.030, 8: 0.032, 16: 0.040})
+    model = Saying(chain(31), [0.9], cost=0.001, name="model", setup=1.0)
+    controller = DraftController([], costs, [model])
+    assert drafts_of(controller, Asking()) == [None]
+    assert model.asked == []
+    lasted = Asking("lasted/0", list(range(200)))
+    assert lengths(drafts_of(controller, lasted))[0] >= 1
 
 
 def test_a_sure_look_up_spares_the_model() -> None:
     costs = StepCosts({1: 0.030, 16: 0.032, 32: 0.040})
     model = Saying(chain(31), [0.9], cost=0.01, name="model")
-    (draft,) = drafts_of(DraftController([Saying(chain(20), [0.99]), model], costs), Asking())
+    (draft,) = drafts_of(DraftController([Saying(chain(20), [0.99])], costs, [model]), Asking())
     assert draft is not None
     assert draft.proposer == "saying"
     assert model.asked == []
@@ -194,7 +209,7 @@ def test_a_sure_look_up_spares_the_model() -> None:
 def test_a_model_that_has_lost_is_tried_again_now_and_then() -> None:
     costs = StepCosts({1: 0.030, 8: 0.032})
     model = Saying(lambda request, most: Proposal([999] * most, [0] * most), [0.9], cost=0.01)
-    controller = DraftController([model], costs)
+    controller = DraftController([], costs, [model])
     request = Asking()
     early = 0
     for step in range(400):

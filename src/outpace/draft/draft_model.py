@@ -1,0 +1,244 @@
+"""Guesses from a second, smaller model of the same vocabulary, run ahead of the first one.
+
+It samples with the request's own parameters and noise, so that where the two models agree on what is likely
+they agree on the token, at any temperature.
+
+What it sees of a request is the end alone, at least `WINDOW` tokens where there are so many: to take in a
+long prompt would cost more than most answers gain by it. Its keys and values lie in blocks of its own, at
+positions counted from where it began to read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outpace.draft.step_costs import StepCosts
+from outpace.types import BLOCK_SIZE, Backend, DraftRequest, Int32Array, Proposal, StepBatch, StepOutput
+
+__all__ = ["CONTEXT", "WINDOW", "ModelProposer"]
+
+CONTEXT = 1024
+"""Tokens of a request that the model holds at most, guesses included; then it starts again with `WINDOW`."""
+
+WINDOW = 256
+
+_NUM_CLASSES = 16  # by the chance that the model gives its guess
+_OVERHEAD = 1e-4  # seconds of a step outside the backend
+_MANY_ROWS = 64  # in one step, where a setup is estimated
+_NOISE_STEP = 0x9E3779B97F4A7C15  # of a seed, for one position; see outpace.engine.sampling
+_MASK = (1 << 64) - 1
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """What the model holds of a request."""
+
+    record: NDArray[np.void]  # [1] of SAMPLING_DTYPE, for positions from `start` on
+    start: int = 0  # the request's first token that it has read
+    num_computed: int = 0  # tokens, from the request's first one on, up to which it has read
+    guesses: list[int] = field(default_factory=list[int])  # that it has read beyond them
+    block_ids: list[int] = field(default_factory=list[int])
+
+
+@dataclass(slots=True)
+class _Guess:
+    """A proposal in the making."""
+
+    index: int  # of the request, among those asked for
+    request: DraftRequest
+    sequence: _Sequence
+    max_tokens: int
+    token_ids: list[int] = field(default_factory=list[int])
+    classes: list[int] = field(default_factory=list[int])
+    chance: float = 1.0  # that all of them come true, as the model sees it
+
+
+class ModelProposer:
+    """Runs `backend`, whose steps cost `costs`, ahead; a `outpace.types.ComputingProposer`.
+
+    `least_chance`: where the chance that all guesses so far are right is lower, no further one is made.
+    """
+
+    name = "model"
+    priors: Sequence[float] = tuple((index + 0.5) / _NUM_CLASSES for index in range(_NUM_CLASSES))
+
+    def __init__(
+        self, backend: Backend, costs: StepCosts, *, least_chance: float, max_batch_tokens: int
+    ) -> None:
+        self._backend = backend
+        self._costs = costs
+        self._least_chance = least_chance
+        self._max_rows = max_batch_tokens
+        self._context = min(CONTEXT, backend.spec.max_context, backend.num_blocks * BLOCK_SIZE)
+        self._window = min(WINDOW, self._context // 2)
+        self._free_blocks = list(range(backend.num_blocks))
+        self._sequences: dict[str, _Sequence] = {}
+        self._closed = False
+
+    # --- what it costs ----------------------------------------------------------------------------
+
+    def seconds(self, num_requests: int) -> float:
+        """A step with a row for each."""
+        return self._costs.seconds(num_requests) + _OVERHEAD
+
+    def setup_seconds(self, request: DraftRequest) -> float:
+        """To read what it has not seen, or the last of it."""
+        sequence = self._sequences.get(request.key)
+        missing = request.num_tokens - (0 if sequence is None else sequence.num_computed)
+        rows = min(missing, self._window) - 1
+        many = self._costs.seconds(min(rows, _MANY_ROWS)) if rows > 0 else 0.0
+        return many * max(1.0, rows / _MANY_ROWS)
+
+    # --- guessing ---------------------------------------------------------------------------------
+
+    def propose(
+        self, requests: Sequence[DraftRequest], max_tokens: Sequence[int]
+    ) -> Sequence[tuple[int, Proposal]]:
+        """See `outpace.types.Proposer`."""
+        open_ = [
+            _Guess(i, request, sequence, most)
+            for i, (request, most) in enumerate(zip(requests, max_tokens, strict=True))
+            if most > 0 and (sequence := self._settled(request, most)) is not None
+        ]
+        made = open_
+        self._read(open_)
+        while open_:
+            self._step(open_)
+            open_ = [
+                guess
+                for guess in open_
+                if len(guess.token_ids) < guess.max_tokens and guess.chance >= self._least_chance
+            ]
+        return [(guess.index, Proposal(guess.token_ids, guess.classes)) for guess in made]
+
+    def _settled(self, request: DraftRequest, num_guesses: int) -> _Sequence | None:
+        """The request's sequence, with room for guesses and with what came true of the last ones.
+
+        None where there is no room, or where the text has tokens that the model lacks.
+        """
+        sequence = self._sequences.get(request.key)
+        if sequence is not None:
+            for guess, came in zip(
+                sequence.guesses, request.token_ids[sequence.num_computed :].tolist(), strict=False
+            ):
+                if guess != came:
+                    break
+                sequence.num_computed += 1
+            sequence.guesses.clear()
+        end = request.num_tokens + num_guesses
+        if (
+            sequence is None
+            or end - sequence.start > self._context
+            or request.num_tokens - sequence.num_computed > self._window
+        ):
+            sequence = self._restarted(request)
+        # The last token is always read again: what follows it is the question.
+        sequence.num_computed = min(sequence.num_computed, request.num_tokens - 1)
+        missing = -(-(end - sequence.start) // BLOCK_SIZE) - len(sequence.block_ids)
+        if missing > len(self._free_blocks):
+            return None
+        sequence.block_ids += [self._free_blocks.pop() for _ in range(missing)]
+        unread = request.token_ids[sequence.num_computed :]
+        return sequence if int(unread.max()) < self._backend.spec.vocab_size else None
+
+    def _restarted(self, request: DraftRequest) -> _Sequence:
+        self.finish(request)
+        start = max(0, request.num_tokens - self._window)
+        record = request.sampling_record.copy()
+        record["num_logprobs"] = 0
+        record["seed"] = (int(record["seed"][0]) + _NOISE_STEP * start) & _MASK
+        sequence = self._sequences[request.key] = _Sequence(record, start, start)
+        return sequence
+
+    def _read(self, guesses: Sequence[_Guess]) -> None:
+        """Read all but each request's last token, where there are more than fit into a step with it."""
+        room = self._max_rows // max(1, len(guesses))
+        for guess in guesses:
+            sequence, request = guess.sequence, guess.request
+            while request.num_tokens - sequence.num_computed > room:
+                end = min(sequence.num_computed + self._max_rows, request.num_tokens - 1)
+                rows = request.token_ids[sequence.num_computed : end]
+                self._run([guess], [rows], sample=False)
+                sequence.num_computed = end
+
+    def _step(self, guesses: Sequence[_Guess]) -> None:
+        """One more guess for each."""
+        rows: list[Int32Array] = []
+        for guess in guesses:
+            if guess.token_ids:
+                rows.append(np.array(guess.token_ids[-1:], np.int32))
+            else:
+                rows.append(guess.request.token_ids[guess.sequence.num_computed :])
+        out = self._run(guesses, rows, sample=True)
+        assert out.logprobs is not None
+        token_ids: list[int] = out.token_ids[:, 0].tolist()
+        chances: list[float] = np.exp(out.logprobs[:, 0]).tolist()
+        for guess, token_id, chance in zip(guesses, token_ids, chances, strict=True):
+            guess.sequence.num_computed = guess.request.num_tokens
+            guess.sequence.guesses = guess.token_ids[:]  # the new one is not read yet
+            guess.token_ids.append(token_id)
+            guess.classes.append(min(int(chance * _NUM_CLASSES), _NUM_CLASSES - 1))
+            guess.chance *= chance
+
+    def _run(self, guesses: Sequence[_Guess], rows: Sequence[Int32Array], *, sample: bool) -> StepOutput:
+        sequences = [guess.sequence for guess in guesses]
+        counts = [len(each) for each in rows]
+        width = max(len(sequence.block_ids) for sequence in sequences)
+        tables = np.full((len(sequences), width), -1, np.int32)
+        for table, sequence in zip(tables, sequences, strict=True):
+            table[: len(sequence.block_ids)] = sequence.block_ids
+        records = np.concatenate([sequence.record for sequence in sequences])
+        computed = [
+            guess.sequence.num_computed - guess.sequence.start + max(0, len(guess.token_ids) - 1)
+            for guess in guesses
+        ]
+        batch = StepBatch(
+            token_ids=np.concatenate(rows),
+            row_start=np.cumsum([0, *counts], dtype=np.int32),
+            num_computed_tokens=np.array(computed, np.int32),
+            num_draft_tokens=np.zeros(len(sequences), np.int32),
+            sample=np.full(len(sequences), sample, np.uint8),
+            block_tables=tables,
+            sampling=records,
+            history=_histories(guesses, records) if sample else None,
+        )
+        started = perf_counter()
+        out = self._backend.step(batch)
+        seen = sum(count * (first + count) for count, first in zip(counts, computed, strict=True))
+        self._costs.observe(len(batch.token_ids), seen, perf_counter() - started)
+        return out
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def finish(self, request: DraftRequest) -> None:
+        """Free the request's blocks."""
+        sequence = self._sequences.pop(request.key, None)
+        if sequence is not None:
+            self._free_blocks += sequence.block_ids
+
+    def close(self) -> None:
+        """Give the model's memory back."""
+        self._sequences.clear()
+        if not self._closed:
+            self._closed = True
+            self._backend.close()
+
+
+def _histories(guesses: Sequence[_Guess], records: NDArray[np.void]) -> list[Int32Array | None] | None:
+    """Prompt, output and guesses of the requests that have a penalty; None where none has."""
+    penalized = (
+        (records["repetition_penalty"] != 1)
+        | (records["presence_penalty"] != 0)
+        | (records["frequency_penalty"] != 0)
+    )
+    if not penalized.any():
+        return None
+    return [
+        np.concatenate([guess.request.token_ids, np.array(guess.token_ids, np.int32)]) if wanted else None
+        for guess, wanted in zip(guesses, penalized.tolist(), strict=True)
+    ]

@@ -1,0 +1,144 @@
+"""A second model that runs ahead.
+
+Over the null backend, whose tokens depend on every entry of the KV cache, a draft model that is the model
+itself must always be right; a wrong entry, position or noise shows as a wrong guess.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine_harness import Answers, WatchedBackend, drain, make_engine, null_backend
+from outpace import LLM, SamplingParams
+from outpace.draft.controller import DraftController
+from outpace.draft.draft_model import CONTEXT, WINDOW, ModelProposer
+from outpace.draft.step_costs import StepCosts
+from outpace.errors import UsageError
+
+CHEAP = StepCosts({1: 1e-5, 64: 1.1e-5})
+GREEDY = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
+KINDS = {
+    "greedy": GREEDY,
+    "sampled": SamplingParams(temperature=0.8, top_p=0.95, seed=7, max_tokens=40, ignore_eos=True),
+    "penalties": SamplingParams(
+        temperature=1.0, seed=3, repetition_penalty=1.3, presence_penalty=0.5, max_tokens=40, ignore_eos=True
+    ),
+}
+
+
+def same_model(num_blocks: int = 128, vocab_size: int = 256, least_chance: float = 0.0) -> ModelProposer:
+    backend = WatchedBackend(null_backend(num_blocks, vocab_size))
+    return ModelProposer(backend, CHEAP, least_chance=least_chance, max_batch_tokens=64)
+
+
+def run(
+    proposer: ModelProposer | None, prompts: list[list[int]], params: SamplingParams = GREEDY
+) -> tuple[Answers, float, int]:
+    """The answers, the share of guesses that came true, and how many there were."""
+    drafter = None if proposer is None else DraftController([], StepCosts.free(), [proposer])
+    engine = make_engine(WatchedBackend(null_backend(512)), drafter=drafter)
+    for i, prompt in enumerate(prompts):
+        engine.submit(prompt, params, f"r{i}")
+    answers = drain(engine)
+    lasts = [answer.last for answer in answers.values()]
+    drafted = sum(last.num_drafted for last in lasts if last)
+    accepted = sum(last.num_accepted for last in lasts if last)
+    return answers, accepted / max(1, drafted), drafted
+
+
+def token_ids(answers: Answers) -> dict[tuple[str, int], list[int]]:
+    return {key: answer.token_ids for key, answer in answers.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_model_itself_is_always_right(kind: str) -> None:
+    prompts = [list(range(1, length)) for length in (2, 31, 34, 100, 200)]
+    plain, _, _ = run(None, prompts, KINDS[kind])
+    answers, share, drafted = run(same_model(256), prompts, KINDS[kind])
+    assert token_ids(answers) == token_ids(plain)
+    assert drafted > 100
+    assert share == 1.0
+
+
+def test_a_long_request_is_read_from_its_window_on() -> None:
+    proposer = same_model()
+    long = [1 + i % 255 for i in range(3 * WINDOW)]
+    params = SamplingParams(temperature=0.0, max_tokens=2 * CONTEXT, ignore_eos=True)
+    plain, _, _ = run(None, [long], params)
+    answers, _, drafted = run(proposer, [long], params)
+    assert token_ids(answers) == token_ids(plain)
+    assert drafted > 0
+    assert sorted(proposer._free_blocks) == list(range(128))
+
+
+def test_noise_is_that_of_the_position_in_the_text() -> None:
+    """Where all tokens are as likely, noise alone decides: guesses are right though the model sees less."""
+    length = WINDOW + 77
+    prompt = [1 + i % 255 for i in range(length)]
+    params = SamplingParams(temperature=100.0, seed=5, max_tokens=60, ignore_eos=True)
+    _, share, drafted = run(same_model(), [prompt], params)
+    assert drafted > 20
+    assert share > 0.8
+
+
+def test_without_room_for_all_some_go_without() -> None:
+    proposer = same_model(num_blocks=3)
+    prompts = [list(range(i + 1, i + 20)) for i in range(9)]
+    params = SamplingParams(temperature=0.0, max_tokens=25, ignore_eos=True)
+    plain, _, _ = run(None, prompts, params)
+    answers, share, drafted = run(proposer, prompts, params)
+    assert token_ids(answers) == token_ids(plain)
+    assert share == 1.0
+    assert drafted > 0
+    assert sorted(proposer._free_blocks) == [0, 1, 2]
+
+
+def test_a_token_that_the_smaller_vocabulary_lacks_ends_its_guesses() -> None:
+    prompts = [[1, 2, 250, 3]]
+    plain, _, _ = run(None, prompts)
+    answers, _, drafted = run(same_model(vocab_size=200), prompts)
+    assert token_ids(answers) == token_ids(plain)
+    assert drafted == 0
+
+
+def test_unlikely_guesses_are_not_followed_up() -> None:
+    _, _, many = run(same_model(least_chance=0.0), [[1, 2, 3]])
+    _, _, few = run(same_model(least_chance=0.9), [[1, 2, 3]])  # no pseudo-logit reaches that
+    assert few < many
+
+
+def test_another_vocabulary_is_refused_with_the_reason(model_135m: Path, model_05b: Path) -> None:
+    with pytest.raises(UsageError, match=r"another vocabulary: token 0 is '!', and '<\|endoftext\|>'"):
+        LLM(model_135m, draft_model=str(model_05b))
+
+
+@pytest.mark.model135m
+def test_the_same_weights_agree_bit_for_bit(model_135m: Path) -> None:
+    params = SamplingParams(temperature=0.8, seed=1, max_tokens=60, ignore_eos=True)
+    with LLM(model_135m, draft="off", kv_cache_bytes=1 << 26) as llm:
+        plain = llm.generate("The lighthouse keeper", params)[0]
+    with LLM(model_135m, draft_model=str(model_135m), draft_sharing="off", kv_cache_bytes=1 << 26) as llm:
+        drafter = llm.loop.engine.drafter
+        assert isinstance(drafter, DraftController)
+        drafter.costs = StepCosts.free()
+        drafter._models[0]._costs = CHEAP  # else a model as large as the model is never asked
+        drafted = llm.generate("The lighthouse keeper", params)[0]
+    assert drafted.outputs[0].token_ids == plain.outputs[0].token_ids
+    assert drafted.num_drafted == drafted.num_accepted
+    assert drafted.num_drafted > 20
+
+
+@pytest.mark.model15b
+def test_a_smaller_model_of_the_family_is_often_right(model_05b: Path, model_15b: Path) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=80)
+    prompt = "def quicksort(items: list[int]) -> list[int]:\n"
+    options = {"kv_cache_bytes": 1 << 26, "max_context": 2048}
+    with LLM(model_15b, draft="off", **options) as llm:
+        plain = llm.generate(prompt, params)[0]
+    with LLM(model_15b, draft_model=str(model_05b), draft_sharing="off", **options) as llm:
+        deltas = list(llm.stream(prompt, params))
+    assert tuple(t for delta in deltas for t in delta.token_ids) == plain.outputs[0].token_ids
+    counts = {count.proposer: count for count in deltas[-1].draft_counts}
+    assert counts["model"].num_accepted > 0.5 * counts["model"].num_drafted
