@@ -26,12 +26,16 @@ void* allocate(size_t bytes, size_t alignment) {
 }
 }  // namespace
 
-void* operator new(size_t bytes) { return allocate(bytes, alignof(std::max_align_t)); }
-void* operator new(size_t bytes, std::align_val_t to) { return allocate(bytes, static_cast<size_t>(to)); }
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, size_t) noexcept { std::free(p); }
-void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
-void operator delete(void* p, size_t, std::align_val_t) noexcept { std::free(p); }
+// Never inlined: a compiler that sees into only one of a pair takes the pair for mismatched.
+#define NOINLINE __attribute__((noinline))
+NOINLINE void* operator new(size_t bytes) { return allocate(bytes, alignof(std::max_align_t)); }
+NOINLINE void* operator new(size_t bytes, std::align_val_t to) {
+  return allocate(bytes, static_cast<size_t>(to));
+}
+NOINLINE void operator delete(void* p) noexcept { std::free(p); }
+NOINLINE void operator delete(void* p, size_t) noexcept { std::free(p); }
+NOINLINE void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
+NOINLINE void operator delete(void* p, size_t, std::align_val_t) noexcept { std::free(p); }
 
 namespace {
 
