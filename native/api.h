@@ -106,7 +106,13 @@ struct StepBatch {
   std::vector<Span<int32_t>> history;            // [num_requests] or empty
   std::vector<Span<int32_t>> bias_token_ids;     // [num_requests] or empty
   std::vector<Span<float>> bias_values;          // the same lengths as bias_token_ids
+  // [num_requests] or empty: for the row before the drafts and for every draft, a bit for each token that may
+  // follow, in mask_words() words; a span of none allows all.
+  std::vector<Span<uint32_t>> token_masks;
 };
+
+// Words of one row of a token mask.
+constexpr int64_t mask_words(int64_t vocab_size) { return (vocab_size + 31) / 32; }
 
 // What a step chose; outpace.types.StepOutput explains every array. The caller allocates.
 struct StepOutput {

@@ -200,7 +200,8 @@ void step(Model& model, const Array<const int32_t>& token_ids, const Array<const
           const Optional<const int32_t>& draft_parents, const Array<const uint8_t>& sample,
           const nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig>& block_tables,
           const Array<const uint8_t>& sampling, const nb::object& history, const nb::object& bias_token_ids,
-          const nb::object& bias_values, const nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig>& out_token_ids,
+          const nb::object& bias_values, const nb::object& token_masks,
+          const nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig>& out_token_ids,
           const Array<int32_t>& out_num_accepted, const Optional<float>& out_logprobs,
           const Optional<int32_t>& out_top_token_ids, const Optional<float>& out_top_logprobs,
           const Optional<float>& out_logits, int64_t num_top, int64_t vocab_size) {
@@ -221,6 +222,7 @@ void step(Model& model, const Array<const int32_t>& token_ids, const Array<const
   spans(history, requests, b.history);
   spans(bias_token_ids, requests, b.bias_token_ids);
   spans(bias_values, requests, b.bias_values);
+  spans(token_masks, requests, b.token_masks);
   StepOutput out;
   out.width = static_cast<int64_t>(out_token_ids.shape(1));
   if (out_token_ids.shape(0) < requests) throw Error("array 'out_token_ids' is too small");
@@ -259,10 +261,10 @@ NB_MODULE(_native, m) {
   m.def("step", &step, nb::arg("model"), nb::arg("token_ids"), nb::arg("row_start"),
         nb::arg("num_computed_tokens"), nb::arg("num_draft_tokens"), nb::arg("draft_parents").none(),
         nb::arg("sample"), nb::arg("block_tables"), nb::arg("sampling"), nb::arg("history").none(),
-        nb::arg("bias_token_ids").none(), nb::arg("bias_values").none(), nb::arg("out_token_ids"),
-        nb::arg("out_num_accepted"), nb::arg("out_logprobs").none(), nb::arg("out_top_token_ids").none(),
-        nb::arg("out_top_logprobs").none(), nb::arg("out_logits").none(), nb::arg("num_top"),
-        nb::arg("vocab_size"));
+        nb::arg("bias_token_ids").none(), nb::arg("bias_values").none(), nb::arg("token_masks").none(),
+        nb::arg("out_token_ids"), nb::arg("out_num_accepted"), nb::arg("out_logprobs").none(),
+        nb::arg("out_top_token_ids").none(), nb::arg("out_top_logprobs").none(), nb::arg("out_logits").none(),
+        nb::arg("num_top"), nb::arg("vocab_size"));
   m.def(
       "kv_bytes_per_block",
       [](const nb::dict& spec, const nb::dict& options) {

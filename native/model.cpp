@@ -93,6 +93,9 @@ void Model::Impl::place_rows(const StepBatch& b, int64_t output_width) {
     if (count < 1 || start < 0) refuse("a request without rows, or with negative positions");
     if (b.num_draft_tokens[i] < 0 || b.num_draft_tokens[i] >= count) refuse("more drafts than rows");
     if (b.num_draft_tokens[i] >= output_width) refuse("the output is too narrow for the drafts");
+    const int64_t num_words = b.token_masks.empty() ? 0 : b.token_masks[static_cast<size_t>(i)].size;
+    if (num_words != 0 && num_words != (b.num_draft_tokens[i] + 1) * mask_words(spec.vocab_size))
+      refuse("a token mask has another size than its rows");
     const int32_t* table = b.block_tables + i * b.block_table_width;
     const int64_t num_blocks = (start + count + kBlockSize - 1) / kBlockSize;
     if (num_blocks > b.block_table_width) refuse("a block table is too short");
@@ -151,12 +154,15 @@ void Model::Impl::sample_row(const StepBatch& b, StepOutput& output, int64_t row
   const int64_t request = rows[static_cast<size_t>(row)].request, first = first_sampled(b, request);
   if (b.sample[request] == 0 || row < first) return;
   const auto i = static_cast<size_t>(request);
-  SampleRequest what{&b.sampling[request], rows[static_cast<size_t>(row)].position + 1, {}, {}, {}, {}};
+  SampleRequest what{&b.sampling[request], rows[static_cast<size_t>(row)].position + 1};
   what.drafts = trees.path(b, first, row);
   if (!b.history.empty()) what.history = b.history[i];
   if (!b.bias_token_ids.empty()) {
     what.bias_token_ids = b.bias_token_ids[i];
     what.bias_values = b.bias_values[i];
+  }
+  if (!b.token_masks.empty() && b.token_masks[i].size != 0) {
+    what.token_mask = b.token_masks[i].data + (row - first) * mask_words(spec.vocab_size);
   }
   const Sampled sampled = sample(kernels, row_logits, spec.vocab_size, what);
   if (std::isnan(row_logits[sampled.token_id])) not_a_number = true;

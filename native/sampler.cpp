@@ -66,6 +66,15 @@ void collect_logprobs(const float* logits, int64_t n, int num_top, Sampled& out,
   }
 }
 
+void forbid(float* logits, int64_t n, const uint32_t* mask) {
+  constexpr float never = -std::numeric_limits<float>::infinity();
+  for (int64_t at = 0; at < n; at += 32, ++mask) {
+    if (*mask == ~0u) continue;
+    const int64_t count = std::min<int64_t>(32, n - at);
+    for (int64_t i = 0; i < count; ++i) logits[at + i] = *mask >> i & 1u ? logits[at + i] : never;
+  }
+}
+
 void add_bias(float* logits, int64_t n, const SampleRequest& request) {
   for (int64_t i = 0; i < request.bias_token_ids.size; ++i) {
     const int32_t id = request.bias_token_ids.data[i];
@@ -197,6 +206,7 @@ Sampled sample(const Kernels& kernels, float* logits, int64_t n, const SampleReq
     collect_logprobs(logits, n, num_top, out, log_sum);
     raw.assign(logits, logits + n);
   }
+  if (request.token_mask != nullptr) forbid(logits, n, request.token_mask);
   add_bias(logits, n, request);
   penalize(logits, n, request);
   out.token_id = static_cast<int32_t>(choose(kernels, logits, n, request));

@@ -15,6 +15,7 @@ struct SampleRequest {
   Span<int32_t> drafts;   // draft tokens before this row, as if they were output
   Span<int32_t> bias_token_ids;
   Span<float> bias_values;
+  const uint32_t* token_mask = nullptr;  // [mask_words(vocab_size)] a bit for each token allowed; null: all
 };
 
 struct Sampled {

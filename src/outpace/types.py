@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 Int32Array = NDArray[np.int32]
 Float32Array = NDArray[np.float32]
+UInt32Array = NDArray[np.uint32]
 
 BLOCK_SIZE = 32
 """Tokens in one block of the paged KV cache."""
@@ -32,6 +33,18 @@ class FinishReason(StrEnum):
 
 
 # --- what a caller asks for ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer must look like, to its end. Tokens that do not fit are never picked.
+
+    `json_schema`: any JSON text that the schema admits. `regex`: what the expression (of Rust's kind, without
+    anchors) matches as a whole. `lark`: a context-free grammar as llguidance reads them.
+    """
+
+    kind: Literal["json_schema", "regex", "lark"]
+    source: str  # the schema as JSON text, the expression, the grammar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +70,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None  # None: none; k: that of the token and of the k likeliest
+    grammar: Grammar | None = None  # what the answer must look like; None: anything
 
 
 SAMPLING_DTYPE = np.dtype(
@@ -224,6 +238,9 @@ class StepBatch:
     # Only what some requests need; None where no request of the batch needs it.
     history: list[Int32Array | None] | None = None  # prompt and output ids, for the penalties
     logit_bias: list[tuple[Int32Array, Float32Array] | None] | None = None  # (token ids, biases)
+    # For the row before the drafts and for each draft a row of bits, lowest first, of the tokens that may
+    # follow: [1 + num_draft_tokens[i] rows, flat: ceil(vocab_size / 32) words each]; None: all may.
+    token_masks: list[UInt32Array | None] | None = None
     draft_parents: Int32Array | None = None  # [num_rows]; None: every draft is a chain
     want_logits: bool = False  # return the logits of every row (oracle, perplexity)
 

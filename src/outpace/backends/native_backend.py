@@ -145,6 +145,7 @@ class NativeBackend:
                 batch.history,
                 bias_token_ids,
                 bias_values,
+                batch.token_masks,
                 output.token_ids,
                 output.num_accepted,
                 output.logprobs,

@@ -88,9 +88,8 @@ class NullBackend:
         sampled = Sampled.empty(batch)
         wanted: list[Float32Array] = []
         plain = (batch.sampling["temperature"] == 0) & (batch.sampling["num_logprobs"] < 0)
-        quick: list[bool] = (
-            plain.tolist() if not (batch.history or batch.logit_bias) else [False] * len(plain)
-        )
+        adjusted = batch.history or batch.logit_bias or batch.token_masks
+        quick: list[bool] = [False] * len(plain) if adjusted else plain.tolist()
         for i, first in enumerate(computed):
             num_rows = starts[i + 1] - starts[i]
             if batch.want_logits:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from outpace.types import Float32Array, Int32Array, StepBatch, StepOutput
+from outpace.types import Float32Array, Int32Array, StepBatch, StepOutput, UInt32Array
 
 __all__ = ["Sampled", "draft_parents", "gumbel", "likeliest", "log_softmax", "next_draft", "sample", "verify"]
 
@@ -58,12 +58,19 @@ def log_softmax(logits: Float32Array, token_ids: NDArray[np.integer]) -> Float32
 
 
 def _adjust(
-    logits: Float32Array, params: np.void, history: Int32Array | None, bias: Bias | None
+    logits: Float32Array,
+    params: np.void,
+    history: Int32Array | None,
+    bias: Bias | None,
+    mask: UInt32Array | None,
 ) -> Float32Array:
-    """Steps 1 to 3: bias and penalties, on a copy where there are any."""
-    if bias is None and history is None:
+    """Steps 1 to 4: mask, bias and penalties, on a copy where there are any."""
+    if bias is None and history is None and mask is None:
         return logits
     logits = logits.copy()
+    if mask is not None:
+        allowed = np.unpackbits(mask.view(np.uint8), bitorder="little")[: len(logits)]
+        logits[allowed == 0] = -np.inf
     if bias is not None:
         logits[bias[0]] += bias[1]
     if history is None:
@@ -80,7 +87,7 @@ def _adjust(
 
 
 def _kept(scaled: Float32Array, params: np.void) -> NDArray[np.intp]:
-    """Steps 6 to 8: the ids that top_k, top_p and min_p keep."""
+    """Steps 7 to 9: the ids that top_k, top_p and min_p keep."""
     vocab_size = len(scaled)
     top_k, top_p, min_p = int(params["top_k"]), float(params["top_p"]), float(params["min_p"])
     cut = 0 < top_k < vocab_size
@@ -102,12 +109,14 @@ def sample(
     position: int,
     history: Int32Array | None = None,
     bias: Bias | None = None,
+    mask: UInt32Array | None = None,
 ) -> int:
     """Pick the token at `position` from raw `logits` [vocab_size]; `params` is one SAMPLING_DTYPE record.
 
-    `history` is the token ids before the position, prompt included; None where no penalty is set.
+    `history` is the token ids before the position, prompt included; None where no penalty is set. `mask`
+    has a bit for each token that may be picked, ceil(vocab_size / 32) words; None: all may.
     """
-    adjusted = _adjust(logits, params, history, bias)
+    adjusted = _adjust(logits, params, history, bias, mask)
     temperature = np.float32(params["temperature"])
     if temperature == 0:
         return int(np.argmax(adjusted))
@@ -193,11 +202,15 @@ def verify(sampled: Sampled, request: int, logits: Float32Array) -> list[int]:
     params = batch.sampling[request]
     history = None if batch.history is None else batch.history[request]
     bias = None if batch.logit_bias is None else batch.logit_bias[request]
+    masks = None if batch.token_masks is None else batch.token_masks[request]
+    if masks is not None:
+        masks = masks.reshape(num_drafts + 1, -1)
     path: list[int] = []
     last: int | None = -1
     while last is not None:
         row = logits[last + 1]
-        token_id = sample(row, params, position + len(path), history, bias)
+        mask = None if masks is None else masks[last + 1]
+        token_id = sample(row, params, position + len(path), history, bias, mask)
         sampled.store(request, len(path), token_id, row)
         last = next_draft(drafts, parents, last, token_id)
         if last is not None:

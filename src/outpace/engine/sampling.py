@@ -4,20 +4,21 @@ Every backend picks a token from a row's raw logits (float32 [vocab_size]) as fo
 `outpace.backends.reference_sampler`. All arithmetic is float32, one rounding per operation (no fused
 multiply-add), unless float64 is named. Ties are won by the lowest token id everywhere.
 
-1. logit_bias: `l[id] += bias`.
-2. Repetition penalty r, for each id that occurs in prompt or output: `l / r` where l > 0, else `l * r`.
-3. Frequency penalty, for each id by its count in the output: `l -= frequency * count`; then the presence
+1. Where a grammar leaves no place for a token: `l = -inf`.
+2. logit_bias: `l[id] += bias`.
+3. Repetition penalty r, for each id that occurs in prompt or output: `l / r` where l > 0, else `l * r`.
+4. Frequency penalty, for each id by its count in the output: `l -= frequency * count`; then the presence
    penalty, for each id in the output: `l -= presence`. The output includes the accepted draft tokens
    before this position.
-4. Temperature 0 (greedy): the answer is argmax l. The steps below do not run.
-5. `s = l / temperature`.
-6. top_k > 0: keep the top_k largest s.
-7. top_p < 1: weights `w = exp(s - max s)` of what is kept, ordered by decreasing s; keep a token where the
+5. Temperature 0 (greedy): the answer is argmax l. The steps below do not run.
+6. `s = l / temperature`.
+7. top_k > 0: keep the top_k largest s.
+8. top_p < 1: weights `w = exp(s - max s)` of what is kept, ordered by decreasing s; keep a token where the
    sum of the weights before it is below `top_p * (sum of all)`. The first token is always kept.
-8. min_p > 0: keep where `exp(s - max s) >= min_p`.
+9. min_p > 0: keep where `exp(s - max s) >= min_p`.
    (Sums are float64. A backend's exp may differ from another's in the last bits of float32, so two backends
    may disagree on a token within 1e-6 of the limit; one backend never disagrees with itself.)
-9. The answer is the argmax over what is kept of `s + g(seed, position, id)`. `position` is the number of
+10. The answer is the argmax over what is kept of `s + g(seed, position, id)`. `position` is the number of
    tokens before the one being chosen, prompt included.
 
 g is Gumbel noise from a counter-based hash; integers are unsigned 64 bit and wrap:
