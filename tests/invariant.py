@@ -21,7 +21,15 @@ from outpace.draft.controller import DraftController
 from outpace.draft.step_costs import StepCosts
 from outpace.engine.sampling import choice_seed
 from outpace.text.tokenizer import Tokenizer
-from outpace.types import BLOCK_SIZE, Drafter, DraftHints, EngineConfig, FinishReason, SamplingParams
+from outpace.types import (
+    BLOCK_SIZE,
+    Drafter,
+    DraftHints,
+    EngineConfig,
+    FinishReason,
+    Grammar,
+    SamplingParams,
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,14 @@ def sampling_params(draw: st.DrawFn, vocab_size: int, max_tokens: int) -> Sampli
         stop_token_ids=tuple(draw(st.lists(tokens, max_size=4))),
         ignore_eos=draw(st.booleans()),
         logprobs=draw(st.sampled_from([None, None, 0, 3])),
+        grammar=draw(st.sampled_from([None, None, None, *GRAMMARS])),
     )
+
+
+GRAMMARS = (
+    Grammar("regex", r"(yes, because|no, although|perhaps)( [a-z]{1,9}){3,}\."),
+    Grammar("json_schema", '{"type": "array", "items": {"enum": ["some text", "some more"]}}'),
+)
 
 
 TREES = ("tree", "tree", "broken tree")

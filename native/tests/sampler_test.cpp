@@ -22,6 +22,7 @@ struct Ask {
   int64_t position = 0;
   std::vector<int32_t> history, drafts, bias_ids;
   std::vector<float> bias;
+  std::vector<uint32_t> mask;
   Ask() {
     sampling.top_p = sampling.repetition_penalty = 1.0f;
     sampling.num_logprobs = -1;
@@ -34,8 +35,13 @@ outpace::Span<T> span(const std::vector<T>& v) {
 }
 
 outpace::Sampled sample(const Kernels& kernels, std::vector<float> logits, const Ask& ask) {
-  const outpace::SampleRequest request{&ask.sampling,    ask.position,       span(ask.history),
-                                       span(ask.drafts), span(ask.bias_ids), span(ask.bias)};
+  const outpace::SampleRequest request{&ask.sampling,
+                                       ask.position,
+                                       span(ask.history),
+                                       span(ask.drafts),
+                                       span(ask.bias_ids),
+                                       span(ask.bias),
+                                       ask.mask.empty() ? nullptr : ask.mask.data()};
   return outpace::sample(kernels, logits.data(), static_cast<int64_t>(logits.size()), request);
 }
 
@@ -98,6 +104,8 @@ std::vector<int32_t> naive_kept(const std::vector<float>& z, const Sampling& s) 
 }
 
 int32_t naive_sample(std::vector<float> l, const Ask& ask) {
+  for (size_t i = 0; i < l.size() && !ask.mask.empty(); ++i)
+    if ((ask.mask[i / 32] >> i % 32 & 1u) == 0) l[i] = -kInfinity;
   for (size_t i = 0; i < ask.bias_ids.size(); ++i) l[static_cast<size_t>(ask.bias_ids[i])] += ask.bias[i];
   naive_penalties(l, ask);
   const bool greedy = ask.sampling.temperature == 0.0f;
@@ -281,6 +289,28 @@ TEST(penalties_and_bias_agree_with_naive) {
       ask.bias.push_back(random.normal() * 3.0f);
     }
     check_equal(random_logits(n, 1.0f, random), ask, "penalties");
+  }
+}
+
+TEST(masks_agree_with_naive) {
+  check::Random random{6};
+  for (int i = 0; i < 800; ++i) {
+    Ask ask;
+    const int64_t n = random.between(5, 200);
+    ask.sampling.temperature = i % 2 == 0 ? 0.0f : 1.2f;
+    ask.sampling.seed = random.bits();
+    if (random.below(3) == 0) ask.sampling.top_k = static_cast<int32_t>(random.between(1, 20));
+    if (random.below(3) == 0) ask.sampling.top_p = 0.1f + 0.8f * random.uniform();
+    if (random.below(3) == 0) ask.sampling.repetition_penalty = 0.5f + 1.5f * random.uniform();
+    for (int64_t k = random.below(9); k > 0; --k)
+      ask.history.push_back(static_cast<int32_t>(random.below(n)));
+    ask.mask.resize(static_cast<size_t>(outpace::mask_words(n)));
+    const auto allow = [&](int64_t id) { ask.mask[static_cast<size_t>(id / 32)] |= 1u << id % 32; };
+    allow(random.below(n));
+    for (int64_t k = i % 3 == 0 ? 0 : random.below(n); k > 0; --k) allow(random.below(n));
+    check_equal(random_logits(n, 1.0f, random), ask, "masks");
+    const int32_t id = sample(*check::tiers().front(), random_logits(n, 4.0f, random), ask).token_id;
+    CHECK((ask.mask[static_cast<size_t>(id) / 32] >> id % 32 & 1u) == 1);
   }
 }
 

@@ -86,5 +86,9 @@ class BackendError(OutpaceError):
     """A step failed. The requests that it carried end with this error."""
 
 
+class GrammarError(OutpaceError):
+    """An answer led the parser of its grammar to a limit. The request ends with this error."""
+
+
 class PortInUseError(OutpaceError):
     """The server's port is taken."""

@@ -1,6 +1,6 @@
 """Workloads: JSON lines of requests.
 
-`{"messages": [...], "max_tokens": N, "temperature"?: T, "prediction"?: TEXT}`
+`{"messages": [...], "max_tokens": N, "temperature"?: T, "prediction"?: TEXT, "json_schema"?: {...}}`
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from outpace.errors import UsageError
-from outpace.types import SamplingParams
+from outpace.types import Grammar, SamplingParams
 
 SHIPPED = Path(__file__).parent / "workloads"
-KEYS = {"messages", "max_tokens", "temperature", "prediction"}
+KEYS = {"messages", "max_tokens", "temperature", "prediction", "json_schema"}
 SEED = 0  # a workload with a temperature must still give the same tokens every time
 
 
@@ -26,11 +26,15 @@ class WorkloadRequest:
     max_tokens: int
     temperature: float = 0.0
     prediction: str = ""  # what the answer is expected to resemble
+    json_schema: str = ""  # of the answer, as JSON text; "": none
 
     @property
     def params(self) -> SamplingParams:
         """How its tokens are chosen."""
-        return SamplingParams(max_tokens=self.max_tokens, temperature=self.temperature, seed=SEED)
+        grammar = Grammar("json_schema", self.json_schema) if self.json_schema else None
+        return SamplingParams(
+            max_tokens=self.max_tokens, temperature=self.temperature, seed=SEED, grammar=grammar
+        )
 
 
 def shipped_names() -> list[str]:
@@ -72,6 +76,7 @@ def _parse(line: str, where: str) -> WorkloadRequest:
         _max_tokens(record.get("max_tokens"), where),
         _temperature(record.get("temperature", 0.0), where),
         _prediction(record.get("prediction", ""), where),
+        _json_schema(record.get("json_schema"), where),
     )
 
 
@@ -94,6 +99,12 @@ def _prediction(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise UsageError(f"{where}: prediction: must be text")
     return value
+
+
+def _json_schema(value: Any, where: str) -> str:
+    if value is not None and not isinstance(value, dict):
+        raise UsageError(f"{where}: json_schema: must be an object")
+    return "" if value is None else json.dumps(value)
 
 
 def _temperature(value: Any, where: str) -> float:

@@ -9,11 +9,13 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
 
 import typer
 
-from outpace.types import SamplingParams
+from outpace.errors import UsageError
+from outpace.types import Grammar, SamplingParams
 
 if TYPE_CHECKING:
     from outpace.config import EngineOptions
@@ -184,14 +186,55 @@ class SamplingFlags:
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Go on to --max-tokens.", rich_help_panel=SAMPLING_PANEL)
     ] = False
+    json_schema: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON|@FILE", help="Answer in JSON of this schema.", rich_help_panel=SAMPLING_PANEL
+        ),
+    ] = None
+    regex: Annotated[
+        str | None,
+        typer.Option(help="Answer what this expression matches.", rich_help_panel=SAMPLING_PANEL),
+    ] = None
+    grammar: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LARK|@FILE", help="Answer by this Lark grammar.", rich_help_panel=SAMPLING_PANEL
+        ),
+    ] = None
 
     def as_params(self, *, temperature: float) -> SamplingParams:
         """The sampling parameters; `temperature` is the verb's default."""
-        values: dict[str, Any] = {"temperature": temperature}
+        values: dict[str, Any] = {"temperature": temperature, "grammar": self._grammar()}
         for spec in fields(self):
-            if (value := getattr(self, spec.name)) is not None:
+            if spec.name not in _GRAMMAR_OPTIONS and (value := getattr(self, spec.name)) is not None:
                 values[spec.name] = tuple(value) if spec.name == "stop" else value
         return SamplingParams(**values)
+
+    def _grammar(self) -> Grammar | None:
+        given = {name: value for name in _GRAMMAR_OPTIONS if (value := getattr(self, name)) is not None}
+        if len(given) > 1:
+            raise UsageError("--json-schema, --regex and --grammar exclude each other; give one of them")
+        for name, value in given.items():
+            return Grammar(_GRAMMAR_OPTIONS[name], value if name == "regex" else _text_or_file(value))
+        return None
+
+
+_GRAMMAR_OPTIONS: dict[str, Literal["json_schema", "regex", "lark"]] = {
+    "json_schema": "json_schema",
+    "regex": "regex",
+    "grammar": "lark",
+}
+
+
+def _text_or_file(value: str) -> str:
+    """An option's text, or that of the file that it names after an @."""
+    if not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{value}: cannot be read as UTF-8 text: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from outpace.engine.scheduler import StepPlan
 from outpace.types import Draft, Drafter, DraftRequest
 
-__all__ = ["finish", "observe", "propose"]
+__all__ = ["finish", "first_path", "observe", "propose"]
 
 _log = logging.getLogger(__name__)
 _NO_DRAFT = Draft(())
@@ -110,11 +110,11 @@ def _tree(
     if all(parent == i - 1 for i, (parent, _) in enumerate(places)):
         return tokens, None
     if len(places) > max_tree_tokens:
-        return _first_path(list(places)), None
+        return first_path(list(places)), None
     return tokens, [parent for parent, _ in places]
 
 
-def _first_path(nodes: Sequence[tuple[int, int]]) -> list[int]:
+def first_path(nodes: Sequence[tuple[int, int]]) -> list[int]:
     """The tokens from the root down, always through the first child; nodes are (parent, token id)."""
     path: list[int] = []
     last = -1

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from outpace.draft import NoDrafter
 from outpace.engine import sampling
 from outpace.engine.block_pool import BlockPool
+from outpace.engine.constraint import constrain
 from outpace.engine.drafting import finish, observe, propose
 from outpace.engine.metrics import EngineMetrics
 from outpace.engine.output import take_tokens, terminal_delta, token_delta, token_logprobs
@@ -22,6 +23,7 @@ from outpace.engine.request import Request, as_prompt
 from outpace.engine.scheduler import Scheduler, StepPlan
 from outpace.errors import ContextLengthError, InvalidParameterError, OutOfMemoryError, OverloadedError
 from outpace.text.detokenizer import Detokenizer
+from outpace.text.grammar import GrammarCompiler
 from outpace.text.tokenizer import Tokenizer
 from outpace.types import (
     BLOCK_SIZE,
@@ -48,8 +50,9 @@ _log = logging.getLogger(__name__)
 class Engine:
     """Turns requests into tokens. `step` does one step; `has_work` says whether another is due.
 
-    Attributes: `scheduler`; `pool`, the KV blocks; `metrics`; `last_stats`, of the latest step that ran;
-    `max_context`, the tokens that one request may have, prompt and output.
+    Attributes: `scheduler`; `pool`, the KV blocks; `metrics`; `grammars`, which any thread may use;
+    `last_stats`, of the latest step that ran; `max_context`, the tokens that one request may have, prompt
+    and output.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Engine:
         self.pool = BlockPool(backend.num_blocks, PrefixCache() if config.prefix_cache else None)
         self.scheduler = Scheduler(self.pool, config, config.max_draft_tokens if drafts else 0)
         self.metrics = EngineMetrics(self.scheduler)
+        self.grammars = GrammarCompiler(tokenizer)
         self.last_stats: StepStats | None = None
         width = -(-self.max_context // BLOCK_SIZE)
         self._packer = BatchPacker(config.max_num_seqs, config.max_batch_tokens, width)
@@ -115,6 +119,7 @@ class Engine:
                 max_total_tokens=limit,
                 detokenizer=Detokenizer(self.tokenizer, shown=params.shown_token_ids),
                 hints=hints or DraftHints(),
+                answer_state=None if params.grammar is None else self.grammars.start(params.grammar),
             )
             for index in range(params.n)
         ]
@@ -200,8 +205,9 @@ class Engine:
             return self._take_pending()
         planned = time.perf_counter()
         drafts = propose(self.drafter, plan, self.backend.spec.vocab_size, self.config.max_tree_tokens)
+        masks = constrain(plan, drafts, self.tokenizer.vocab_size, self.backend.spec.vocab_size)
         proposed = time.perf_counter()
-        batch = self._packer.pack(plan, drafts)
+        batch = self._packer.pack(plan, drafts, masks)
         backend_start = time.perf_counter()
         try:
             out = self.backend.step(batch)
@@ -262,8 +268,10 @@ class Engine:
         num_tokens = request.num_tokens
         try:
             taken, text = take_tokens(request, token_ids)
+            if request.answer_state is not None:
+                request.answer_state.accept(taken)
             logprobs = token_logprobs(out, row, taken, request.sampling.num_logprobs)
-        except Exception as error:  # a text defect is that one request's
+        except Exception as error:  # a defect of its text is that one request's
             _log.exception("request %s: its output failed", request.request_id)
             request.num_tokens = num_tokens  # what is not delivered does not count
             self._end(request, FinishReason.ERROR, f"{type(error).__name__}: {error}")

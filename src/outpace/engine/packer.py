@@ -12,7 +12,7 @@ import numpy as np
 
 from outpace.engine.request import Request
 from outpace.engine.scheduler import StepPlan
-from outpace.types import SAMPLING_DTYPE, Draft, Float32Array, Int32Array, StepBatch
+from outpace.types import SAMPLING_DTYPE, Draft, Float32Array, Int32Array, StepBatch, UInt32Array
 
 __all__ = ["BatchPacker"]
 
@@ -32,7 +32,12 @@ class BatchPacker:
         # Whose entries each row of _block_tables and _sampling has: (request, block_version, blocks written).
         self._owners: list[tuple[Request, int, int] | None] = [None] * max_requests
 
-    def pack(self, plan: StepPlan, drafts: Sequence[Draft]) -> StepBatch:
+    def pack(
+        self,
+        plan: StepPlan,
+        drafts: Sequence[Draft],
+        token_masks: list[UInt32Array | None] | None = None,
+    ) -> StepBatch:
         """The plan's rows, each request's new tokens and then its draft."""
         token_ids = self._token_ids
         starts = [0]
@@ -70,6 +75,7 @@ class BatchPacker:
             sampling=self._sampling[:n],
             history=_histories(plan) if needs_history else None,
             logit_bias=_biases(plan) if needs_bias else None,
+            token_masks=token_masks,
             draft_parents=self._parents(starts, drafts) if branches else None,
         )
 

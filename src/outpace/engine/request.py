@@ -11,6 +11,7 @@ from outpace.engine.prefix_cache import extend_digests
 from outpace.engine.sampling import PackedSampling
 from outpace.errors import InvalidParameterError
 from outpace.text.detokenizer import Detokenizer
+from outpace.text.grammar import AnswerState
 from outpace.text.stop import StopMatcher
 from outpace.types import BLOCK_SIZE, DraftCount, DraftHints, FinishReason, Int32Array, SamplingParams
 
@@ -26,6 +27,7 @@ class Request:
     __slots__ = (
         "_digests",
         "_token_buffer",
+        "answer_state",
         "block_ids",
         "block_version",
         "detokenizer",
@@ -66,6 +68,7 @@ class Request:
         max_total_tokens: int,
         detokenizer: Detokenizer,
         hints: DraftHints,
+        answer_state: AnswerState | None = None,
     ) -> None:
         self.request_id = request_id
         self.index = index  # which of the n choices
@@ -76,6 +79,7 @@ class Request:
         self.max_total_tokens = max_total_tokens  # prompt and output: max_tokens or the context ends here
         self.detokenizer = detokenizer
         self.hints = hints
+        self.answer_state = answer_state  # where the output stands in its grammar, if it has one
         self.stop_matcher = StopMatcher(params.stop) if params.stop else None
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_tokens = self.num_prompt_tokens

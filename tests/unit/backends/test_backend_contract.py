@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from backends_under_test import BACKENDS
 
+from outpace.backends.native_backend import NativeBackend
 from outpace.backends.reference_sampler import likeliest, log_softmax, sample
 from outpace.engine.sampling import pack
+from outpace.errors import BackendError
 from outpace.types import Backend, SamplingParams, StepBatch, StepOutput
 from stepping import Rows, blocks_for, make_batch, run_logits
 from tiny_checkpoint import TinyFactory
@@ -191,6 +193,47 @@ def test_logit_bias_moves_the_choice(backend: Backend, prompt: list[int]) -> Non
     assert out.logprobs is not None
     # Log probabilities are of the raw logits, which the bias does not touch.
     np.testing.assert_allclose(out.logprobs[0, 0], log_softmax(out.logits[-1], np.array([17]))[0], atol=1e-5)
+
+
+def only(token_ids: list[int], vocab_size: int) -> np.ndarray:
+    """A row of a token mask."""
+    bits = np.zeros(-(-vocab_size // 32) * 32, np.uint8)
+    bits[token_ids] = 1
+    return np.packbits(bits, bitorder="little").view(np.uint32)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_a_mask_is_of_its_row(backend: Backend, prompt: list[int], temperature: float) -> None:
+    """Two drafts, the first within its mask: the third row's choice is within the third mask."""
+    vocab_size, last = backend.spec.vocab_size, backend.spec.vocab_size - 1
+    free = only(list(range(vocab_size)), vocab_size)
+    rows = Rows(
+        [*prompt, 7, last],
+        0,
+        blocks(0, NUM_PROMPT + 2),
+        num_draft_tokens=2,
+        sampling=record(temperature=temperature, seed=1),
+    )
+    batch = make_batch([rows])
+    masks = [only(token_ids, vocab_size) for token_ids in ([7], [last], [3, 5])]
+    batch.token_masks = [np.concatenate(masks)]
+    out = backend.step(batch)
+    assert chosen(out)[:2] == [7, last]
+    assert chosen(out)[2] in {3, 5}
+    batch.token_masks = [np.concatenate([only([8], vocab_size), free, free])]
+    assert chosen(backend.step(batch)) == [8]
+    plain = make_batch([rows])
+    batch.token_masks = [np.concatenate([free, free, free])]
+    assert chosen(backend.step(batch)) == chosen(backend.step(plain))
+
+
+def test_a_mask_of_another_size_is_refused(backend: Backend, prompt: list[int]) -> None:
+    if not isinstance(backend, NativeBackend):
+        pytest.skip("not applicable: the others trust the packer")
+    batch = make_batch([Rows(prompt, 0, blocks(0, NUM_PROMPT), sampling=record())])
+    batch.token_masks = [np.zeros(1, np.uint32)]
+    with pytest.raises(BackendError, match="token mask"):
+        backend.step(batch)
 
 
 def test_logprobs_of_every_choice(backend: Backend, prompt: list[int]) -> None:

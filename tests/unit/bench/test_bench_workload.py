@@ -10,8 +10,9 @@ import pytest
 
 from outpace.bench.workload import load, shipped_names
 from outpace.errors import UsageError
+from outpace.types import Grammar
 
-SHIPPED = "adversarial, agent_session, agent_turns, chat, copy_file, edit_file, write_code"
+SHIPPED = "adversarial, agent_session, agent_turns, chat, copy_file, edit_file, extract_json, write_code"
 
 
 def test_these_workloads_are_shipped() -> None:
@@ -39,6 +40,15 @@ def test_a_prediction_may_come_with_a_request(tmp_path: Path) -> None:
     assert load(str(path))[0].prediction == "x = 1"
     path.write_text(line(prediction=7))
     with pytest.raises(UsageError, match="prediction: must be text"):
+        load(str(path))
+
+
+def test_a_schema_may_come_with_a_request(tmp_path: Path) -> None:
+    path = tmp_path / "one.jsonl"
+    path.write_text(line(json_schema={"type": "integer"}))
+    assert load(str(path))[0].params.grammar == Grammar("json_schema", '{"type": "integer"}')
+    path.write_text(line(json_schema="integer"))
+    with pytest.raises(UsageError, match="json_schema: must be an object"):
         load(str(path))
 
 

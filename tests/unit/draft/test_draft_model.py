@@ -138,6 +138,10 @@ def test_a_smaller_model_of_the_family_is_often_right(model_05b: Path, model_15b
     with LLM(model_15b, draft="off", **options) as llm:
         plain = llm.generate(prompt, params)[0]
     with LLM(model_15b, draft_model=str(model_05b), draft_sharing="off", **options) as llm:
+        drafter = llm.loop.engine.drafter
+        assert isinstance(drafter, DraftController)
+        drafter.costs = StepCosts.free()
+        drafter._models[0]._costs = CHEAP  # whether it pays is up to the machine
         deltas = list(llm.stream(prompt, params))
     assert tuple(t for delta in deltas for t in delta.token_ids) == plain.outputs[0].token_ids
     counts = {count.proposer: count for count in deltas[-1].draft_counts}

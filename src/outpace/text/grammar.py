@@ -1,0 +1,154 @@
+"""What an answer must look like: grammars, and where an answer stands in one. llguidance does the parsing.
+
+A grammar says of every state which tokens may follow. It never looks at logits, so the tokens allowed at a
+position are a pure function of the grammar and of the answer before it.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from outpace.errors import GrammarError, InvalidParameterError
+from outpace.text.tokenizer import Tokenizer
+from outpace.types import Grammar, UInt32Array
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
+
+__all__ = ["MAX_SOURCE", "AnswerState", "GrammarCompiler"]
+
+MAX_SOURCE = 1 << 20
+"""Characters of a grammar's source."""
+
+_KEPT = 64  # compiled grammars, the most recently used ones
+
+_JSON_STYLE: JsonCompileOptions = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+}
+"""JSON on one line, as json.dumps writes it: keys and punctuation then leave no choice and cost no step of
+their own, and a small model cannot lose itself in white space. A schema may say otherwise in "x-guidance"."""
+
+
+class AnswerState:
+    """How far one answer has come in its grammar. Not for several threads at once."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher = matcher
+
+    def accept(self, token_ids: Sequence[int]) -> None:
+        """The answer goes on with these. Raises `GrammarError` where they lead the parser to a limit."""
+        if not self._matcher.is_stopped():
+            self._matcher.consume_tokens(list(token_ids))
+        if self._matcher.is_error():
+            reason = " ".join(self._matcher.get_error().split())[:500]
+            raise GrammarError(f"the answer cannot be held to its grammar: {reason}; simplify the grammar")
+
+    def forced(self) -> list[int]:
+        """The tokens that must come next, as far as there is no choice."""
+        return self._matcher.compute_ff_tokens()
+
+    def fill_mask(self, mask: UInt32Array) -> None:
+        """Write the tokens that may come next, a bit each, lowest first; at the end those that end it."""
+        self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+
+    def fits(self, token_id: int) -> bool:
+        """Go on with a token where it fits; returns whether it did."""
+        return self._matcher.try_consume_tokens([token_id]) == 1
+
+    def rewind(self, num_tokens: int) -> None:
+        """Take back the last tokens."""
+        if num_tokens:
+            self._matcher.rollback(num_tokens)
+
+
+class GrammarCompiler:
+    """Compiles grammars for one vocabulary, and keeps those that were used last. Safe for several threads."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()
+        self._vocabulary: LLTokenizer | None = None
+        self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
+
+    def warm_up(self) -> None:
+        """Prepare the vocabulary, which else the first grammar waits for (a second for 150,000 tokens)."""
+        with self._lock:
+            self._prepared()
+
+    def start(self, grammar: Grammar) -> AnswerState:
+        """The state of an empty answer. Raises `InvalidParameterError` for what is no grammar."""
+        with self._lock:
+            matcher = self._compiled.get(grammar)
+            if matcher is None:
+                matcher = self._compiled[grammar] = self._compile(grammar)
+                if len(self._compiled) > _KEPT:
+                    self._compiled.popitem(last=False)
+            self._compiled.move_to_end(grammar)
+            return AnswerState(matcher.deep_copy())
+
+    def _compile(self, grammar: Grammar) -> LLMatcher:
+        from llguidance import LLMatcher
+
+        if len(grammar.source) > MAX_SOURCE:
+            raise InvalidParameterError(
+                f"the grammar has {len(grammar.source)} characters, and {MAX_SOURCE} is the limit", "grammar"
+            )
+        matcher = LLMatcher(self._prepared(), _source(grammar))
+        if matcher.is_error():
+            reason = " ".join(matcher.get_error().split())[:500]
+            raise InvalidParameterError(f"the {_NAMES[grammar.kind]} cannot be used: {reason}", "grammar")
+        return matcher
+
+    def _prepared(self) -> LLTokenizer:
+        if self._vocabulary is None:
+            from llguidance import LLTokenizer, TokenizerWrapper
+
+            words = TokenizerWrapper(_Vocabulary(self._tokenizer))
+            ends = sorted(self._tokenizer.eos_ids)
+            self._vocabulary = LLTokenizer(words, n_vocab=self._tokenizer.vocab_size, eos_token=ends)
+        return self._vocabulary
+
+
+_NAMES = {"json_schema": "JSON schema", "regex": "regular expression", "lark": "grammar"}
+
+
+def _source(grammar: Grammar) -> str:
+    """The grammar as llguidance takes it. Raises `InvalidParameterError` for a schema that is no object."""
+    from llguidance import LLMatcher
+
+    match grammar.kind:
+        case "json_schema":
+            try:
+                schema = json.loads(grammar.source)
+            except ValueError as error:
+                raise InvalidParameterError(f"the JSON schema is no JSON: {error}", "grammar") from None
+            if not isinstance(schema, dict):
+                raise InvalidParameterError("the JSON schema must be an object", "grammar")
+            return LLMatcher.grammar_from_json_schema(cast("dict[str, Any]", schema), defaults=_JSON_STYLE)
+        case "regex":
+            return LLMatcher.grammar_from_regex(grammar.source)
+        case "lark":
+            return LLMatcher.grammar_from_lark(grammar.source)
+
+
+class _Vocabulary:
+    """What llguidance reads of a tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token_id = min(tokenizer.eos_ids, default=0)
+        self.bos_token_id = tokenizer.bos_id
+        self.tokens = [tokenizer.token_bytes(i, skip_special=False) for i in range(tokenizer.vocab_size)]
+        self.special_token_ids = sorted(tokenizer.special_ids)
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        """Token ids of a text."""
+        text = text if isinstance(text, str) else text.decode("utf-8", "replace")
+        return self._tokenizer.encode(text, add_special=False)
