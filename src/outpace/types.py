@@ -69,6 +69,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    shown_token_ids: tuple[int, ...] = ()  # special tokens that the text shows; others are left out
     logprobs: int | None = None  # None: none; k: that of the token and of the k likeliest
     grammar: Grammar | None = None  # what the answer must look like; None: anything
 

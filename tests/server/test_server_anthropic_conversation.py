@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from outpace.server.anthropic.conversation import Conversation, read_conversation, wants_cache
-from outpace.server.anthropic.params import shows_thinking
+from outpace.server.anthropic.conversation import read_conversation, shows_thinking, wants_cache
 from outpace.server.anthropic.schema import CountRequest
+from outpace.server.conversation import Conversation
 from outpace.server.errors import APIError
 
 WEATHER = {

@@ -15,6 +15,22 @@ USER = [{"role": "user", "content": "Hi"}]
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 
+MISSING, UNSUPPORTED = "missing_required_parameter", "unsupported_parameter"
+
+
+def tool(**fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", **fields}}
+
+
+def choice(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+def called(**fields: Any) -> dict[str, Any]:
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}, **fields}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
 CHAT_CASES: list[tuple[dict[str, Any], str | None, str]] = [
     ({}, "messages", "missing_required_parameter"),
     ({"messages": []}, "messages", "invalid_value"),
@@ -33,9 +49,42 @@ CHAT_CASES: list[tuple[dict[str, Any], str | None, str]] = [
         "messages[0].content[0].text",
         "missing_required_parameter",
     ),
-    ({"messages": [*USER, {"role": "tool", "content": "4"}]}, "messages[1]", "unsupported_parameter"),
-    ({"messages": USER, "tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
-    ({"messages": USER, "functions": [{"name": "f"}]}, "functions", "unsupported_parameter"),
+    (
+        {"messages": [*USER, {"role": "tool", "content": "4"}]},
+        "messages[1].tool_call_id",
+        "missing_required_parameter",
+    ),
+    ({"messages": [*USER, {"role": "tool", "tool_call_id": "a"}]}, "messages[1].content", MISSING),
+    ({"messages": [*USER, {"role": "assistant"}]}, "messages[1].content", MISSING),
+    ({"messages": [*USER, called(id=5)]}, "messages[1].tool_calls[0].id", "invalid_type"),
+    ({"messages": [*USER, called(id=None)]}, "messages[1].tool_calls[0].id", "invalid_type"),
+    ({"messages": [*USER, called(type="custom")]}, "messages[1].tool_calls[0].type", "invalid_value"),
+    ({"messages": [*USER, called(function={})]}, "messages[1].tool_calls[0].function.name", MISSING),
+    (
+        {"messages": [*USER, called(function={"name": "f", "arguments": {}})]},
+        "messages[1].tool_calls[0].function.arguments",
+        "invalid_type",
+    ),
+    ({"messages": [*USER, {"role": "function", "name": "f", "content": "4"}]}, "messages[1]", UNSUPPORTED),
+    (
+        {"messages": [*USER, {"role": "assistant", "function_call": {"name": "f"}}]},
+        "messages[1]",
+        UNSUPPORTED,
+    ),
+    ({"messages": USER, "tools": {}}, "tools", "invalid_type"),
+    ({"messages": USER, "tools": [{"type": "function"}]}, "tools[0].function", MISSING),
+    ({"messages": USER, "tools": [{"type": "web_search"}]}, "tools[0]", UNSUPPORTED),
+    ({"messages": USER, "tools": [tool(name=None)]}, "tools[0].function.name", "invalid_type"),
+    ({"messages": USER, "tools": [tool(name="")]}, "tools[0].function.name", "invalid_value"),
+    ({"messages": USER, "tools": [tool(name='f"}\n')]}, "tools[0].function.name", "invalid_value"),
+    ({"messages": USER, "tools": [tool(name="f" * 129)]}, "tools[0].function.name", "invalid_value"),
+    ({"messages": USER, "tools": [tool(), tool()]}, "tools[1].function.name", "invalid_value"),
+    ({"messages": USER, "tools": [tool(parameters=[])]}, "tools[0].function.parameters", "invalid_type"),
+    ({"messages": USER, "tools": [tool()], "tool_choice": "must"}, "tool_choice", "invalid_value"),
+    ({"messages": USER, "tools": [tool()], "tool_choice": choice("g")}, "tool_choice", "invalid_value"),
+    ({"messages": USER, "tool_choice": "required"}, "tool_choice", "invalid_value"),
+    ({"messages": USER, "tools": [tool()], "tool_choice": {"type": "x"}}, "tool_choice", UNSUPPORTED),
+    ({"messages": USER, "functions": [{"name": "f"}]}, "functions", UNSUPPORTED),
     (
         {"messages": USER, "response_format": {"type": "json_object"}},
         "response_format",

@@ -117,7 +117,7 @@ class Engine:
                 sampling.pack(params, index, len(prompt)),
                 stop_ids=stop_ids,
                 max_total_tokens=limit,
-                detokenizer=Detokenizer(self.tokenizer),
+                detokenizer=Detokenizer(self.tokenizer, shown=params.shown_token_ids),
                 hints=hints or DraftHints(),
                 answer_state=None if params.grammar is None else self.grammars.start(params.grammar),
             )

@@ -127,15 +127,12 @@ def _validate_stops(params: SamplingParams, vocab_size: int) -> None:
     _check(not isinstance(params.stop, str), "stop", params.stop, "a sequence of strings")
     for text in params.stop:
         _check(_is_text(text), "stop", text, "strings that are not empty")
-    for field, stops in (("stop", params.stop), ("stop_token_ids", params.stop_token_ids)):
-        _check(len(stops) <= MAX_STOPS, field, len(stops), f"at most {MAX_STOPS} entries")
-    for token_id in params.stop_token_ids:
-        _check(
-            _is_integer(token_id, 0, vocab_size - 1),
-            "stop_token_ids",
-            token_id,
-            f"token ids below {vocab_size}",
-        )
+    for field in ("stop", "stop_token_ids", "shown_token_ids"):
+        count = len(getattr(params, field))
+        _check(count <= MAX_STOPS, field, count, f"at most {MAX_STOPS} entries")
+    for field in ("stop_token_ids", "shown_token_ids"):
+        for token_id in getattr(params, field):
+            _check(_is_integer(token_id, 0, vocab_size - 1), field, token_id, f"token ids below {vocab_size}")
 
 
 def choice_seed(seed: int, index: int) -> int:

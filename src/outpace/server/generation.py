@@ -125,7 +125,7 @@ class Generation:
         self.cancel()
         self._live.discard(self)
 
-    async def deltas(self) -> AsyncIterator[tuple[int, TokenDelta]]:
+    async def deltas(self) -> AsyncGenerator[tuple[int, TokenDelta]]:
         """The deltas as they come, each with its choice's index over all prompts.
 
         Ends when every choice has its finish reason. Raises `APIError` as soon as one fails or is

@@ -14,6 +14,7 @@ from outpace.llm import LLM
 from outpace.server.errors import SERVER_ERROR, APIError
 from outpace.server.generation import Generation, LiveGenerations
 from outpace.server.settings import ServerSettings
+from outpace.text.tool_calls.form import AnswerForm
 from outpace.types import DraftHints, SamplingParams
 
 T = TypeVar("T")
@@ -28,7 +29,7 @@ class ServedModel:
     """An `LLM` under its names on the wire, with its running generations.
 
     Attributes: `llm`; `name`, the model's id on the wire; `aliases`, its further ids; `created`, Unix
-    seconds; `settings`; `live`.
+    seconds; `settings`; `live`; `form`, how the model writes calls and thoughts.
     """
 
     def __init__(self, llm: LLM, name: str | None, settings: ServerSettings) -> None:
@@ -37,6 +38,7 @@ class ServedModel:
         self.created = self.created_now()
         self.settings = settings
         self.live = LiveGenerations()
+        self.form = AnswerForm.of(llm.tokenizer)
         self.aliases = tuple(settings.aliases)
         self._names = {self.name, llm.model_name}
         for alias, model in settings.aliases.items():

@@ -122,6 +122,14 @@ class ChatTemplate:
             raise ModelFormatError(self._name, "syntax", f"{type(error).__name__}: {error}") from None
 
 
+def plain_json(value: object, name: str) -> object:
+    """A copy of a JSON value as templates get it.
+
+    Raises `InvalidParameterError`, with `name`, for any other, and for one that is nested too deeply.
+    """
+    return _Counter().plain(value, name)
+
+
 def _with_reasoning(message: dict[str, object]) -> dict[str, object]:
     """Templates read a message's reasoning under several names; give it all that are in use."""
     for name in _REASONING_FIELDS:

@@ -17,13 +17,22 @@ class Detokenizer:
     U+FFFD at once. One per choice; not safe to share between threads.
     """
 
-    __slots__ = ("_at_start", "_skip_special", "_table", "_tail", "_tokenizer")
+    __slots__ = ("_at_start", "_shown", "_skip_special", "_table", "_tail", "_tokenizer")
 
-    def __init__(self, tokenizer: Tokenizer, *, continues: bool = False, skip_special: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        continues: bool = False,
+        skip_special: bool = True,
+        shown: Iterable[int] = (),
+    ) -> None:
         """`continues` says that the ids follow a text, whose last word a leading space must not join.
 
-        Without it the space that a SentencePiece tokenizer puts before a text is taken away.
+        Without it the space that a SentencePiece tokenizer puts before a text is taken away. `shown` are
+        special tokens that are not skipped.
         """
+        self._shown = {token_id: tokenizer.token_bytes(token_id, skip_special=False) for token_id in shown}
         self._tokenizer = tokenizer
         self._table = tokenizer.text_bytes if skip_special else [None] * tokenizer.vocab_size
         self._skip_special = skip_special
@@ -41,7 +50,9 @@ class Detokenizer:
                 raise InvalidParameterError(
                     f"token id {token_id} is out of range; the vocabulary has {len(table)} tokens"
                 ) from None
-            if piece is None or token_id < 0:
+            if token_id in self._shown:
+                piece = self._shown[token_id]
+            elif piece is None or token_id < 0:
                 piece = self._tokenizer.token_bytes(int(token_id), skip_special=self._skip_special)
             data += piece
         text, used = utf_8_decode(data, "replace", False)

@@ -4,44 +4,70 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
-from outpace.server.anthropic.conversation import wants_cache
-from outpace.server.anthropic.events import PING, MessageEvents
+from outpace.server.answer import Progress, calls_in, new_call_id
+from outpace.server.anthropic.conversation import shows_thinking, wants_cache
+from outpace.server.anthropic.events import PING, SIGNATURE, MessageEvents
 from outpace.server.anthropic.schema import MessageRequest
+from outpace.server.encoding import to_json
 from outpace.server.generation import Generation, Usage
 from outpace.server.heartbeat import with_heartbeat
 from outpace.server.served import ServedModel
-from outpace.types import BLOCK_SIZE, FinishReason, TokenDelta
+from outpace.text.tool_calls.pieces import CallArguments, CallBegin, CallEnd, Piece, Text, Thinking, merged
+from outpace.text.tool_calls.sink import load
+from outpace.types import BLOCK_SIZE
 
 
 class MessageAnswer:
     """One answer. `name` is the model's, as the answer shows it."""
 
-    def __init__(self, name: str, request: MessageRequest, served: ServedModel) -> None:
+    def __init__(
+        self,
+        name: str,
+        request: MessageRequest,
+        served: ServedModel,
+        read: Callable[[Generation], AsyncIterator[Progress]],
+    ) -> None:
         self._id = f"msg_{uuid.uuid4().hex}"
         self._name = name
+        self._read = read
         self._heartbeat = served.settings.heartbeat
         self._fills_cache = served.llm.config.prefix_cache and wants_cache(request)
+        self._thinks = shows_thinking(request)
+        self._short_ids = served.form.family.short_ids
 
     async def whole(self, generation: Generation) -> dict[str, Any]:
         """The answer in one piece. Raises `APIError` where it fails or the client leaves."""
-        texts: list[str] = []
-        last: TokenDelta | None = None
-        async for _, last in generation.deltas():
-            texts.append(last.text)
+        pieces: list[Piece] = []
+        last: Progress | None = None
+        async for last in self._read(generation):
+            pieces += last.pieces
         assert last is not None, "a generation ends with a delta"
-        text = "".join(texts)
-        content = [{"type": "text", "text": text}] if text else []
         reason, stop = _end(last)
-        usage = self._usage(generation.usage)
         return {
-            **self._head(usage),
-            "content": content,
+            **self._head(self._usage(generation.usage)),
+            "content": self._content(pieces),
             "stop_reason": reason,
             "stop_sequence": stop,
         }
+
+    def _content(self, pieces: list[Piece]) -> list[dict[str, Any]]:
+        calls = iter(calls_in(pieces))
+        content: list[dict[str, Any]] = []
+        for piece in merged(pieces):
+            match piece:
+                case Text(text):
+                    content.append({"type": "text", "text": text})
+                case Thinking(text) if self._thinks:
+                    content.append({"type": "thinking", "thinking": text, "signature": SIGNATURE})
+                case CallBegin(name):
+                    call = {"name": name, "input": _input(next(calls).arguments)}
+                    content.append({"type": "tool_use", "id": self._call_id(), **call})
+                case _:
+                    pass
+        return content
 
     async def events(self, generation: Generation) -> AsyncGenerator[bytes]:
         """The answer as server-sent events, the terminal one included."""
@@ -50,18 +76,33 @@ class MessageAnswer:
         at_start = self._wire_usage(sum(generation.usage.prompt_tokens), 0, 0, 0)
         yield (write.start(self._head(at_start)) + PING).encode()
         last_said = time.monotonic()
-        async for item in with_heartbeat(generation.deltas(), self._heartbeat):
+        async for progress in with_heartbeat(self._read(generation), self._heartbeat):
             text = PING
-            if item is not None:
-                delta = item[1]
-                text = write.text(delta.text)
-                if delta.finish_reason is not None:
-                    text += write.end(*_end(delta), self._usage(generation.usage))
+            if progress is not None:
+                text = "".join(self._event(write, piece) for piece in progress.pieces)
+                if progress.end is not None:
+                    text += write.end(*_end(progress), self._usage(generation.usage))
                 elif not text and time.monotonic() - last_said > self._heartbeat:
                     text = PING
             if text:
                 last_said = time.monotonic()
                 yield text.encode()
+
+    def _event(self, write: MessageEvents, piece: Piece) -> str:
+        match piece:
+            case Text(text):
+                return write.text(text)
+            case Thinking(text):
+                return write.thinking(text) if self._thinks else ""
+            case CallBegin(name):
+                return write.tool_use(self._call_id(), name)
+            case CallArguments(text):
+                return write.tool_input(text)
+            case CallEnd():
+                return ""
+
+    def _call_id(self) -> str:
+        return new_call_id("toolu_", short=self._short_ids)
 
     def _head(self, usage: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -95,10 +136,22 @@ class MessageAnswer:
         }
 
 
-def _end(last: TokenDelta) -> tuple[str, str | None]:
+def _end(last: Progress) -> tuple[str, str | None]:
     """The stop reason, and the stop sequence where that is it."""
-    if last.finish_reason is FinishReason.LENGTH:
+    if last.end == "length":
         return "max_tokens", None
-    if last.stop is not None:
-        return "stop_sequence", last.stop
+    if last.end == "tool_calls":
+        return "tool_use", None
+    if last.delta.stop is not None:
+        return "stop_sequence", last.delta.stop
     return "end_turn", None
+
+
+def _input(arguments: str) -> dict[str, Any]:
+    """A call's arguments as the object that the wire wants; what is no JSON is put into one."""
+    try:
+        value = load(arguments)
+        to_json(value).encode()  # also no lone surrogates
+    except ValueError:
+        return {"INVALID_JSON": arguments}
+    return value

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from outpace.server.anthropic.schema import Block, CountRequest, Message, ResultPart, Tool
+from outpace.server.conversation import Conversation, ToolUse, check_tool_names
 from outpace.server.errors import APIError, unsupported
 
 _ACCOUNTING = "x-anthropic-billing-header:"
 """A system block that begins so is for the API's accounts. In a prompt it would only keep sessions from
 sharing their beginning in the prefix cache."""
 _NO_IMAGE = "[an image, left out: this model reads text only]"
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """A request's conversation as a chat template takes it."""
-
-    messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None
-    prefill: str = ""  # the beginning of the answer, which the model goes on from
 
 
 def read_conversation(request: CountRequest) -> Conversation:
@@ -41,7 +32,15 @@ def read_conversation(request: CountRequest) -> Conversation:
         else:  # in mid-conversation, where templates know no system message: the form that agents use
             text = _text(_blocks(message), where)
             turns.add("user", f"<system-reminder>\n{text}\n</system-reminder>")
-    return Conversation(turns.messages, _tools(request), prefill or "")
+    return Conversation(
+        turns.messages, _tool_use(request), prefill or "", {"enable_thinking": shows_thinking(request)}
+    )
+
+
+def shows_thinking(request: CountRequest) -> bool:
+    """Whether the client asked for the model's thoughts."""
+    thinking = request.thinking
+    return thinking is not None and thinking.type != "disabled" and thinking.display != "omitted"
 
 
 def wants_cache(request: CountRequest) -> bool:
@@ -174,11 +173,26 @@ def _document_text(part: Block | ResultPart) -> str | None:
     return f"{part.title}\n{source.data}" if part.title else source.data
 
 
-def _tools(request: CountRequest) -> list[dict[str, Any]] | None:
-    """The tools that the template shows to the model."""
-    if not request.tools or (request.tool_choice and request.tool_choice.type == "none"):
+def _tool_use(request: CountRequest) -> ToolUse | None:
+    """The tools that the model may call; None where it may call none. Raises `APIError`."""
+    choice = request.tool_choice
+    tools = request.tools or ()
+    check_tool_names([tool.name for tool in tools], "tools[{}].name")
+    shown = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
+    if choice is not None and choice.type in {"any", "tool"}:
+        names = {tool.name for tool in tools}
+        if not names or (choice.type == "tool" and choice.name not in names):
+            message = "'tool_choice' asks for a tool that 'tools' does not have"
+            raise APIError(400, message, param="tool_choice", code="invalid_value")
+    if not shown or (choice is not None and choice.type == "none"):
         return None
-    return [_tool(tool, f"tools[{index}]") for index, tool in enumerate(request.tools)]
+    return ToolUse(
+        shown,
+        required=choice is not None and choice.type in {"any", "tool"},
+        named=(choice.name or "") if choice is not None and choice.type == "tool" else "",
+        parallel=choice is None or not choice.disable_parallel_tool_use,
+        strict=frozenset(tool.name for tool in tools if tool.strict),
+    )
 
 
 def _tool(tool: Tool, where: str) -> dict[str, Any]:

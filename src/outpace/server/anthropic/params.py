@@ -17,12 +17,6 @@ def check_features(request: CountRequest) -> None:
     """Raise `APIError` for what is not supported or contradicts itself."""
     if request.output_config is not None and request.output_config.format is not None:
         raise unsupported("output_config", "'output_config.format' is not supported yet; leave it out")
-    choice = request.tool_choice
-    if choice is not None and choice.type in {"any", "tool"}:
-        names = {tool.name for tool in request.tools or ()}
-        if not names or (choice.type == "tool" and choice.name not in names):
-            message = "'tool_choice' asks for a tool that 'tools' does not have"
-            raise APIError(400, message, param="tool_choice", code="invalid_value")
 
 
 def message_params(request: MessageRequest) -> SamplingParams:
@@ -33,12 +27,6 @@ def message_params(request: MessageRequest) -> SamplingParams:
         if (value := getattr(request, name)) is not None
     }
     return SamplingParams(max_tokens=request.max_tokens, stop=tuple(request.stop_sequences or ()), **given)
-
-
-def shows_thinking(request: CountRequest) -> bool:
-    """Whether the client asked for the model's thoughts."""
-    thinking = request.thinking
-    return thinking is not None and thinking.type != "disabled" and thinking.display != "omitted"
 
 
 def explain(error: Exception) -> APIError:

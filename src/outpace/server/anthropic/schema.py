@@ -64,6 +64,7 @@ class Tool(Wire):
     name: str
     description: str | None = None
     input_schema: dict[str, Any] | None = None
+    strict: bool | None = None  # the input must be what the schema says
     cache_control: Any = None
 
 

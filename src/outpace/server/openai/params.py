@@ -84,12 +84,8 @@ def _params(request: SamplingFields, max_tokens: int | None, logprobs: int | Non
 
 
 def _check_chat_features(request: ChatRequest) -> None:
-    if request.tools and request.tool_choice != "none":
-        raise unsupported(
-            "tools", "tools are not supported yet; leave them out or set 'tool_choice': \"none\""
-        )
     if request.functions and request.function_call != "none":
-        raise unsupported("functions", "functions are not supported; leave them out")
+        raise unsupported("functions", "'functions' are not supported; send them as 'tools'")
     if any(modality != "text" for modality in request.modalities or ()):
         raise unsupported("modalities", "'modalities' other than text are not supported")
     _check_response_format(request.response_format)
@@ -99,37 +95,3 @@ def _check_response_format(response_format: Mapping[str, Any] | None) -> None:
     if response_format is not None and response_format.get("type") != "text":
         message = 'only {"type": "text"} is supported yet; leave \'response_format\' out'
         raise unsupported("response_format", message)
-
-
-def chat_messages(request: ChatRequest) -> list[dict[str, str]]:
-    """The messages as chat templates take them: role and text. Raises `APIError` for other content."""
-    messages: list[dict[str, str]] = []
-    for index, message in enumerate(request.messages):
-        where = f"messages[{index}]"
-        if message.role in {"tool", "function"} or message.tool_calls or message.function_call:
-            raise unsupported(where, f"{where} is about a tool call; tools are not supported yet")
-        # Templates of open models do not know the newer name.
-        role = "system" if message.role == "developer" else message.role
-        messages.append({"role": role, "content": text_of(message.content, where)})
-    return messages
-
-
-def text_of(content: Any, where: str) -> str:
-    """The text of a `content`, given as such or in parts; `where` is its owner's place in the request."""
-    if isinstance(content, str):
-        return content
-    if content is None:
-        raise APIError(
-            400, f"{where} has no 'content'", param=f"{where}.content", code="missing_required_parameter"
-        )
-    texts: list[str] = []
-    for index, part in enumerate(content):
-        param = f"{where}.content[{index}]"
-        if part.type != "text":
-            raise unsupported(param, f"{param} is of type {part.type[:40]!r}; this model reads text only")
-        if part.text is None:
-            raise APIError(
-                400, f"{param} has no 'text'", param=f"{param}.text", code="missing_required_parameter"
-            )
-        texts.append(part.text)
-    return "\n".join(texts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from outpace.server.errors import APIError
-from outpace.server.openai.params import text_of
+from outpace.server.openai.conversation import text_of
 from outpace.server.openai.schema import ChatRequest
 from outpace.server.served import ServedModel
 

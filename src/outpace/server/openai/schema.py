@@ -21,13 +21,59 @@ class TextPart(Wire):
     text: str | None = None
 
 
+class CalledFunction(Wire):
+    """Which function a call is of, and its arguments as JSON text."""
+
+    name: str
+    arguments: str = ""
+
+
+class ToolCall(Wire):
+    """A call that an earlier answer made."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class Message(Wire):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | Annotated[list[TextPart], FirstError()] | None = None
-    tool_calls: list[Any] | None = None
+    tool_calls: Annotated[list[ToolCall], FirstError()] | None = None
+    tool_call_id: str | None = None  # of a tool's message: the call that it answers
+    reasoning_content: str | None = None
     function_call: Any = None
+
+
+class Function(Wire):
+    """A function that the model may call; `parameters` is a JSON schema."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None  # the arguments must be what the schema says
+
+
+class Tool(Wire):
+    """A tool. Types other than functions get a clear refusal."""
+
+    type: str
+    function: Function | None = None
+
+
+class NamedFunction(Wire):
+    """The function that must be called."""
+
+    name: str
+
+
+class ToolChoice(Wire):
+    """The tool that must be called."""
+
+    type: str
+    function: NamedFunction | None = None
 
 
 class Prediction(Wire):
@@ -72,8 +118,9 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    tools: list[Any] | None = None
-    tool_choice: Any = None
+    tools: Annotated[list[Tool], FirstError()] | None = None
+    tool_choice: Literal["auto", "none", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     functions: list[Any] | None = None
     function_call: Any = None
     response_format: dict[str, Any] | None = None

@@ -1,0 +1,135 @@
+"""What both dialects read from a request: a conversation and the use of tools, for the chat template."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from outpace.server.answer import Progress, read_answer
+from outpace.server.errors import APIError, unsupported
+from outpace.server.generation import Generation
+from outpace.server.served import ServedModel
+from outpace.text.tool_calls.parser import AnswerParser
+from outpace.text.tool_calls.tool_prompt import told_in_text
+from outpace.types import SamplingParams
+
+_TOOL_NAME = re.compile(r"[\w.:/-]{1,128}", re.ASCII)
+_SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """The tools of a request, and whether and how they are to be called.
+
+    `tools` are in OpenAI's form: `{"type": "function", "function": {"name", "description", "parameters"}}`.
+    """
+
+    tools: list[dict[str, Any]]
+    required: bool = False  # at least one call
+    named: str = ""  # of this tool
+    parallel: bool = True  # more than one call in an answer
+    strict: frozenset[str] = frozenset()  # tools whose arguments must be what their schemas say
+
+    @property
+    def schemas(self) -> dict[str, dict[str, Any]]:
+        """The schema of each tool's arguments."""
+        return {tool["function"]["name"]: tool["function"]["parameters"] for tool in self.tools}
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A request's conversation. Messages are in OpenAI's form, the arguments of calls as objects."""
+
+    messages: list[dict[str, Any]]
+    tool_use: ToolUse | None = None
+    prefill: str = ""  # the beginning of the answer, which the model goes on from
+    template: Mapping[str, Any] = field(default_factory=dict[str, Any])  # variables for the chat template
+
+    @property
+    def tools(self) -> list[dict[str, Any]] | None:
+        """The tools that the template shows to the model."""
+        return self.tool_use.tools if self.tool_use else None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A rendered conversation."""
+
+    text: str
+    token_ids: list[int]
+
+
+def encode_conversation(served: ServedModel, conversation: Conversation) -> Prompt:
+    """Render and encode. Raises what `Tokenizer.render_chat` raises."""
+    messages, tools = conversation.messages, conversation.tools
+    if not served.form.reads_tools and (tools or any(_is_about_tools(message) for message in messages)):
+        messages, tools = told_in_text(messages, tools), None
+    if served.form.family.short_ids:
+        messages = [_with_short_ids(message) for message in messages]
+    tokenizer = served.llm.tokenizer
+    text = tokenizer.render_chat(messages, tools=tools, **conversation.template) + conversation.prefill
+    return Prompt(text, tokenizer.encode(text, add_special=False, parse_special=True))
+
+
+def answer_params(served: ServedModel, conversation: Conversation, params: SamplingParams) -> SamplingParams:
+    """The sampling parameters with what the conversation asks of the answer. Raises `APIError`."""
+    use = conversation.tool_use
+    if use is not None and use.required:
+        raise unsupported(
+            "tool_choice", "'tool_choice' that asks for a call is not supported yet; use 'auto'"
+        )
+    shown = served.form.shown_token_ids(calls=use is not None)
+    return replace(params, shown_token_ids=shown)
+
+
+def answer_reader(
+    served: ServedModel, conversation: Conversation, prompt: Prompt
+) -> Callable[[Generation], AsyncIterator[Progress]]:
+    """What reads the answer to `prompt`: see `read_answer`."""
+    use = conversation.tool_use
+
+    def new_parser() -> AnswerParser | None:
+        return served.form.parser(use.schemas if use else None, prompt.text)
+
+    return partial(read_answer, new_parser=new_parser, parallel=use is None or use.parallel)
+
+
+def check_tool_names(names: Sequence[str], where: str) -> None:
+    """Raise `APIError` for names that a model cannot write, or that stand for two tools.
+
+    `where` is a tool's name in the request, with `{}` for its index.
+    """
+    seen: set[str] = set()
+    for index, name in enumerate(names):
+        param = where.format(index)
+        if not _TOOL_NAME.fullmatch(name):
+            message = f"'{param}' must be 1 to 128 letters, digits and any of _ - . : /, not {name[:130]!r}"
+            raise APIError(400, message, param=param, code="invalid_value")
+        if name in seen:
+            message = f"'{param}': there are two tools named {name!r}; names must be unique"
+            raise APIError(400, message, param=param, code="invalid_value")
+        seen.add(name)
+
+
+def _is_about_tools(message: Mapping[str, Any]) -> bool:
+    return message["role"] == "tool" or bool(message.get("tool_calls"))
+
+
+def _with_short_ids(message: dict[str, Any]) -> dict[str, Any]:
+    if "tool_call_id" in message:
+        message = {**message, "tool_call_id": _short_id(message["tool_call_id"])}
+    if "tool_calls" in message:
+        calls = [{**call, "id": _short_id(call["id"])} for call in message["tool_calls"]]
+        message = {**message, "tool_calls": calls}
+    return message
+
+
+def _short_id(call_id: str) -> str:
+    """The id itself where it is of the form that templates ask for, else one that is as good."""
+    if _SHORT_ID.fullmatch(call_id):
+        return call_id
+    return hashlib.sha256(call_id.encode("utf-8", "replace")).hexdigest()[:9]

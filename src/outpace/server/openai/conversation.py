@@ -1,0 +1,131 @@
+"""From the wire's messages and tools to those that chat templates read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from outpace.server.conversation import Conversation, ToolUse, check_tool_names
+from outpace.server.errors import APIError, unsupported
+from outpace.server.openai.schema import ChatRequest, Message, Tool, ToolCall, ToolChoice
+from outpace.text.tool_calls.sink import load
+
+
+def read_conversation(request: ChatRequest) -> Conversation:
+    """The conversation of a request. Raises `APIError` for what this model cannot be given.
+
+    A tool's message whose id no call has is let through: the model sees texts, not ids.
+    """
+    names: dict[str, str] = {}  # of the functions that were called, by the call's id
+    messages = [
+        _message(message, f"messages[{index}]", names) for index, message in enumerate(request.messages)
+    ]
+    return Conversation(messages, _tool_use(request))
+
+
+def _message(message: Message, where: str, names: dict[str, str]) -> dict[str, Any]:
+    if message.role == "function" or message.function_call:
+        raise unsupported(
+            where, f"{where} is in the old form of 'functions'; send 'tool_calls' and role 'tool'"
+        )
+    if message.role == "tool":
+        call_id = message.tool_call_id
+        if call_id is None:
+            raise _missing(where, "tool_call_id")
+        result = {"role": "tool", "tool_call_id": call_id, "content": text_of(message.content, where)}
+        return result if call_id not in names else {**result, "name": names[call_id]}
+    # Templates of open models do not know the newer name.
+    role = "system" if message.role == "developer" else message.role
+    if role != "assistant":
+        return {"role": role, "content": text_of(message.content, where)}
+    calls = message.tool_calls or []
+    said: dict[str, Any] = {"role": role}
+    said["content"] = "" if calls and message.content is None else text_of(message.content, where)
+    if message.reasoning_content:
+        said["reasoning_content"] = message.reasoning_content
+    if calls:
+        names.update((call.id, call.function.name) for call in calls)
+        said["tool_calls"] = [_call(call) for call in calls]
+    return said
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    """Templates take the arguments as an object. What is none is the model's own mistake, and shown to it."""
+    function: dict[str, Any] = {"name": call.function.name, "arguments": call.function.arguments}
+    try:
+        arguments = load(call.function.arguments or "{}")
+    except ValueError:
+        arguments = None
+    if isinstance(arguments, dict):
+        function["arguments"] = arguments
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _tool_use(request: ChatRequest) -> ToolUse | None:
+    """The tools that the model may call; None where it may call none. Raises `APIError`."""
+    tools = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(request.tools or ())]
+    check_tool_names([tool["function"]["name"] for tool in tools], "tools[{}].function.name")
+    named = _named(request.tool_choice)
+    choice = "required" if named else request.tool_choice or "auto"
+    names = {tool["function"]["name"] for tool in tools}
+    if choice == "required" and (not names or (named and named not in names)):
+        message = "'tool_choice' asks for a tool that 'tools' does not have"
+        raise APIError(400, message, param="tool_choice", code="invalid_value")
+    if not tools or choice == "none":
+        return None
+    functions = [tool.function for tool in request.tools or () if tool.function is not None]
+    return ToolUse(
+        tools,
+        required=choice == "required",
+        named=named,
+        parallel=request.parallel_tool_calls is not False,
+        strict=frozenset(function.name for function in functions if function.strict),
+    )
+
+
+def _named(choice: str | ToolChoice | None) -> str:
+    """The function that a choice names; "" for one that names none."""
+    if choice is None or isinstance(choice, str):
+        return ""
+    if choice.type != "function" or choice.function is None or not choice.function.name:
+        message = "'tool_choice' must be 'auto', 'none', 'required' or a function"
+        raise unsupported("tool_choice", message)
+    return choice.function.name
+
+
+def _tool(tool: Tool, where: str) -> dict[str, Any]:
+    if tool.type != "function":
+        raise unsupported(where, f"{where} is of type {tool.type[:40]!r}; only functions are supported")
+    function = tool.function
+    if function is None:
+        raise _missing(where, "function")
+    shown: dict[str, Any] = {"name": function.name}
+    if function.description is not None:
+        shown["description"] = function.description
+    shown["parameters"] = function.parameters or {"type": "object", "properties": {}}
+    return {"type": "function", "function": shown}
+
+
+def _missing(where: str, field: str) -> APIError:
+    param = f"{where}.{field}"
+    return APIError(400, f"{where} has no '{field}'", param=param, code="missing_required_parameter")
+
+
+def text_of(content: Any, where: str) -> str:
+    """The text of a `content`, given as such or in parts; `where` is its owner's place in the request."""
+    if isinstance(content, str):
+        return content
+    if content is None:
+        raise APIError(
+            400, f"{where} has no 'content'", param=f"{where}.content", code="missing_required_parameter"
+        )
+    texts: list[str] = []
+    for index, part in enumerate(content):
+        param = f"{where}.content[{index}]"
+        if part.type != "text":
+            raise unsupported(param, f"{param} is of type {part.type[:40]!r}; this model reads text only")
+        if part.text is None:
+            raise APIError(
+                400, f"{param} has no 'text'", param=f"{param}.text", code="missing_required_parameter"
+            )
+        texts.append(part.text)
+    return "\n".join(texts)
