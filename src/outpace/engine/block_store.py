@@ -156,7 +156,7 @@ class BlockStore:
         return self._active
 
     def _stop_writing(self, error: OSError) -> None:
-        self._can_write = False
+        self.close()
         self.num_errors += 1
         _log.warning("%s: prefixes are no longer written to disk: %s", self._folder, error)
 
