@@ -172,6 +172,16 @@ def test_a_damaged_block_is_dropped_for_good(tmp_path: Path, caplog: pytest.LogC
     assert again.num_blocks == 2
 
 
+def test_entries_that_lie_about_whose_block_it_is(tmp_path: Path) -> None:
+    fill(tmp_path, 1, 2)
+    (path,) = segments(tmp_path)
+    data = bytearray(path.read_bytes())
+    first, second = slice(4096, 4096 + 16), slice(4096 + 32, 4096 + 48)
+    data[first], data[second] = data[second], data[first]  # the digests; the checksums stay
+    path.write_bytes(data)
+    assert open_store(tmp_path).num_blocks == 0
+
+
 @pytest.mark.parametrize("content", [b"", b"OUTKVBLK", b"\0" * 10_000, b"\xff" * 10_000, b"GGUF" * 3000])
 def test_a_foreign_file_is_left_alone(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model").mkdir()
