@@ -36,7 +36,7 @@ async def create_message(served: ServedModel, request: Request, request_id: str)
     conversation, prompt = await _encode(served, request, body)
     params = answer_params(served, conversation, params)
     try:
-        generation = served.start([prompt.token_ids], params, DraftHints(client_scope(request.headers)))
+        generation = await served.start([prompt.token_ids], params, DraftHints(client_scope(request.headers)))
     except Exception as error:
         raise explain(error) from error
     answer = MessageAnswer(name, body, served, answer_reader(served, conversation, prompt))

@@ -45,7 +45,7 @@ async def create_chat_completion(served: ServedModel, request: Request) -> Respo
     try:
         prompt, prediction = await served.encode(num_chars, encode)
         hints = DraftHints(client_scope(request.headers), prediction)
-        generation = served.start([prompt.token_ids], params, hints)
+        generation = await served.start([prompt.token_ids], params, hints)
     except Exception as error:
         raise from_exception(error, wire.renamed) from error
     read = answer_reader(served, conversation, prompt)

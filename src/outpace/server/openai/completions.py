@@ -49,7 +49,7 @@ async def create_completion(served: ServedModel, request: Request) -> Response:
         echoes = (
             [decode(p) if isinstance(p, list) else p for p in prompts] if body.echo else [""] * len(prompts)
         )
-        generation = served.start(encoded, wire.params, DraftHints(client_scope(request.headers)))
+        generation = await served.start(encoded, wire.params, DraftHints(client_scope(request.headers)))
     except UnsupportedModelError as error:
         raise APIError(400, str(error), param="suffix", code="unsupported_by_model") from error
     except Exception as error:
