@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -12,6 +13,7 @@ from starlette.responses import Response
 
 from outpace.server.body import read_json
 from outpace.server.client import client_scope
+from outpace.server.constraint import compiled_schema
 from outpace.server.encoding import json_response
 from outpace.server.errors import APIError, from_exception
 from outpace.server.generation import Generation
@@ -19,6 +21,7 @@ from outpace.server.openai.choices import Choice, collect
 from outpace.server.openai.events import EventText
 from outpace.server.openai.logprobs import CompletionLogprobs
 from outpace.server.openai.params import completion_params
+from outpace.server.openai.response_format import answer_schema
 from outpace.server.openai.schema import CompletionRequest
 from outpace.server.served import ServedModel
 from outpace.server.sse import DONE, EventStream
@@ -40,7 +43,8 @@ async def create_completion(served: ServedModel, request: Request) -> Response:
         echoes = (
             [decode(p) if isinstance(p, list) else p for p in prompts] if body.echo else [""] * len(prompts)
         )
-        generation = served.start(encoded, wire.params, DraftHints(client_scope(request.headers)))
+        params = replace(wire.params, grammar=await compiled_schema(served, answer_schema(body)))
+        generation = served.start(encoded, params, DraftHints(client_scope(request.headers)))
     except Exception as error:
         raise from_exception(error, {"messages": "prompt", **wire.renamed}) from error
     answer = CompletionAnswer(
