@@ -86,8 +86,8 @@ CHAT_CASES: list[tuple[dict[str, Any], str | None, str]] = [
     ({"messages": USER, "tools": [tool()], "tool_choice": {"type": "x"}}, "tool_choice", UNSUPPORTED),
     ({"messages": USER, "functions": [{"name": "f"}]}, "functions", UNSUPPORTED),
     (
-        {"messages": USER, "response_format": {"type": "json_object"}},
-        "response_format",
+        {"messages": USER, "response_format": {"type": "grammar"}},
+        "response_format.type",
         "unsupported_parameter",
     ),
     ({"messages": USER, "modalities": ["audio"]}, "modalities", "unsupported_parameter"),

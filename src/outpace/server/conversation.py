@@ -10,12 +10,12 @@ from functools import partial
 from typing import Any
 
 from outpace.server.answer import Progress, read_answer
-from outpace.server.errors import APIError, unsupported
+from outpace.server.errors import APIError
 from outpace.server.generation import Generation
 from outpace.server.served import ServedModel
 from outpace.text.tool_calls.parser import AnswerParser
 from outpace.text.tool_calls.tool_prompt import told_in_text
-from outpace.types import SamplingParams
+from outpace.types import Grammar, SamplingParams
 
 _TOOL_NAME = re.compile(r"[\w.:/-]{1,128}", re.ASCII)
 _SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
@@ -33,6 +33,7 @@ class ToolUse:
     named: str = ""  # of this tool
     parallel: bool = True  # more than one call in an answer
     strict: frozenset[str] = frozenset()  # tools whose arguments must be what their schemas say
+    where: str = "tools[{}]"  # a schema's place in the request, {} for the tool's index
 
     @property
     def schemas(self) -> dict[str, dict[str, Any]]:
@@ -41,11 +42,21 @@ class ToolUse:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerSchema:
+    """What an answer that calls no tool must look like."""
+
+    schema: Mapping[str, Any]
+    where: str  # its place in the request
+    strict: bool = True  # False: what cannot be checked is ignored
+
+
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """A request's conversation. Messages are in OpenAI's form, the arguments of calls as objects."""
 
     messages: list[dict[str, Any]]
     tool_use: ToolUse | None = None
+    schema: AnswerSchema | None = None
     prefill: str = ""  # the beginning of the answer, which the model goes on from
     template: Mapping[str, Any] = field(default_factory=dict[str, Any])  # variables for the chat template
 
@@ -75,15 +86,12 @@ def encode_conversation(served: ServedModel, conversation: Conversation) -> Prom
     return Prompt(text, tokenizer.encode(text, add_special=False, parse_special=True))
 
 
-def answer_params(served: ServedModel, conversation: Conversation, params: SamplingParams) -> SamplingParams:
-    """The sampling parameters with what the conversation asks of the answer. Raises `APIError`."""
-    use = conversation.tool_use
-    if use is not None and use.required:
-        raise unsupported(
-            "tool_choice", "'tool_choice' that asks for a call is not supported yet; use 'auto'"
-        )
-    shown = served.form.shown_token_ids(calls=use is not None)
-    return replace(params, shown_token_ids=shown)
+def answer_params(
+    served: ServedModel, conversation: Conversation, params: SamplingParams, grammar: Grammar | None
+) -> SamplingParams:
+    """The sampling parameters with what the conversation asks of the answer."""
+    shown = served.form.shown_token_ids(calls=conversation.tool_use is not None)
+    return replace(params, shown_token_ids=shown, grammar=grammar)
 
 
 def answer_reader(

@@ -14,6 +14,7 @@ from outpace.llm import LLM
 from outpace.server.errors import SERVER_ERROR, APIError
 from outpace.server.generation import Generation, LiveGenerations
 from outpace.server.settings import ServerSettings
+from outpace.text.grammar import GrammarCompiler
 from outpace.text.tool_calls.form import AnswerForm
 from outpace.types import DraftHints, SamplingParams
 
@@ -64,6 +65,11 @@ class ServedModel:
             return model
         message = f"the model {model[:200]!r} is not served here; this server has {self.name!r}"
         raise APIError(404, message, param="model", code="model_not_found")
+
+    @property
+    def grammars(self) -> GrammarCompiler:
+        """What compiles grammars for the model's vocabulary; any thread may use it."""
+        return self.llm.loop.engine.grammars
 
     @staticmethod
     def created_now() -> int:

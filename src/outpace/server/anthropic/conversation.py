@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from outpace.server.anthropic.schema import Block, CountRequest, Message, ResultPart, Tool
-from outpace.server.conversation import Conversation, ToolUse, check_tool_names
+from outpace.server.conversation import AnswerSchema, Conversation, ToolUse, check_tool_names
 from outpace.server.errors import APIError, unsupported
 
 _ACCOUNTING = "x-anthropic-billing-header:"
@@ -33,7 +33,11 @@ def read_conversation(request: CountRequest) -> Conversation:
             text = _text(_blocks(message), where)
             turns.add("user", f"<system-reminder>\n{text}\n</system-reminder>")
     return Conversation(
-        turns.messages, _tool_use(request), prefill or "", {"enable_thinking": shows_thinking(request)}
+        turns.messages,
+        _tool_use(request),
+        _answer_schema(request),
+        prefill or "",
+        {"enable_thinking": shows_thinking(request)},
     )
 
 
@@ -192,6 +196,7 @@ def _tool_use(request: CountRequest) -> ToolUse | None:
         named=(choice.name or "") if choice is not None and choice.type == "tool" else "",
         parallel=choice is None or not choice.disable_parallel_tool_use,
         strict=frozenset(tool.name for tool in tools if tool.strict),
+        where="tools[{}].input_schema",
     )
 
 
@@ -202,6 +207,18 @@ def _tool(tool: Tool, where: str) -> dict[str, Any]:
         raise _missing(where, "input_schema")
     function = {"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema}
     return {"type": "function", "function": function}
+
+
+def _answer_schema(request: CountRequest) -> AnswerSchema | None:
+    said = request.output_config.format if request.output_config else None
+    if said is None:
+        return None
+    if said.type != "json_schema":
+        message = f"'output_config.format' is of type {said.type[:40]!r}; only 'json_schema' is supported"
+        raise unsupported("output_config.format", message)
+    if said.schema_ is None:
+        raise _missing("output_config.format", "schema")
+    return AnswerSchema(said.schema_, "output_config.format.schema")
 
 
 def _missing(where: str, field: str) -> APIError:

@@ -10,10 +10,11 @@ from starlette.responses import Response
 from outpace.server.anthropic.answer import MessageAnswer
 from outpace.server.anthropic.conversation import read_conversation
 from outpace.server.anthropic.errors import error_body
-from outpace.server.anthropic.params import check_features, explain, message_params
+from outpace.server.anthropic.params import explain, message_params
 from outpace.server.anthropic.schema import CountRequest, MessageRequest
 from outpace.server.body import read_json
 from outpace.server.client import client_scope
+from outpace.server.constraint import compiled_grammar
 from outpace.server.conversation import (
     Conversation,
     Prompt,
@@ -32,10 +33,11 @@ async def create_message(served: ServedModel, request: Request, request_id: str)
     """Answer a conversation, in one piece or as a stream. Raises `APIError`."""
     body = await read_json(request, MessageRequest, served.settings)
     name = served.resolve_name(body.model)
-    params = message_params(body)
-    conversation, prompt = await _encode(served, request, body)
-    params = answer_params(served, conversation, params)
+    conversation = read_conversation(body)
+    prompt = await _encode(served, request, conversation)
     try:
+        grammar = await compiled_grammar(served, conversation, prompt)
+        params = answer_params(served, conversation, message_params(body), grammar)
         generation = await served.start([prompt.token_ids], params, DraftHints(client_scope(request.headers)))
     except Exception as error:
         raise explain(error) from error
@@ -51,18 +53,15 @@ async def count_tokens(served: ServedModel, request: Request) -> Response:
     """Count the tokens of a prompt. Raises `APIError`."""
     body = await read_json(request, CountRequest, served.settings)
     served.resolve_name(body.model)
-    _, prompt = await _encode(served, request, body)
+    prompt = await _encode(served, request, read_conversation(body))
     return json_response({"input_tokens": len(prompt.token_ids)})
 
 
-async def _encode(served: ServedModel, request: Request, body: CountRequest) -> tuple[Conversation, Prompt]:
-    """The conversation, and the prompt that it becomes."""
-    check_features(body)
-    conversation = read_conversation(body)
+async def _encode(served: ServedModel, request: Request, conversation: Conversation) -> Prompt:
     # The body's length is as good a measure of the work as the texts in it. Without one it came in chunks.
     num_chars = int(request.headers.get("content-length", served.settings.max_body_bytes))
     try:
-        return conversation, await served.encode(num_chars, lambda: encode_conversation(served, conversation))
+        return await served.encode(num_chars, lambda: encode_conversation(served, conversation))
     except Exception as error:
         raise explain(error) from error
 

@@ -5,18 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from outpace.errors import ContextLengthError, OutOfMemoryError
-from outpace.server.anthropic.schema import CountRequest, MessageRequest
-from outpace.server.errors import APIError, from_exception, unsupported
+from outpace.server.anthropic.schema import MessageRequest
+from outpace.server.errors import APIError, from_exception
 from outpace.types import SamplingParams
 
 _RENAMED = {"stop": "stop_sequences"}
 """The engine's names for parameters that the wire spells differently."""
-
-
-def check_features(request: CountRequest) -> None:
-    """Raise `APIError` for what is not supported or contradicts itself."""
-    if request.output_config is not None and request.output_config.format is not None:
-        raise unsupported("output_config", "'output_config.format' is not supported yet; leave it out")
 
 
 def message_params(request: MessageRequest) -> SamplingParams:

@@ -83,10 +83,17 @@ class Thinking(Wire):
     display: str | None = None
 
 
+class OutputFormat(Wire):
+    """The form of the answer."""
+
+    type: str
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+
+
 class OutputConfig(Wire):
     """What the answer shall be like."""
 
-    format: dict[str, Any] | None = None
+    format: OutputFormat | None = None
 
 
 class CountRequest(Wire):

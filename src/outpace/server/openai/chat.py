@@ -14,6 +14,7 @@ from starlette.responses import Response
 from outpace.server.answer import EndReason, Progress, calls_in, new_call_id
 from outpace.server.body import read_json
 from outpace.server.client import client_scope
+from outpace.server.constraint import compiled_grammar
 from outpace.server.conversation import Prompt, answer_params, answer_reader, encode_conversation
 from outpace.server.encoding import json_response, to_json
 from outpace.server.errors import from_exception
@@ -35,7 +36,6 @@ async def create_chat_completion(served: ServedModel, request: Request) -> Respo
     body = await read_json(request, ChatRequest, served.settings)
     name = served.resolve_name(body.model)
     conversation, wire, predicted = read_conversation(body), chat_params(body), predicted_text(body)
-    params = answer_params(served, conversation, wire.params)
     # The body's length is as good a measure of the work as the texts in it. Without one it came in chunks.
     num_chars = int(request.headers.get("content-length", served.settings.max_body_bytes))
 
@@ -44,6 +44,8 @@ async def create_chat_completion(served: ServedModel, request: Request) -> Respo
 
     try:
         prompt, prediction = await served.encode(num_chars, encode)
+        grammar = await compiled_grammar(served, conversation, prompt)
+        params = answer_params(served, conversation, wire.params, grammar)
         hints = DraftHints(client_scope(request.headers), prediction)
         generation = await served.start([prompt.token_ids], params, hints)
     except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -13,6 +14,7 @@ from starlette.responses import Response
 from outpace.errors import UnsupportedModelError
 from outpace.server.body import read_json
 from outpace.server.client import client_scope
+from outpace.server.constraint import compiled_schema
 from outpace.server.encoding import json_response
 from outpace.server.errors import APIError, from_exception
 from outpace.server.generation import Generation
@@ -20,6 +22,7 @@ from outpace.server.openai.choices import Choice, collect
 from outpace.server.openai.events import EventText
 from outpace.server.openai.logprobs import CompletionLogprobs
 from outpace.server.openai.params import completion_params
+from outpace.server.openai.response_format import answer_schema
 from outpace.server.openai.schema import CompletionRequest
 from outpace.server.served import ServedModel
 from outpace.server.sse import DONE, EventStream
@@ -49,7 +52,8 @@ async def create_completion(served: ServedModel, request: Request) -> Response:
         echoes = (
             [decode(p) if isinstance(p, list) else p for p in prompts] if body.echo else [""] * len(prompts)
         )
-        generation = await served.start(encoded, wire.params, DraftHints(client_scope(request.headers)))
+        params = replace(wire.params, grammar=await compiled_schema(served, answer_schema(body)))
+        generation = await served.start(encoded, params, DraftHints(client_scope(request.headers)))
     except UnsupportedModelError as error:
         raise APIError(400, str(error), param="suffix", code="unsupported_by_model") from error
     except Exception as error:

@@ -6,6 +6,7 @@ from typing import Any
 
 from outpace.server.conversation import Conversation, ToolUse, check_tool_names
 from outpace.server.errors import APIError, unsupported
+from outpace.server.openai.response_format import answer_schema
 from outpace.server.openai.schema import ChatRequest, Message, Tool, ToolCall, ToolChoice
 from outpace.text.tool_calls.sink import load
 
@@ -19,7 +20,7 @@ def read_conversation(request: ChatRequest) -> Conversation:
     messages = [
         _message(message, f"messages[{index}]", names) for index, message in enumerate(request.messages)
     ]
-    return Conversation(messages, _tool_use(request))
+    return Conversation(messages, _tool_use(request), answer_schema(request))
 
 
 def _message(message: Message, where: str, names: dict[str, str]) -> dict[str, Any]:
@@ -79,6 +80,7 @@ def _tool_use(request: ChatRequest) -> ToolUse | None:
         named=named,
         parallel=request.parallel_tool_calls is not False,
         strict=frozenset(function.name for function in functions if function.strict),
+        where="tools[{}].function.parameters",
     )
 
 

@@ -53,7 +53,6 @@ def chat_params(request: ChatRequest) -> WireParams:
 
 def completion_params(request: CompletionRequest) -> WireParams:
     """The parameters of a text completion. Raises `APIError` for what is not supported."""
-    _check_response_format(request.response_format)
     if request.suffix and request.echo:
         raise unsupported("suffix", "'suffix' together with 'echo' is not supported; ask for one of them")
     if request.best_of is not None and request.best_of != (request.n or 1):
@@ -88,10 +87,3 @@ def _check_chat_features(request: ChatRequest) -> None:
         raise unsupported("functions", "'functions' are not supported; send them as 'tools'")
     if any(modality != "text" for modality in request.modalities or ()):
         raise unsupported("modalities", "'modalities' other than text are not supported")
-    _check_response_format(request.response_format)
-
-
-def _check_response_format(response_format: Mapping[str, Any] | None) -> None:
-    if response_format is not None and response_format.get("type") != "text":
-        message = 'only {"type": "text"} is supported yet; leave \'response_format\' out'
-        raise unsupported("response_format", message)

@@ -83,6 +83,21 @@ class Prediction(Wire):
     content: str | Annotated[list[TextPart], FirstError()]
 
 
+class JSONSchema(Wire):
+    """A schema that the answer must fit."""
+
+    name: str | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Wire):
+    """What the answer must look like."""
+
+    type: str
+    json_schema: JSONSchema | None = None
+
+
 class StreamOptions(Wire):
     """How a stream reports."""
 
@@ -109,6 +124,7 @@ class SamplingFields(Wire):
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
+    response_format: ResponseFormat | None = None
 
 
 class ChatRequest(SamplingFields):
@@ -123,7 +139,6 @@ class ChatRequest(SamplingFields):
     parallel_tool_calls: bool | None = None
     functions: list[Any] | None = None
     function_call: Any = None
-    response_format: dict[str, Any] | None = None
     modalities: list[str] | None = None
     prediction: Prediction | None = None
 
@@ -141,4 +156,3 @@ class CompletionRequest(SamplingFields):
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = None
-    response_format: dict[str, Any] | None = None

@@ -1,0 +1,182 @@
+"""Grammars of answers that call tools: in the family's own form, the arguments as the schemas say.
+
+The source is llguidance's dialect of Lark. JSON is written on one line as `json.dumps` writes it, which is
+also how chat templates show earlier calls: what the model writes and what the next prompt holds are then the
+same tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from outpace.text.tool_calls.form import AnswerForm
+from outpace.types import Grammar
+
+MAX_SCHEMAS = 128
+"""With more tools than that, arguments of those that are not strict may be any object: a schema takes about a
+millisecond to compile, a name a twentieth of that."""
+_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_HEAD = """%llguidance {}
+TEXT: /(.|\\n)*/
+SPACE: /[ \\n]{1,4}/
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class CallSpec:
+    """A tool that may be called. What cannot be checked of its schema is ignored unless it is `strict`."""
+
+    name: str
+    schema: Mapping[str, Any]
+    strict: bool = False
+
+
+def json_grammar(schema: Mapping[str, Any], *, strict: bool) -> Grammar:
+    """An answer that is JSON as `schema` says."""
+    return Grammar("json_schema", json.dumps(_styled(schema, strict=strict)))
+
+
+def answer_grammar(
+    form: AnswerForm,
+    calls: Sequence[CallSpec],
+    *,
+    required: bool,
+    parallel: bool,
+    opened: bool,
+    answer: Mapping[str, Any] | None = None,
+    strict_answer: bool = True,
+) -> Grammar:
+    """Thoughts where the model has some, then calls, or text with calls in it.
+
+    `required`: calls and no text, as an answer that must call needs none. `parallel`: several calls in a row.
+    `opened`: the prompt has opened the thoughts. `answer`: a schema of what there is instead of text.
+    """
+    lark = _Lark(form)
+    lark.thoughts(opened=opened)
+    parts: list[str] = []
+    if calls:
+        lark.calls(calls, parallel=parallel)
+        parts.append("calls")
+    if answer is not None:
+        lark.rule("answer", "%json " + json.dumps(_styled(answer, strict=strict_answer)))
+        parts.append("answer")
+    elif not required:
+        parts = [lark.text_with_calls(parallel=parallel)]
+    lark.rule("start", f"thoughts ({' | '.join(parts)})")
+    return Grammar("lark", lark.source)
+
+
+class _Lark:
+    """A grammar in the making."""
+
+    def __init__(self, form: AnswerForm) -> None:
+        self._form = form
+        self._family = form.family
+        self._rules: list[str] = []
+
+    @property
+    def source(self) -> str:
+        """The grammar so far."""
+        return _HEAD + "\n".join(self._rules) + "\n"
+
+    def rule(self, name: str, body: str) -> None:
+        """Add a rule."""
+        self._rules.append(f"{name}: {body}")
+
+    def mark(self, text: str) -> str:
+        """A mark as a terminal: a special token, or its text."""
+        token = self._form.special_marks.get(text)
+        return json.dumps(text) if token is None else f"<[{token}]>"
+
+    def up_to(self, name: str, mark: str) -> None:
+        """A rule for any text up to the first `mark`, that included."""
+        special = mark in self._form.special_marks
+        self.rule(name if special else f"{name}[lazy]", f"TEXT {self.mark(mark)}")
+
+    def thoughts(self, *, opened: bool) -> None:
+        """`thoughts`, which may be none."""
+        marks = self._form.thoughts
+        if marks is None:
+            self.rule("thoughts", '""')
+            return
+        self.up_to("thoughts_end", marks.end)
+        whole = "thoughts_end SPACE?"
+        self.rule("thoughts", whole if opened else f"({self.mark(marks.begin)} {whole})?")
+
+    def calls(self, calls: Sequence[CallSpec], *, parallel: bool) -> None:
+        """`calls`, one or several, and `call_body`, what stands between the marks of the first."""
+        self.rule("any_object", "%json " + json.dumps(_styled({"type": "object"}, strict=True)))
+        for index, call in enumerate(calls):
+            if self._family.body == "tags":
+                self.rule(f"call_{index}", self._tags(call))
+            else:
+                open_to_any = len(calls) > MAX_SCHEMAS and not call.strict
+                self.rule(f"call_{index}", self._object(call, "any_object" if open_to_any else None))
+        self.rule("one_call", " | ".join(f"call_{index}" for index in range(len(calls))))
+        written = self._family.written
+        if self._family.body == "list":
+            more = '(", " one_call)*' if parallel else ""
+            self.rule("call_body", f'"[" one_call {more} "]"')
+        elif written is not None:
+            self.rule("call_body", f'"\\n" one_call "\\n" {self.mark(written.end)}')
+        else:
+            self.rule("call_body", "one_call")
+        whole = f"{self.mark(written.begin)} call_body" if written else "call_body"
+        self.rule("call", whole)
+        self.rule("calls", 'call ("\\n" call)*' if parallel and self._family.body != "list" else "call")
+
+    def text_with_calls(self, *, parallel: bool) -> str:
+        """Any text, in which a mark begins a call; the expression for it."""
+        written = self._family.written
+        if written is None:
+            self.rule("no_call", "/[^{](.|\\n)*/")
+            return 'calls | no_call | ""'
+        self.up_to("up_to_call", written.begin)
+        return f"(up_to_call call_body){'*' if parallel else '?'} TEXT"
+
+    def _object(self, call: CallSpec, arguments: str | None) -> str:
+        key = self._family.arguments_key
+        head = json.dumps('{"name": ' + json.dumps(call.name) + f', "{key}": ')
+        return f'{head} {arguments or "%json " + json.dumps(_arguments(call))} "}}"'
+
+    def _tags(self, call: CallSpec) -> str:
+        schema = _arguments(call)
+        properties = cast("dict[str, Any]", schema.get("properties") or {})
+        required = cast("list[Any]", schema.get("required") or [])
+        shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+        parts = [json.dumps(f"<function={call.name}>\n")]
+        for name, each in properties.items():
+            value = self._tag_value(each, shared, strict=call.strict)
+            part = f"{json.dumps(f'<parameter={name}>' + chr(10))} {value}"
+            parts.append(part if name in required else f"({part})?")
+        return " ".join([*parts, '"</function>"'])
+
+    def _tag_value(self, schema: Any, shared: Mapping[str, Any], *, strict: bool) -> str:
+        """A parameter's value and its end."""
+        end = json.dumps("\n</parameter>\n")
+        if not isinstance(schema, dict):
+            schema = {}
+        schema = cast("dict[str, Any]", schema)
+        choices = schema.get("enum")
+        if schema.get("type") == "string" and isinstance(choices, list):
+            return f"({' | '.join(json.dumps(str(each)) for each in cast('list[Any]', choices))}) {end}"
+        if schema.get("type", "string") == "string" and "$ref" not in schema and "anyOf" not in schema:
+            if not any(rule.startswith("text_value") for rule in self._rules):
+                self.rule("text_value[lazy]", f"TEXT {end}")
+            return "text_value"
+        return f"%json {json.dumps(_styled({**shared, **schema}, strict=strict))} {end}"
+
+
+def _arguments(call: CallSpec) -> dict[str, Any]:
+    """The schema of a call's arguments, which are an object whatever it says."""
+    return _styled({**call.schema, "type": "object"}, strict=call.strict)
+
+
+def _styled(schema: Mapping[str, Any], *, strict: bool) -> dict[str, Any]:
+    said = schema.get("x-guidance")
+    wishes = cast("dict[str, Any]", said) if isinstance(said, dict) else {}
+    lenient = {} if strict else {"lenient": True}
+    return {**schema, "x-guidance": {**_STYLE, **lenient, **wishes}}

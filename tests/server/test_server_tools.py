@@ -1,0 +1,487 @@
+"""Tools through both real clients: calls whole and streamed, results sent back, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import anthropic
+import httpx
+import openai
+import pytest
+from scripted import saying
+from serving import RunningServer, open_raw, running, wait_until_busy
+
+from outpace.llm import LLM
+from outpace.text.chat_template import ChatTemplate
+from outpace.text.tool_calls.tool_prompt import told_in_text
+
+CHAT = "/v1/chat/completions"
+MESSAGES = "/v1/messages"
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+UNIT = {
+    "type": "object",
+    "properties": {"unit": {"enum": ["celsius", "kelvin"]}},
+    "required": ["unit"],
+    "additionalProperties": False,
+}
+
+
+def function(name: str, parameters: Any, **fields: Any) -> Any:
+    return {
+        "type": "function",
+        "function": {"name": name, "description": "D", "parameters": parameters, **fields},
+    }
+
+
+def tool(name: str, schema: Any, **fields: Any) -> Any:
+    return {"name": name, "description": "D", "input_schema": schema, **fields}
+
+
+ASK: list[Any] = [{"role": "user", "content": "How is it in Rome and Oslo?"}]
+OPENAI: dict[str, Any] = {
+    "model": "m",
+    "messages": ASK,
+    "max_tokens": 200,
+    "tools": [function("weather", SCHEMA), function("units", UNIT)],
+}
+ANTHROPIC: dict[str, Any] = {
+    "model": "claude-x",
+    "messages": ASK,
+    "max_tokens": 200,
+    "tools": [tool("weather", SCHEMA), tool("units", UNIT)],
+}
+ROME = '{"city": "Rome \\"é\\""}'
+OSLO = '{"city": "Oslo"}'
+
+
+def written(name: str, arguments: str) -> str:
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+
+
+TWO_CALLS = f"Let me look.\n{written('weather', ROME)}\n{written('weather', OSLO)}"
+
+
+@pytest.fixture
+def claude(server: RunningServer) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def chat(client: openai.OpenAI) -> Any:
+    """Ask in OpenAI's dialect."""
+
+    def ask(**fields: Any) -> Any:
+        return client.chat.completions.create(**{**OPENAI, "model": "test-model", **fields})
+
+    return ask
+
+
+def streamed(chunks: Any) -> tuple[dict[str, Any], str]:
+    """The message that the chunks of one choice make, and how it ended."""
+    text, calls, ends = "", [], []
+    for chunk in chunks:
+        [choice] = chunk.choices
+        text += choice.delta.content or ""
+        for part in choice.delta.tool_calls or ():
+            if part.index == len(calls):
+                assert part.id
+                assert part.type == "function"
+                calls.append({"id": part.id, "name": part.function.name, "arguments": ""})
+            else:
+                assert part.index == len(calls) - 1
+                assert (part.id, part.function.name) == (None, None)
+            calls[-1]["arguments"] += part.function.arguments
+        ends += [choice.finish_reason] if choice.finish_reason else []
+    [end] = ends
+    return {"content": text, "calls": calls}, end
+
+
+def test_calls_in_the_openai_dialect(chat: Any, server: RunningServer) -> None:
+    with saying(server.llm, TWO_CALLS):
+        [choice] = chat().choices
+        message, end = streamed(chat(stream=True))
+    assert choice.finish_reason == end == "tool_calls"
+    assert choice.message.content == message["content"] == "Let me look."
+    calls = choice.message.tool_calls
+    assert [(call.type, call.function.name, call.function.arguments) for call in calls] == [
+        ("function", "weather", ROME),
+        ("function", "weather", OSLO),
+    ]
+    assert [(call["name"], call["arguments"]) for call in message["calls"]] == [
+        ("weather", ROME),
+        ("weather", OSLO),
+    ]
+    ids = [call.id for call in calls] + [call["id"] for call in message["calls"]]
+    assert len(set(ids)) == 4
+    assert all(each.startswith("call_") for each in ids)
+
+
+def test_arguments_come_while_they_are_written(chat: Any, server: RunningServer) -> None:
+    text = json.dumps({"city": "Rome, " * 40})
+    with saying(server.llm, written("weather", text)):
+        parts = [
+            part.function.arguments
+            for chunk in chat(stream=True)
+            for part in chunk.choices[0].delta.tool_calls or ()
+        ]
+    assert "".join(parts) == text
+    assert len(parts) > 20
+
+
+def test_a_call_alone_has_no_content(chat: Any, server: RunningServer) -> None:
+    with saying(server.llm, written("weather", OSLO)):
+        message = chat().choices[0].message
+        chunks = list(chat(stream=True))
+    assert message.content is None
+    assert len(message.tool_calls) == 1
+    assert not any(chunk.choices[0].delta.content for chunk in chunks)
+
+
+def test_calls_in_the_anthropic_dialect(claude: anthropic.Anthropic, server: RunningServer) -> None:
+    with saying(server.llm, TWO_CALLS):
+        whole = claude.messages.create(**ANTHROPIC)
+        with claude.messages.stream(**ANTHROPIC) as stream:
+            kinds = [event.type for event in stream]
+            pieces = stream.get_final_message()
+    for message in (whole, pieces):
+        assert message.stop_reason == "tool_use"
+        blocks = [block.to_dict() for block in message.content]
+        assert [block.pop("id")[:6] for block in blocks[1:]] == ["toolu_", "toolu_"]
+        assert [(block["type"], block.get("text"), block.get("input")) for block in blocks] == [
+            ("text", "Let me look.", None),
+            ("tool_use", None, json.loads(ROME)),
+            ("tool_use", None, json.loads(OSLO)),
+        ]
+    assert kinds.count("content_block_start") == kinds.count("content_block_stop") == 3
+    assert "input_json" in kinds
+
+
+def test_only_one_call_where_only_one_is_wanted(
+    chat: Any, claude: anthropic.Anthropic, server: RunningServer
+) -> None:
+    script = TWO_CALLS + " That is all." * 20
+    one = {"type": "auto", "disable_parallel_tool_use": True}
+    with saying(server.llm, script):
+        answers = [chat(parallel_tool_calls=False, n=2), chat(parallel_tool_calls=False)]
+        message, end = streamed(chat(parallel_tool_calls=False, stream=True))
+        whole = claude.messages.create(**ANTHROPIC, tool_choice=one)  # type: ignore[call-overload]
+        with claude.messages.stream(**ANTHROPIC, tool_choice=one) as stream:  # type: ignore[arg-type]
+            final = stream.get_final_message()
+        server.wait_idle(2)
+    for answer in answers:
+        for choice in answer.choices:
+            assert [call.function.arguments for call in choice.message.tool_calls] == [ROME]
+            assert choice.finish_reason == "tool_calls"
+    assert answers[1].usage.completion_tokens < 60, "it ends with the call"
+    assert (len(message["calls"]), end) == (1, "tool_calls")
+    for anthropics in (whole, final):
+        assert [block.type for block in anthropics.content] == ["text", "tool_use"]
+        assert anthropics.stop_reason == "tool_use"
+
+
+def test_no_tools_no_calls(chat: Any, claude: anthropic.Anthropic, server: RunningServer) -> None:
+    with saying(server.llm, TWO_CALLS):
+        for fields in ({"tools": None}, {"tool_choice": "none"}):
+            [choice] = chat(**fields).choices
+            assert choice.message.content == TWO_CALLS
+            assert choice.message.tool_calls is None
+            assert choice.finish_reason == "stop"
+        answer = claude.messages.create(**ANTHROPIC, tool_choice={"type": "none"})
+    assert [block.to_dict() for block in answer.content] == [{"type": "text", "text": TWO_CALLS}]
+    assert answer.stop_reason == "end_turn"
+
+
+HISTORY = [
+    *ASK,
+    {
+        "role": "assistant",
+        "content": "Let me look.",
+        "tool_calls": [
+            {"id": f"call_{i}", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+            for i, arguments in enumerate((ROME, OSLO))
+        ],
+    },
+    {"role": "tool", "tool_call_id": "call_0", "content": "sunny"},
+    {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "rain"}]},
+]
+
+
+def test_results_are_sent_back(chat: Any, claude: anthropic.Anthropic, server: RunningServer) -> None:
+    """Both dialects give the model one and the same conversation."""
+    plain = [
+        *ASK,
+        {"role": "assistant", "content": TWO_CALLS},
+        {
+            "role": "user",
+            "content": "<tool_response>\nsunny\n</tool_response>\n<tool_response>\nrain\n</tool_response>",
+        },
+    ]
+    tokenizer = server.llm.tokenizer
+    told = tokenizer.render_chat(told_in_text(plain, OPENAI["tools"]))
+    assert told.index("# Tools") < told.index(TWO_CALLS) < told.index("<tool_response>")
+    count = len(tokenizer.encode(told, add_special=False, parse_special=True))
+    with saying(server.llm, "Sunny and rainy."):
+        answer = chat(messages=HISTORY)
+    assert answer.usage.prompt_tokens == count
+    assert answer.choices[0].message.content == "Sunny and rainy."
+    assert answer.choices[0].finish_reason == "stop"
+    messages: list[Any] = [
+        *ASK,
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "text", "text": "Let me look."},
+                {"type": "tool_use", "id": "a", "name": "weather", "input": json.loads(ROME)},
+                {"type": "tool_use", "id": "b", "name": "weather", "input": json.loads(OSLO)},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {"type": "tool_result", "tool_use_id": "a", "content": "sunny"},
+                {"type": "tool_result", "tool_use_id": "b", "content": [{"type": "text", "text": "rain"}]},
+            ],
+        },
+    ]
+    counted = claude.messages.count_tokens(model="claude-x", messages=messages, tools=ANTHROPIC["tools"])
+    assert counted.input_tokens == count
+
+
+def test_odd_histories_are_let_through(chat: Any) -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "weather", "arguments": "{not json"}}
+    for messages in (
+        [*ASK, {"role": "tool", "tool_call_id": "nobody", "content": "sunny"}],
+        [*ASK, {"role": "assistant", "tool_calls": [call]}],
+        [*ASK, {"role": "assistant", "content": None, "tool_calls": [call, call]}, *ASK],
+        [*ASK, {"role": "assistant", "content": "", "tool_calls": []}, *ASK],
+    ):
+        assert chat(messages=messages, max_tokens=1).choices
+
+
+def test_calls_that_are_no_json(chat: Any, claude: anthropic.Anthropic, server: RunningServer) -> None:
+    broken = "{'city': NaN,}"
+    with saying(server.llm, written("weather", broken)):
+        message = chat().choices[0].message
+        whole = claude.messages.create(**ANTHROPIC)
+    assert message.tool_calls[0].function.arguments == broken
+    [block] = whole.content
+    assert isinstance(block, anthropic.types.ToolUseBlock)
+    assert block.input == {"INVALID_JSON": broken}
+
+
+def test_an_answer_that_is_cut_off_in_a_call(
+    chat: Any, claude: anthropic.Anthropic, server: RunningServer
+) -> None:
+    with saying(server.llm, written("weather", OSLO)):
+        [choice] = chat(max_tokens=24).choices
+        whole = claude.messages.create(**{**ANTHROPIC, "max_tokens": 24})
+        with claude.messages.stream(**{**ANTHROPIC, "max_tokens": 24}) as stream:
+            final = stream.get_final_message()
+        stopped = claude.messages.create(**ANTHROPIC, stop_sequences=["Oslo"])
+    assert choice.finish_reason == "length"
+    [call] = choice.message.tool_calls
+    assert OSLO.startswith(call.function.arguments)
+    assert whole.stop_reason == final.stop_reason == "max_tokens"
+    assert [block.type for block in final.content] == ["tool_use"]
+    assert stopped.stop_reason == "stop_sequence"
+
+
+def test_logprobs_are_those_of_all_tokens(chat: Any, server: RunningServer) -> None:
+    with saying(server.llm, TWO_CALLS):
+        whole = chat(logprobs=True)
+        chunks = list(chat(logprobs=True, stream=True))
+    count = whole.usage.completion_tokens
+    assert len(whole.choices[0].logprobs.content) == count
+    said = [chunk.choices[0].logprobs.content for chunk in chunks if chunk.choices[0].logprobs]
+    assert sum(map(len, said)) == count
+
+
+def test_thoughts(served_llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = served_llm.tokenizer.chat_template
+    assert template is not None
+    for opened in (False, True):
+        source = template.source + "{# </think> #}" + ("<think>\n" if opened else "")
+        monkeypatch.setattr(served_llm.tokenizer, "chat_template", ChatTemplate(source, "", "<|im_end|>"))
+        text = ("" if opened else "<think>\n") + f"I must look.\n</think>\n\n{TWO_CALLS}"
+        with running(served_llm) as server, saying(served_llm, text):
+            check_thoughts(server)
+
+
+def check_thoughts(server: RunningServer) -> None:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
+        [choice] = client.chat.completions.create(**{**OPENAI, "model": "test-model"}).choices
+        plain = client.chat.completions.create(model="test-model", messages=ASK, stream=True)
+        deltas = [chunk.choices[0].delta for chunk in plain]
+    assert choice.message.model_extra["reasoning_content"] == "I must look."  # type: ignore[index]
+    assert choice.message.content == "Let me look."
+    assert len(choice.message.tool_calls or ()) == 2
+    thoughts = [(delta.model_extra or {}).get("reasoning_content") or "" for delta in deltas]
+    assert "".join(thoughts) == "I must look."
+    assert "".join(delta.content or "" for delta in deltas) == TWO_CALLS
+    with anthropic.Anthropic(base_url=server.url, api_key="x", max_retries=0) as claude:
+        for thinking, shown in (
+            ({"type": "enabled", "budget_tokens": 1024}, True),
+            ({"type": "disabled"}, False),
+        ):
+            whole = claude.messages.create(**ANTHROPIC, thinking=thinking)  # type: ignore[call-overload]
+            with claude.messages.stream(**ANTHROPIC, thinking=thinking) as stream:  # type: ignore[arg-type]
+                final = stream.get_final_message()
+            for message in (whole, final):
+                first, *others = message.content
+                if shown:
+                    assert first.to_dict() == {
+                        "type": "thinking",
+                        "thinking": "I must look.",
+                        "signature": "unsigned",
+                    }
+                    first, *others = others
+                assert first.type == "text"
+                assert [block.type for block in others] == ["tool_use", "tool_use"]
+
+
+def test_a_client_that_leaves_in_a_call(server: RunningServer) -> None:
+    with saying(server.llm, written("weather", json.dumps({"city": "Rome " * 300}))):
+        for path, body in ((CHAT, OPENAI), (MESSAGES, ANTHROPIC)):
+            body = {**body, "model": "claude-x", "stream": True, "max_tokens": 700}  # noqa: PLW2901
+            connection = open_raw(server, path, body)
+            wait_until_busy(server)
+            while b"Rome" not in connection.recv(4096):
+                pass
+            connection.close()
+            server.wait_idle(2)
+
+
+def test_required_calls_are_made(chat: Any, claude: anthropic.Anthropic) -> None:
+    """By a model that would not make them: the null backend's noise, held to the grammar."""
+    units = [function("units", UNIT), function("other", UNIT, strict=True)]
+    named = {"type": "function", "function": {"name": "other"}}
+    for choice, names in (("required", {"units", "other"}), (named, {"other"})):
+        for seed in range(3):
+            asked = {"tools": units, "tool_choice": choice, "parallel_tool_calls": False, "seed": seed}
+            [answer] = chat(**asked).choices
+            message, end = streamed(chat(**asked, stream=True))
+            assert answer.finish_reason == end == "tool_calls"
+            assert answer.message.content is None
+            assert message["content"] == ""
+            for call in (answer.message.tool_calls[0].function.to_dict(), message["calls"][0]):
+                assert call["name"] in names
+                assert json.loads(call["arguments"])["unit"] in {"celsius", "kelvin"}
+    tools = [tool("units", UNIT), tool("other", UNIT)]
+    for wanted in ({"type": "any", "disable_parallel_tool_use": True}, {"type": "tool", "name": "other"}):
+        answered = claude.messages.create(**{**ANTHROPIC, "tools": tools}, tool_choice=wanted)  # type: ignore[call-overload]
+        assert answered.stop_reason == "tool_use"
+        assert [block.type for block in answered.content] == ["tool_use"]
+        if wanted["type"] == "tool":
+            assert answered.content[0].name == "other"
+
+
+def test_strict_tools_constrain_only_calls(chat: Any) -> None:
+    tools = [function("units", UNIT, strict=True)]
+    [choice] = chat(tools=tools, max_tokens=5, extra_body={"ignore_eos": True}).choices
+    assert choice.finish_reason == "length", "text may be anything"
+
+
+def test_answers_in_json(chat: Any, claude: anthropic.Anthropic, client: openai.OpenAI) -> None:
+    strict = {"type": "json_schema", "json_schema": {"name": "u", "schema": UNIT, "strict": True}}
+    text = chat(tools=None, response_format=strict).choices[0].message.content
+    assert json.loads(text)["unit"] in {"celsius", "kelvin"}
+    completed = client.completions.create(
+        model="test-model", prompt="Unit:", max_tokens=60, extra_body={"response_format": strict}
+    )
+    assert json.loads(completed.choices[0].text)["unit"] in {"celsius", "kelvin"}
+    [any_object] = chat(tools=None, response_format={"type": "json_object"}, max_tokens=4).choices
+    assert any_object.message.content.startswith("{")
+    tools = [function("units", UNIT, strict=True)]
+    for seed in range(4):  # either a call or the answer
+        [either] = chat(
+            tools=tools, response_format=strict, seed=seed, temperature=5, parallel_tool_calls=False
+        ).choices
+        if either.finish_reason == "tool_calls":
+            assert json.loads(either.message.tool_calls[0].function.arguments)["unit"]
+        else:
+            assert json.loads(either.message.content)["unit"]
+    said = claude.messages.create(
+        model="claude-x",
+        max_tokens=60,
+        messages=ASK,
+        extra_body={"output_config": {"format": {"type": "json_schema", "schema": UNIT}}},
+    )
+    assert json.loads(said.content[0].text)["unit"] in {"celsius", "kelvin"}  # type: ignore[union-attr]
+
+
+LOOKAHEAD = {"type": "object", "properties": {"a": {"type": "string", "pattern": "(?=x)y"}}}
+REMOTE = {"type": "object", "properties": {"a": {"$ref": "https://example.com/schema"}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [function("f", LOOKAHEAD, strict=True)]}, "tools[0].function.parameters"),
+        (
+            {"tools": [function("g", UNIT), function("f", REMOTE)], "tool_choice": "required"},
+            "tools[1].function.parameters",
+        ),
+        (
+            {
+                "tools": [function("g", REMOTE), function("f", REMOTE)],
+                "tool_choice": {"type": "function", "function": {"name": "f"}},
+            },
+            "tools[1].function.parameters",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": REMOTE}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+    ],
+)
+def test_schemas_that_cannot_be_used(http: httpx.Client, fields: dict[str, Any], param: str) -> None:
+    for stream in (False, True):
+        answer = http.post(CHAT, json={**OPENAI, "model": "test-model", "stream": stream, **fields})
+        assert answer.status_code == 400, answer.text
+        error = answer.json()["error"]
+        assert error["param"] == param
+        assert param in error["message"]
+        assert len(error["message"]) < 1000
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"tools": [tool("f", LOOKAHEAD, strict=True)]}, "tools[0].input_schema"),
+        (
+            {"output_config": {"format": {"type": "json_schema", "schema": REMOTE}}},
+            "output_config.format.schema",
+        ),
+        ({"output_config": {"format": {"type": "xml"}}}, "output_config.format"),
+    ],
+)
+def test_the_anthropic_dialect_says_so_too(http: httpx.Client, fields: dict[str, Any], says: str) -> None:
+    answer = http.post(MESSAGES, json={**ANTHROPIC, **fields})
+    assert answer.status_code == 400, answer.text
+    assert says in answer.json()["error"]["message"]
+
+
+def test_many_tools_and_deep_schemas(http: httpx.Client, server: RunningServer) -> None:
+    begin = time.monotonic()
+    tools = [function(f"tool_{i}", SCHEMA) for i in range(1000)]
+    body = {**OPENAI, "model": "test-model", "tools": tools, "tool_choice": "required"}
+    answer = http.post(CHAT, json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+    deep: dict[str, Any] = {"type": "object"}
+    for _ in range(90):
+        deep = {"type": "object", "properties": {"a": deep}}
+    answer = http.post(CHAT, json={**OPENAI, "model": "test-model", "tools": [function("f", deep)]})
+    assert answer.status_code == 400, answer.text
+    answer = http.post(
+        CHAT, json={**OPENAI, "model": "test-model", "tools": [function("f", {"a": "x" * 10**6})]}
+    )
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+    assert time.monotonic() - begin < 20
+    server.wait_idle(2)

@@ -1,0 +1,193 @@
+"""Grammars of calls: each family's form is admitted, read back as those calls, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from llguidance import LLMatcher, LLTokenizer
+
+from outpace.text.tool_calls.families import FAMILIES, HERMES, PLAIN_JSON, THOUGHTS, Family
+from outpace.text.tool_calls.form import AnswerForm
+from outpace.text.tool_calls.grammar import MAX_SCHEMAS, CallSpec, answer_grammar, json_grammar
+from outpace.text.tool_calls.parser import AnswerParser
+from outpace.text.tool_calls.pieces import CallArguments, CallBegin, Text, merged
+from outpace.types import Grammar
+
+BYTES = LLTokenizer("byte")
+WEATHER = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string"},
+        "days": {"type": "integer"},
+        "unit": {"type": "string", "enum": ["celsius", "kelvin"]},
+    },
+    "required": ["city"],
+    "additionalProperties": False,
+}
+CALLS = [CallSpec("weather", WEATHER, strict=True), CallSpec("bash", {})]
+FAMILY = {family.name: family for family in reversed((*FAMILIES, PLAIN_JSON))}
+ROME: dict[str, Any] = {"city": "Rome", "days": 3, "unit": "kelvin"}
+
+
+def form(family: Family, *, thinks: bool = False) -> AnswerForm:
+    return AnswerForm(family, THOUGHTS[0] if thinks else None, reads_tools=True, special_marks={})
+
+
+def grammar(family: Family = HERMES, **fields: Any) -> Grammar:
+    thinks = fields.pop("thinks", False)
+    asked: dict[str, Any] = {"required": True, "parallel": True, "opened": False, **fields}
+    return answer_grammar(form(family, thinks=thinks), asked.pop("calls", CALLS), **asked)
+
+
+def admits(grammar: Grammar, text: str) -> bool:
+    """Whether the text as a whole is in the grammar."""
+    assert grammar.kind == "lark"
+    matcher = LLMatcher(BYTES, LLMatcher.grammar_from_lark(grammar.source), log_level=0)
+    assert not matcher.is_error(), matcher.get_error()
+    token_ids = list(text.encode())
+    return matcher.try_consume_tokens(token_ids) == len(token_ids) and matcher.is_accepting()
+
+
+def written(family: str, *calls: tuple[str, dict[str, Any]]) -> str:
+    key = FAMILY[family].arguments_key
+    objects = [json.dumps({"name": name, key: arguments}) for name, arguments in calls]
+    match family:
+        case "mistral":
+            return f"[TOOL_CALLS][{', '.join(objects)}]"
+        case "qwen-tags":
+            tags = [
+                "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in arguments.items())
+                for _, arguments in calls
+            ]
+            objects = [f"<function={calls[i][0]}>\n{tags[i]}</function>" for i in range(len(calls))]
+            return "\n".join(f"<tool_call>\n{each}\n</tool_call>" for each in objects)
+        case "hermes":
+            return "\n".join(f"<tool_call>\n{each}\n</tool_call>" for each in objects)
+        case _:
+            return "\n".join(objects)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_what_is_admitted_is_read_as_calls(name: str) -> None:
+    calls = [("weather", ROME), ("bash", {}), ("weather", {"city": 'a "b"\n'})]
+    text = written(name, *calls)
+    assert admits(grammar(FAMILY[name]), text)
+    assert admits(grammar(FAMILY[name]), written(name, calls[0]))
+    reader = AnswerParser(FAMILY[name], {call.name: call.schema for call in CALLS})
+    pieces = list(merged([*reader.push(text), *reader.finish()]))
+    assert [piece.name for piece in pieces if isinstance(piece, CallBegin)] == [call[0] for call in calls]
+    arguments = [json.loads(piece.text) for piece in pieces if isinstance(piece, CallArguments)]
+    assert arguments == [call[1] for call in calls]
+    assert not any(isinstance(piece, Text) for piece in pieces)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_required_calls_are_calls_and_nothing_else(name: str) -> None:
+    required = grammar(FAMILY[name])
+    good = written(name, ("weather", ROME))
+    for wrong in (
+        "",
+        "Rome",
+        f"So. {good}",
+        f"{good} Done.",
+        good[:-1],
+        written(name, ("whether", ROME)),
+        written(name, ("weather", {**ROME, "days": "three"})),
+        written(name, ("weather", {**ROME, "unit": "K"})),
+        written(name, ("weather", {})),
+    ):
+        assert not admits(required, wrong), wrong
+    two = written(name, ("weather", ROME), ("weather", ROME))
+    assert admits(required, two)
+    assert not admits(grammar(FAMILY[name], parallel=False), two)
+    assert admits(grammar(FAMILY[name], parallel=False), good)
+    assert not admits(grammar(FAMILY[name], calls=CALLS[1:]), good), "the named tool alone"
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_text_is_free_up_to_a_call(name: str) -> None:
+    free = grammar(FAMILY[name], required=False)
+    good = written(name, ("weather", ROME))
+    for text in ("", "Hello.", "a < b <tool [TOOL", good):
+        assert admits(free, text), text
+    assert not admits(free, written(name, ("weather", {**ROME, "days": "three"})))
+    if FAMILY[name].written is not None:
+        assert admits(free, f"So.\n{good}")
+        assert admits(free, f"So.\n{good}\nAnd: {good} Done.")
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_thoughts_come_first(name: str) -> None:
+    good = written(name, ("weather", ROME))
+    closed = grammar(FAMILY[name], thinks=True)
+    for text in (good, f"<think>\nHm <tool_call>\n</think>\n\n{good}", f"<think></think>{good}"):
+        assert admits(closed, text), text
+    opened = grammar(FAMILY[name], thinks=True, opened=True)
+    assert admits(opened, f"Hm.\n</think>\n\n{good}")
+    for text in (good, "</think>", f"</think>\n\n{good}</think>"):
+        assert not admits(opened, text), text
+
+
+def test_an_answer_of_a_schema_beside_calls() -> None:
+    either = grammar(required=False, answer={"type": "integer"})
+    assert admits(either, "5")
+    assert admits(either, written("hermes", ("weather", ROME)))
+    assert not admits(either, "five")
+    alone = grammar(calls=[], required=False, answer={"type": "integer"}, thinks=True)
+    assert admits(alone, "<think>a</think>5")
+    assert admits(alone, "5")
+
+
+def test_marks_that_are_special_tokens() -> None:
+    special = AnswerForm(FAMILY["mistral"], None, reads_tools=True, special_marks={"[TOOL_CALLS]": 5})
+    source = answer_grammar(special, CALLS, required=False, parallel=True, opened=False).source
+    assert "up_to_call: TEXT <[5]>" in source
+    assert '"[TOOL_CALLS]"' not in source
+    assert LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(source), BYTES) == ""
+
+
+def test_strict_schemas_are_refused_where_others_are_read_loosely() -> None:
+    odd = {"type": "object", "properties": {"a": {"type": "string", "format": "no-such-format"}}}
+    for strict in (False, True):
+        for made in (grammar(calls=[CallSpec("f", odd, strict)]), json_grammar(odd, strict=strict)):
+            source = made.source
+            if made.kind == "json_schema":
+                source = LLMatcher.grammar_from_json_schema(json.loads(source))
+            else:
+                source = LLMatcher.grammar_from_lark(source)
+            assert bool(LLMatcher.validate_grammar(source, BYTES)) is strict
+
+
+@pytest.mark.parametrize("schema", [{}, {"type": "string"}, {"properties": {}}, {"$defs": {"a": {}}}])
+def test_arguments_are_an_object_whatever_the_schema_says(schema: Any) -> None:
+    made = grammar(calls=[CallSpec("f", schema)])
+    assert admits(made, written("hermes", ("f", {})))
+    assert not admits(made, '<tool_call>\n{"name": "f", "arguments": "a"}\n</tool_call>')
+
+
+def test_tags_share_definitions() -> None:
+    schema = {
+        "$defs": {"size": {"type": "integer"}},
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/size"}, "b": True, "c": {"type": ["string", "null"]}},
+    }
+    made = grammar(FAMILY["qwen-tags"], calls=[CallSpec("f", schema)])
+    assert admits(made, written("qwen-tags", ("f", {"a": 5, "b": "x <b>"})))
+    assert not admits(made, written("qwen-tags", ("f", {"a": "x"})))
+
+
+def test_a_thousand_tools_compile_quickly() -> None:
+    properties = {f"p{i}": {"type": "string", "description": "x" * 40} for i in range(6)}
+    calls = [CallSpec(f"tool_{i}", {"type": "object", "properties": properties}) for i in range(1000)]
+    begin = time.process_time()
+    made = grammar(calls=calls)
+    matcher = LLMatcher(BYTES, LLMatcher.grammar_from_lark(made.source))
+    seconds = time.process_time() - begin
+    assert not matcher.is_error()
+    assert seconds < 0.5, seconds
+    assert admits(made, written("hermes", ("tool_999", {"p0": "a"})))
+    assert not admits(made, written("hermes", ("tool_1000", {})))
+    assert len(calls) > MAX_SCHEMAS
