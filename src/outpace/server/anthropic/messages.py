@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from outpace.server.anthropic.answer import MessageAnswer
-from outpace.server.anthropic.conversation import Conversation, read_conversation
+from outpace.server.anthropic.conversation import Conversation, cache_seconds, read_conversation
 from outpace.server.anthropic.errors import error_body
 from outpace.server.anthropic.params import check_features, explain, message_params, shows_thinking
 from outpace.server.anthropic.schema import CountRequest, MessageRequest
@@ -27,8 +27,9 @@ async def create_message(served: ServedModel, request: Request, request_id: str)
     name = served.resolve_name(body.model)
     params = message_params(body)
     prompt = await _encode(served, request, body)
+    hints = DraftHints(client_scope(request.headers), pin_seconds=cache_seconds(body))
     try:
-        generation = served.start([prompt], params, DraftHints(client_scope(request.headers)))
+        generation = served.start([prompt], params, hints)
     except Exception as error:
         raise explain(error) from error
     answer = MessageAnswer(name, body, served)
