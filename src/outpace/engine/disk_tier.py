@@ -34,7 +34,7 @@ _SLICE = 16  # blocks that are written at a time, or as many as these bytes hold
 _SLICE_BYTES = 8 << 20
 _REST = 4.0  # times what a slice took: how long the thread leaves processor and memory to the steps
 _MOST_CHAINS = 1024  # that wait to be written; the oldest ones go
-_CLOSE_SECONDS = 10.0  # for what is not written when the engine ends
+_CLOSE_SECONDS = 5.0  # for what is not written when the engine ends
 
 
 @dataclass(slots=True, eq=False)

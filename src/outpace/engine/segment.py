@@ -94,7 +94,7 @@ class Segment:
         file = os.open(segment.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         segment._file = file
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX)  # somebody may just look whether it is held
             head = _HEADER.pack(_MAGIC, _VERSION, num_slots, block_bytes, key, 0)[: -_CRC.size]
             os.ftruncate(file, segment.num_bytes)
             _write(file, head + _CRC.pack(zlib.crc32(head)), 0)
@@ -225,7 +225,7 @@ def is_held(path: Path) -> bool:
     """Whether a process appends to the segment in this file."""
     try:
         with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
