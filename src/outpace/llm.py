@@ -115,11 +115,11 @@ class LLM:
                 measure=not one_prompt,
                 progress=progress,
             )
+            store = new_block_store(checkpoint, self.backend, self.config)
         except BaseException:
             self.backend.close()
             raise
         self.chat_template = self.tokenizer.chat_template
-        store = new_block_store(checkpoint, self.backend, self.config)
         self.loop = EngineLoop(Engine(self.backend, self.tokenizer, self.config, drafter, store=store))
         self._finalizer = weakref.finalize(self, _shut_down, self.loop, drafter, self.backend)
 

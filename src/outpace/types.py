@@ -223,6 +223,7 @@ class DraftHints:
     scope: str = ""
     prediction: Sequence[int] = ()  # token ids that the output is expected to resemble
     drafts: bool = True  # False: plain decoding, and nothing of it is kept to draft from
+    pin_seconds: float = 0.0  # how long its prompt's blocks leave memory after all others, from its end on
 
 
 @dataclass(slots=True)

@@ -124,7 +124,7 @@ def test_an_answer_goes_on_from_its_beginning(claude: anthropic.Anthropic, serve
     assert text_of(answer) == expected.outputs[0].text
 
 
-def test_usage_tells_what_the_cache_did(claude: anthropic.Anthropic) -> None:
+def test_usage_tells_what_the_cache_did(claude: anthropic.Anthropic, server: RunningServer) -> None:
     long = [
         {
             "role": "user",
@@ -137,6 +137,9 @@ def test_usage_tells_what_the_cache_did(claude: anthropic.Anthropic) -> None:
     count = claude.messages.count_tokens(model="claude-x", messages=long).input_tokens  # type: ignore[arg-type]
     asked = {**ASKED, "messages": long, "max_tokens": 2}
     first = claude.messages.create(**asked).usage
+    cache = server.llm.loop.engine.pool.cache
+    assert cache is not None
+    assert cache.num_pinned > 0
     assert first.cache_creation_input_tokens
     assert first.cache_creation_input_tokens + (first.cache_read_input_tokens or 0) >= count - BLOCK_SIZE
     with claude.messages.stream(**asked) as stream:

@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
-from outpace.server.anthropic.conversation import read_conversation, shows_thinking, wants_cache
+from outpace.server.anthropic.conversation import (
+    cache_seconds,
+    read_conversation,
+    shows_thinking,
+    wants_cache,
+)
 from outpace.server.anthropic.schema import CountRequest
 from outpace.server.conversation import Conversation
 from outpace.server.errors import APIError
@@ -162,19 +167,25 @@ def test_no_tools_are_shown_where_none_may_be_called() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "content", "wanted"),
+    ("fields", "content", "seconds"),
     [
-        ({}, "a", False),
-        ({}, [text("a")], False),
-        ({}, [{**text("a"), **MARKED}], True),
-        ({"system": [{**text("a"), **MARKED}]}, "a", True),
-        ({"tools": [WEATHER]}, "a", True),
-        (MARKED, "a", True),
-        ({"system": "s", "tools": [{**WEATHER, "cache_control": None}]}, "a", False),
+        ({}, "a", 0),
+        ({}, [text("a")], 0),
+        ({}, [{**text("a"), **MARKED}], 300),
+        ({"system": [{**text("a"), **MARKED}]}, "a", 300),
+        ({"tools": [WEATHER]}, "a", 300),
+        (MARKED, "a", 300),
+        (MARKED, [{**text("a"), "cache_control": {"type": "ephemeral", "ttl": "1h"}}], 3600),
+        ({"cache_control": {"type": "ephemeral", "ttl": "5m"}}, "a", 300),
+        ({"cache_control": {"ttl": ["1h"]}}, "a", 300),
+        ({"cache_control": "1h"}, "a", 300),
+        ({"system": "s", "tools": [{**WEATHER, "cache_control": None}]}, "a", 0),
     ],
 )
-def test_marks_for_the_cache(fields: dict[str, Any], content: Any, *, wanted: bool) -> None:
-    assert wants_cache(request([{"role": "user", "content": content}], **fields)) is wanted
+def test_marks_for_the_cache(fields: dict[str, Any], content: Any, seconds: float) -> None:
+    asked = request([{"role": "user", "content": content}], **fields)
+    assert cache_seconds(asked) == seconds
+    assert wants_cache(asked) is (seconds > 0)
 
 
 @pytest.mark.parametrize(

@@ -47,9 +47,9 @@ class BlockStore:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._make_room(0)
-            self._scan()
         except OSError as error:
             self._stop_writing(error)
+        self._scan()
 
     def __contains__(self, digest: bytes) -> bool:
         """Whether the block is there, as far as is known."""
@@ -174,8 +174,10 @@ class BlockStore:
             segment, places = opened
             self._segments[path] = segment
             self._index.update(places)
-        for segment in reversed(self._segments.values()):
-            if segment.lock():
+        for segment in reversed(self._segments.values()) if self._can_write else ():
+            places = segment.lock()
+            if places is not None:
+                self._index.update(places)  # somebody may have appended meanwhile, and gone
                 if segment.room:
                     self._active = segment
                     return

@@ -30,10 +30,11 @@ _log = logging.getLogger(__name__)
 
 _MIN_BLOCKS = 4
 
-_SLICE = 16  # blocks that are written at a time
+_SLICE = 16  # blocks that are written at a time, or as many as these bytes hold
+_SLICE_BYTES = 8 << 20
 _REST = 4.0  # times what a slice took: how long the thread leaves processor and memory to the steps
 _MOST_CHAINS = 1024  # that wait to be written; the oldest ones go
-_CLOSE_SECONDS = 10.0  # for what is not written when the engine ends
+_CLOSE_SECONDS = 5.0  # for what is not written when the engine ends
 
 
 @dataclass(slots=True, eq=False)
@@ -59,7 +60,8 @@ class DiskTier:
         self.load_seconds = 0.0
         self._cache = cache
         self._memory: NDArray[np.uint8] | None = memory
-        self._copies = np.empty((_SLICE, memory.shape[1]), np.uint8)
+        self._slice = max(1, min(_SLICE, _SLICE_BYTES // memory.shape[1]))
+        self._copies = np.empty((self._slice, memory.shape[1]), np.uint8)
         self._loads: deque[Load] = deque()
         self._finished: deque[Load] = deque()
         self._loading: set[bytes] = set()
@@ -143,12 +145,12 @@ class DiskTier:
                 self._read(work)
                 self.load_seconds += time.monotonic() - started
                 continue
-            written = self._write(work[:_SLICE])
+            written = self._write(work[: self._slice])
             now = time.monotonic()
             self._rest_until = now + _REST * (now - started)
             with self._wakeup:
-                if written and len(work) > _SLICE:
-                    self._chains.appendleft(work[_SLICE:])
+                if written and len(work) > self._slice:
+                    self._chains.appendleft(work[self._slice :])
 
     def _next(self) -> Load | list[bytes] | None:
         """Wait for work: a load, or a chain of which a slice is to be written. None: the end."""

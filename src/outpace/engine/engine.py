@@ -77,7 +77,7 @@ class Engine:
         drafts = config.draft != "off" and not isinstance(self.drafter, NoDrafter)
         self._context = config.max_context or backend.spec.max_context
         self.max_context = min(self._context, backend.num_blocks * BLOCK_SIZE)
-        cache = PrefixCache() if config.prefix_cache else None
+        cache = PrefixCache(backend.num_blocks // 2) if config.prefix_cache else None
         self.pool = BlockPool(backend.num_blocks, cache)
         memory = None if store is None else backend.kv_blocks
         self.disk = (

