@@ -181,6 +181,12 @@ class Model {
   void set_trace(bool on);
   const StepTrace& trace() const;  // of the last such step
 
+  // The memory of the KV cache: blocks one after the other, each all layers' keys and values of kBlockSize
+  // tokens. A full block stays as it is until a step is told to write to it.
+  uint8_t* kv_blocks() const;
+  int64_t num_kv_blocks() const;
+  int64_t kv_block_bytes() const;
+
   uint64_t weight_bytes() const;  // read by one decode step
   uint64_t memory_bytes() const;  // of weights as they lie in memory, embeddings included
   // What the cache of packed weights did: "off", "hit", "written" or "missed"; the note, if there is one,

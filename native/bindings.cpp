@@ -13,6 +13,7 @@
 #include "api.h"
 #include "draft_bindings.h"
 #include "merges.h"
+#include "packed_cache.h"
 
 namespace outpace {
 
@@ -132,6 +133,14 @@ std::unique_ptr<Model> load(const nb::dict& spec, const nb::list& tensors, const
   return std::make_unique<Model>(s, refs, o, report, threads_of);
 }
 
+// The KV cache's own memory, [blocks, bytes of a block]; it lives as long as this view of it.
+nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>> kv_blocks_of(nb::handle_t<Model> model) {
+  const auto& m = nb::cast<const Model&>(model);
+  return {m.kv_blocks(),
+          {static_cast<size_t>(m.num_kv_blocks()), static_cast<size_t>(m.kv_block_bytes())},
+          model};
+}
+
 // (seconds, [(operation, seconds, bytes, multiply-accumulates)]) of the last traced step.
 nb::tuple trace_of(const Model& model) {
   const StepTrace& trace = model.trace();
@@ -248,6 +257,7 @@ NB_MODULE(_native, m) {
   nb::exception<Error> error(m, "NativeError");
   nb::exception<MemoryError>(m, "NativeMemoryError", error);
   nb::class_<Model>(m, "Model")
+      .def_prop_ro("kv_blocks", &kv_blocks_of)
       .def_prop_ro("weight_bytes", &Model::weight_bytes)
       .def_prop_ro("memory_bytes", &Model::memory_bytes)
       .def_prop_ro("packed_state", &Model::packed_state)
@@ -271,6 +281,13 @@ NB_MODULE(_native, m) {
         return kv_bytes_per_block(spec_of(spec), kv_format_of(options));
       },
       nb::arg("spec"), nb::arg("options"));
+  m.def(
+      "checksum",
+      [](const Array<const uint8_t>& data) {
+        const nb::gil_scoped_release nogil;
+        return checksum(data.data(), data.size());
+      },
+      nb::arg("data"));
   m.def("split_strings", &split_strings, nb::arg("data"), nb::arg("at"), nb::arg("count"));
   m.def(
       "first_bad_merge",

@@ -215,6 +215,9 @@ void Model::set_trace(bool on) {
   impl_->forward.set_clock(on ? &impl_->clock : nullptr);
 }
 const StepTrace& Model::trace() const { return impl_->clock.trace(); }
+uint8_t* Model::kv_blocks() const { return impl_->cache.memory.data(); }
+int64_t Model::num_kv_blocks() const { return impl_->cache.num_blocks; }
+int64_t Model::kv_block_bytes() const { return impl_->cache.block_stride(); }
 uint64_t Model::weight_bytes() const { return impl_->weights.step_bytes; }
 uint64_t Model::memory_bytes() const { return impl_->weights.tiles.size(); }
 std::string Model::packed_state() const { return impl_->weights.packed_state; }

@@ -13,6 +13,7 @@ from tiny_checkpoint import TinyCheckpoint, TinyFactory
 
 # Tests pack weights themselves and fill nobody's disk; those of the cache of packed weights turn it on.
 os.environ.setdefault("OUTPACE_PACKED_CACHE_BYTES", "0")
+os.environ.setdefault("OUTPACE_PREFIX_CACHE_BYTES", "0")
 os.environ.setdefault("OUTPACE_DRAFT_PERSIST", "0")
 
 # A shell's background job ignores Ctrl-C, and so would the processes that tests start and then interrupt.

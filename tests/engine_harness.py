@@ -85,6 +85,7 @@ class WatchedBackend:
         self.num_blocks = num_blocks or inner.num_blocks
         self.weight_bytes = inner.weight_bytes
         self.description = inner.description
+        self.kv_blocks = inner.kv_blocks
         self.batches: list[tuple[int, int]] = []  # (requests, rows) of each step
         self.max_rows = 1 << 30
 
@@ -214,12 +215,13 @@ def make_engine(
     backend: Backend | None = None, tokenizer: Tokenizer | None = None, drafter: object = None, **config
 ) -> Engine:
     """An engine over the null backend, unless told otherwise."""
-    max_waiting = config.pop("max_waiting", 1024)
+    max_waiting, store = config.pop("max_waiting", 1024), config.pop("store", None)
     return Engine(
         backend or WatchedBackend(null_backend()),
         tokenizer or byte_tokenizer(),
         EngineConfig(**config),
         drafter,
+        store=store,
         max_waiting=max_waiting,
     )
 

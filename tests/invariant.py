@@ -3,13 +3,19 @@
 `check_invariant(factory, tokenizer, scenario)` runs a random scenario (batch mix, chunks, KV budget, drafts,
 cancellations, failing steps) and compares every choice with the same request alone, without drafts, prefix
 cache or chunks: token ids, text, log probabilities and finish reasons, bit for bit. All blocks must be back.
+With a disk tier the scenario runs twice over one folder: up to some step, where the engine ends, and then,
+perhaps with damaged files, as a whole.
 """
 
 from __future__ import annotations
 
 import logging
+import random
+import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from hypothesis import strategies as st
@@ -19,6 +25,7 @@ from oracle_drafter import DraftMode, OracleDrafter, OracleProposer
 from outpace import draft
 from outpace.draft.controller import DraftController
 from outpace.draft.step_costs import StepCosts
+from outpace.engine.block_store import BlockStore
 from outpace.engine.sampling import choice_seed
 from outpace.text.tokenizer import Tokenizer
 from outpace.types import (
@@ -56,6 +63,18 @@ class Scenario:
     max_draft_tokens: int
     max_tree_tokens: int
     failing_steps: frozenset[int]
+    disk: DiskScenario | None
+
+
+@dataclass(frozen=True)
+class DiskScenario:
+    """A tier on disk and what happens to it."""
+
+    room: int  # for so many blocks in segments of their own: segments are evicted
+    restart_at_step: int
+    num_damaged: int  # bytes, between the two runs
+    seed: int  # of the damage, and of how long reads and writes take
+    slowest: float  # seconds
 
 
 @st.composite
@@ -98,14 +117,24 @@ DRAFTS = (None, "look-up", "look-up", "right", "wrong", "half", "mixed", "broken
 
 @st.composite
 def scenarios(
-    draw: st.DrawFn, vocab_size: int, *, max_requests: int = 6, max_prompt: int = 150, max_tokens: int = 70
+    draw: st.DrawFn,
+    vocab_size: int,
+    *,
+    max_requests: int = 6,
+    max_prompt: int = 150,
+    max_tokens: int = 70,
+    disk: bool = False,
 ) -> Scenario:
-    """Scenarios with prompts that share beginnings, and KV budgets that force eviction and preemption."""
+    """Scenarios with prompts that share beginnings, and KV budgets that force eviction and preemption.
+
+    With `disk` there is a tier on disk, and prompts are long enough for it.
+    """
     shared = draw(st.lists(st.integers(0, vocab_size - 1), min_size=max_prompt, max_size=max_prompt))
     arrivals: list[Arrival] = []
     for _ in range(draw(st.integers(1, max_requests))):
         whole_blocks = [32, 64, 96]  # the last block is full: its end must still be computed
-        kept = draw(st.one_of(st.integers(0, max_prompt - 8), st.sampled_from(whole_blocks)))
+        any_number = st.integers(BLOCK_SIZE if disk else 0, max_prompt - 8)
+        kept = draw(st.one_of(any_number, st.sampled_from(whole_blocks)))
         fewest = 1 if kept == 0 else 0
         own = draw(st.lists(st.integers(0, vocab_size - 1), min_size=fewest, max_size=8))
         arrivals.append(
@@ -122,13 +151,24 @@ def scenarios(
         num_blocks=smallest + draw(st.sampled_from([0, 1, 2, 3, 4, 12])),
         max_num_seqs=draw(st.sampled_from([1, 2, 4, 16])),
         max_batch_tokens=draw(st.sampled_from([1, 3, 16, 33, 64, 512])),
-        prefix_cache=draw(st.booleans()),
+        prefix_cache=disk or draw(st.booleans()),
         draft=draw(st.sampled_from(DRAFTS)),
         controlled=draw(st.booleans()),
         max_draft_tokens=draw(st.sampled_from([1, 3, 15])),
         max_tree_tokens=draw(st.sampled_from([64, 64, 20, 4, 0])),
         failing_steps=draw(st.one_of(st.just(frozenset()), st.frozensets(st.integers(0, 60), max_size=2))),
+        disk=draw(disks) if disk else None,
     )
+
+
+disks = st.builds(
+    DiskScenario,
+    room=st.sampled_from([2, 5, 1000]),
+    restart_at_step=st.sampled_from([0, 5, 30, 1000]),
+    num_damaged=st.sampled_from([0, 0, 1, 20]),
+    seed=st.integers(0, 1000),
+    slowest=st.sampled_from([0.0, 0.002]),
+)
 
 
 def alone(
@@ -149,16 +189,62 @@ def check_invariant(factory: BackendFactory, tokenizer: Tokenizer, scenario: Sce
     for number, arrival in enumerate(scenario.arrivals):
         for index in range(arrival.params.n):
             expected[str(number), index] = alone(factory, tokenizer, arrival, index, scenario.num_blocks)
-    answers, steps_failed = _run(factory, tokenizer, scenario, expected)
+    with tempfile.TemporaryDirectory() as folder:
+        if scenario.disk is not None:
+            answers, failed = _run(factory, tokenizer, scenario, expected, Path(folder), interrupted=True)
+            _compare_all(scenario, answers, expected, cancelled=True, failed=failed)
+            _damage(Path(folder), scenario.disk)
+        answers, failed = _run(factory, tokenizer, scenario, expected, Path(folder))
     assert set(answers) == set(expected), "every choice is answered"
+    _compare_all(scenario, answers, expected, cancelled=False, failed=failed)
+
+
+def _compare_all(
+    scenario: Scenario, answers: Answers, expected: Answers, *, cancelled: bool, failed: bool
+) -> None:
     for key, answer in answers.items():
-        arrival = scenario.arrivals[int(key[0])]
-        _compare(answer, expected[key], cancelled=arrival.cancel_at_step is not None, failed=steps_failed)
+        left = cancelled or scenario.arrivals[int(key[0])].cancel_at_step is not None
+        _compare(answer, expected[key], cancelled=left, failed=failed)
+
+
+class UnsteadyStore(BlockStore):
+    """A disk that takes its time, now and then."""
+
+    def __init__(self, folder: Path, block_bytes: int, disk: DiskScenario) -> None:
+        super().__init__(folder / "model", b"k" * 32, block_bytes, disk.room * (8192 + block_bytes))
+        self._chance, self._slowest = random.Random(disk.seed), disk.slowest
+
+    def read(self, digests, blocks):
+        time.sleep(self._chance.random() * self._slowest)
+        return super().read(digests, blocks)
+
+    def write(self, digests, blocks):
+        time.sleep(self._chance.random() * self._slowest)
+        super().write(digests, blocks)
+
+
+def _damage(folder: Path, disk: DiskScenario) -> None:
+    """Change random bytes of what was written, the tables at the heads of files as often as the rest."""
+    chance = random.Random(disk.seed)
+    files = sorted(folder.glob("*/*.blocks"))
+    for _ in range(disk.num_damaged if files else 0):
+        path = chance.choice(files)
+        data = bytearray(path.read_bytes())
+        at = chance.randrange(chance.choice([64, 5000, len(data)]))
+        data[at] ^= chance.randrange(1, 256)
+        path.write_bytes(data)
 
 
 def _run(
-    factory: BackendFactory, tokenizer: Tokenizer, scenario: Scenario, expected: Answers
+    factory: BackendFactory,
+    tokenizer: Tokenizer,
+    scenario: Scenario,
+    expected: Answers,
+    folder: Path,
+    *,
+    interrupted: bool = False,
 ) -> tuple[Answers, bool]:
+    """The scenario's answers, up to the restart if `interrupted`, and whether a step failed."""
     backend = FailingBackend(factory(scenario.num_blocks), scenario.failing_steps)
     backend.max_rows = scenario.max_batch_tokens
     drafter = None
@@ -177,17 +263,22 @@ def _run(
         prefix_cache=scenario.prefix_cache,
         max_draft_tokens=scenario.max_draft_tokens,
         max_tree_tokens=scenario.max_tree_tokens,
+        store=scenario.disk and UnsteadyStore(folder, backend.kv_blocks.shape[1], scenario.disk),
     )
+    if engine.disk is not None:
+        engine.disk.min_blocks = 1
     answers: Answers = {}
     logging.disable(logging.CRITICAL)  # failures on purpose
     try:
-        _play(engine, scenario.arrivals, answers, expected)
+        until = scenario.disk.restart_at_step if scenario.disk and interrupted else None
+        _play(engine, scenario.arrivals, answers, expected, until)
     finally:
+        engine.close()
         logging.disable(logging.NOTSET)
     engine.drafter.close()
     assert engine.pool.num_held == 0, "all blocks come back"
     engine.pool.check()
-    if drafter:
+    if drafter and not interrupted:
         ends = sorted(f"{number}/{index}" for number, index in expected)
         assert sorted(drafter.forgotten) == (sorted(ends * 2) if scenario.controlled else ends)
     return answers, any(step < len(backend.batches) for step in scenario.failing_steps)
@@ -209,10 +300,15 @@ def _hints(number: int, expected: Answers) -> DraftHints:
     return DraftHints(scope=str(number % 3), prediction=prediction)
 
 
-def _play(engine, arrivals: Sequence[Arrival], answers: Answers, expected: Answers) -> None:
-    """Submit, cancel and step in the scenario's order, then to the end."""
+def _play(
+    engine, arrivals: Sequence[Arrival], answers: Answers, expected: Answers, until: int | None
+) -> None:
+    """Submit, cancel and step in the scenario's order, then to the end; at step `until` end everything."""
     last = max(max(arrival.at_step, arrival.cancel_at_step or 0) for arrival in arrivals)
     for step in range(last + 1):
+        if step == until:
+            collect(answers, engine.abort_all())
+            break
         for number, arrival in enumerate(arrivals):
             if arrival.at_step == step:
                 engine.submit(arrival.prompt, arrival.params, str(number), _hints(number, expected))

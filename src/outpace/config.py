@@ -1,8 +1,8 @@
 """Settings, resolved once: the only place that reads the environment and looks at the machine (with `cores`).
 
 `OUTPACE_CACHE` is Outpace's own cache folder, `OUTPACE_PACKED_CACHE_BYTES` how much of it packed weights may
-take (0: none); `OUTPACE_DRAFT_PERSIST=0` keeps no text of requests on disk; `HF_*` variables mean what they
-mean to huggingface_hub.
+take (0: none), `OUTPACE_PREFIX_CACHE_BYTES` how much the prefix cache of servers; `OUTPACE_DRAFT_PERSIST=0`
+keeps no text of requests on disk; `HF_*` variables mean what they mean to huggingface_hub.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from typing import Literal, TypedDict, get_args
 
 from outpace.cores import default_threads
 from outpace.errors import OutOfMemoryError, UsageError
-from outpace.types import BLOCK_SIZE, DraftSharing, EngineConfig, KVFormat, ModelSpec, WeightFormat
+from outpace.types import (
+    BLOCK_SIZE,
+    DraftSharing,
+    EngineConfig,
+    KVFormat,
+    ModelSpec,
+    PrefixSharing,
+    WeightFormat,
+)
 
 # --- folders and the hub ------------------------------------------------------------------------
 
@@ -42,10 +50,27 @@ PACKED_CACHE_BYTES = 20_000_000_000
 
 def packed_cache_bytes() -> int:
     """How many bytes of packed weights are kept, `$OUTPACE_PACKED_CACHE_BYTES` or 20 GB; 0: none are."""
-    text = os.environ.get("OUTPACE_PACKED_CACHE_BYTES", "")
+    return _bytes("OUTPACE_PACKED_CACHE_BYTES", PACKED_CACHE_BYTES)
+
+
+PREFIX_CACHE_BYTES = 8_000_000_000
+
+
+def prefix_cache_bytes() -> int:
+    """How many bytes of prefixes a server keeps, `$OUTPACE_PREFIX_CACHE_BYTES` or 8 GB; 0: none."""
+    return _bytes("OUTPACE_PREFIX_CACHE_BYTES", PREFIX_CACHE_BYTES)
+
+
+def prefixes_dir() -> Path:
+    """Where the prefix cache's tier on disk is, by model."""
+    return cache_dir() / "prefixes"
+
+
+def _bytes(variable: str, default: int) -> int:
+    text = os.environ.get(variable, "")
     if text and not text.isdecimal():
-        raise UsageError(f"OUTPACE_PACKED_CACHE_BYTES is {text!r}, not a number of bytes; 0 keeps none")
-    return int(text) if text else PACKED_CACHE_BYTES
+        raise UsageError(f"{variable} is {text!r}, not a number of bytes; 0 keeps none")
+    return int(text) if text else default
 
 
 def drafts_dir() -> Path:
@@ -114,6 +139,8 @@ class EngineOptions(TypedDict, total=False):
     max_num_seqs: int
     max_batch_tokens: int
     prefix_cache: bool
+    prefix_cache_disk_bytes: int
+    prefix_sharing: PrefixSharing
     draft: Literal["off", "auto"]
     max_draft_tokens: int
     max_tree_tokens: int
@@ -128,6 +155,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "backend": ("native", "torch", "null"),
     "weight_format": get_args(WeightFormat),
     "kv_format": get_args(KVFormat),
+    "prefix_sharing": get_args(PrefixSharing),
     "draft": ("off", "auto"),
     "draft_sharing": get_args(DraftSharing),
 }
@@ -135,6 +163,7 @@ _LIMITS: Mapping[str, tuple[int, int]] = {
     "num_threads": (0, 1024),
     "max_context": (0, 2**31 - 1),
     "kv_cache_bytes": (0, 2**62),
+    "prefix_cache_disk_bytes": (0, 2**62),
     "max_num_seqs": (1, 4096),
     "max_batch_tokens": (1, 65536),
     "max_draft_tokens": (0, 255),

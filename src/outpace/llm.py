@@ -103,6 +103,7 @@ class LLM:
             self.backend = backends.create(checkpoint, self.config)
             from outpace.engine.engine import Engine
             from outpace.engine.loop import EngineLoop
+            from outpace.engine.new_block_store import new_block_store
             from outpace.engine.new_drafter import new_drafter
         try:
             self.tokenizer = tokenizer.result()
@@ -118,7 +119,8 @@ class LLM:
             self.backend.close()
             raise
         self.chat_template = self.tokenizer.chat_template
-        self.loop = EngineLoop(Engine(self.backend, self.tokenizer, self.config, drafter))
+        store = new_block_store(checkpoint, self.backend, self.config)
+        self.loop = EngineLoop(Engine(self.backend, self.tokenizer, self.config, drafter, store=store))
         self._finalizer = weakref.finalize(self, _shut_down, self.loop, drafter, self.backend)
 
     # --- generation -----------------------------------------------------------------------------
@@ -242,6 +244,7 @@ def _tokenizer(checkpoint: Checkpoint, *, lazy: bool) -> Tokenizer:
 
 def _shut_down(loop: EngineLoop, drafter: Drafter, backend: Backend) -> None:
     loop.close()
+    loop.engine.close()
     drafter.close()
     backend.close()
 

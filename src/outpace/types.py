@@ -145,6 +145,13 @@ WeightFormat = Literal["keep", "q8_0", "q4_0"]
 
 KVFormat = Literal["int8", "f16"]
 
+PrefixSharing = Literal["scope", "all"]
+"""Whose cached prefixes a request may find: those of its `DraftHints.scope`, or all.
+
+Text never passes from one request to another through the prefix cache, but time does: who shares it with
+others can tell from a quick first token that somebody has sent the same beginning.
+"""
+
 DraftSharing = Literal["off", "scope", "all"]
 """Whose earlier text may be drafted: nobody's but the request's own, that of its `DraftHints.scope`, all."""
 
@@ -164,6 +171,8 @@ class EngineConfig:
     max_num_seqs: int = 64  # requests that run at once; more wait
     max_batch_tokens: int = 512  # rows in one step, decode, drafts and prefill chunks together
     prefix_cache: bool = True
+    prefix_cache_disk_bytes: int = 0  # budget of its tier on disk, all models together; 0: none
+    prefix_sharing: PrefixSharing = "all"  # between requests, in memory and on disk
     draft: Literal["off", "auto"] = "auto"
     max_draft_tokens: int = 47  # per request and step; the controller asks for less where more does not pay
     max_tree_tokens: int = 64  # in drafts that branch, all requests of a step together
@@ -209,7 +218,9 @@ class Proposal:
 class DraftHints:
     """What a caller may tell about a request that changes when its tokens come, never which."""
 
-    scope: str = ""  # whose shared drafts it may see and feed: one client's text never shows in another's
+    # Whose shared drafts it may see and feed: one client's text never shows in another's. And whose cached
+    # prefixes it finds, with `EngineConfig.prefix_sharing` "scope".
+    scope: str = ""
     prediction: Sequence[int] = ()  # token ids that the output is expected to resemble
     drafts: bool = True  # False: plain decoding, and nothing of it is kept to draft from
 
@@ -342,6 +353,14 @@ class Backend(Protocol):
     @property
     def num_blocks(self) -> int:
         """Blocks of BLOCK_SIZE tokens in the KV cache that it holds."""
+        ...
+
+    @property
+    def kv_blocks(self) -> NDArray[np.uint8] | None:
+        """The KV cache's own memory, [num_blocks or more, bytes of a block]; None where it has no such form.
+
+        A full block, copied to any other place in it, means the same there. Valid until `close`.
+        """
         ...
 
     @property

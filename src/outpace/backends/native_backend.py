@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from outpace import _native
 from outpace.config import available_memory, kv_bytes_per_block
@@ -95,6 +96,11 @@ class NativeBackend:
     def num_blocks(self) -> int:
         """Blocks in the KV cache."""
         return self._num_blocks
+
+    @property
+    def kv_blocks(self) -> NDArray[np.uint8]:
+        """The KV cache's own memory, [num_blocks, bytes of a block]."""
+        return self._loaded.kv_blocks
 
     @property
     def weight_bytes(self) -> int:

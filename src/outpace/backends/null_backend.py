@@ -66,6 +66,11 @@ class NullBackend:
         return len(self._kv)
 
     @property
+    def kv_blocks(self) -> NDArray[np.uint8]:
+        """The token ids in place of keys and values, as bytes, [num_blocks, bytes of a block]."""
+        return self._kv.view(np.uint8)
+
+    @property
     def weight_bytes(self) -> int:
         """None are read."""
         return 0

@@ -83,6 +83,11 @@ class TorchBackend:
         return self._num_blocks
 
     @property
+    def kv_blocks(self) -> None:
+        """A block lies in many places: keys and values of each layer have tensors of their own."""
+        return
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of float32 weights that one decode step reads."""
         read = (

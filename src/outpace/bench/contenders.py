@@ -1,19 +1,15 @@
-"""Two engines behind the same three measurements, so that `bench peer` can take turns between them."""
+"""Engines behind the same measurements, so that they can take turns."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from outpace.bench.generate import follow
+from outpace.bench.peers.worker import PeerProcess
 from outpace.engine.step_driver import CONTEXT, StepDriver
-from outpace.errors import BackendError, OutpaceError
 from outpace.llm import LLM
 from outpace.types import SamplingParams
 
@@ -71,21 +67,14 @@ class OutpaceContender:
         return self._driver.prefill(num_tokens)
 
 
-class LlamaCppProcess:
+class LlamaCppProcess(PeerProcess):
     """The worker process of `outpace.bench.peers.llama_cpp`. Raises OutpaceError where it is not installed.
 
     Attributes: `flags`, what its build uses of the CPU; `version`, of llama-cpp-python; `load_seconds`.
     """
 
     def __init__(self, path: Path, num_threads: int, context: int) -> None:
-        if importlib.util.find_spec("llama_cpp") is None:
-            raise OutpaceError(INSTALL_HINT)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "outpace.bench.peers.llama_cpp"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        super().__init__("llama.cpp", "outpace.bench.peers.llama_cpp", "llama_cpp", INSTALL_HINT)
         try:
             loaded = self.ask("load", path=str(path), threads=num_threads, context=context)
         except BaseException:
@@ -94,35 +83,6 @@ class LlamaCppProcess:
         self.flags = str(loaded["flags"])
         self.version = str(loaded["version"])
         self.load_seconds = float(loaded["load_s"])
-
-    def ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
-        """Send one command and wait for its reply. Raises BackendError where it fails."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps({"op": operation, **arguments}) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            status = self._process.wait()
-            raise BackendError(f"llama.cpp ended with status {status} during {operation}. {INSTALL_HINT}")
-        reply: dict[str, Any] = json.loads(line)
-        if "error" in reply:
-            raise BackendError(f"llama.cpp: {operation}: {reply['error']}")
-        return reply
-
-    def close(self) -> None:
-        """End the process, in the midst of a command if need be. Safe to call twice."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
-        try:
-            self._process.wait(timeout=1)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
 
 class LlamaCppContender:
@@ -158,3 +118,26 @@ class LlamaCppContender:
     def prefill(self, num_tokens: int) -> float:
         """llama_decode of the prompt."""
         return float(self._process.ask("prefill", tokens=num_tokens, flash=self._flash)["seconds"])
+
+
+class OpenVinoProcess(PeerProcess):
+    """The worker process of `outpace.bench.peers.openvino`. Raises OutpaceError where it is not installed.
+
+    Attributes: `version`, of openvino-genai; `load_seconds`, of two pipelines.
+    """
+
+    def __init__(self, path: Path, num_threads: int) -> None:
+        hint = 'openvino-genai is not installed: pip install "outpace[peer]"'
+        super().__init__("OpenVINO", "outpace.bench.peers.openvino", "openvino_genai", hint)
+        try:
+            loaded = self.ask("load", path=str(path), threads=num_threads)
+        except BaseException:
+            self.close()
+            raise
+        self.version = str(loaded["version"])
+        self.load_seconds = float(loaded["load_s"])
+
+    def decode_seconds(self, prompt_token_ids: Sequence[int], max_tokens: int, *, lookup: bool) -> float:
+        """From the first token to the last of a greedy generation, with its prompt lookup or without."""
+        reply = self.ask("decode", token_ids=list(prompt_token_ids), max_tokens=max_tokens, lookup=lookup)
+        return float(reply["decode_s"])

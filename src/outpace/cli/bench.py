@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,7 +27,7 @@ WorkloadFlag = Annotated[
     str,
     typer.Option(
         help="A file of JSON lines, or one of: chat, write_code, edit_file, copy_file, agent_turns, "
-        "agent_session, adversarial."
+        "agent_session, extract_json, adversarial."
     ),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the report as JSON, on the last line.")]
@@ -186,10 +187,13 @@ def speculation(
     as_json: JsonFlag = False,
     engine: EngineFlags,
 ) -> None:
-    """Drafts against llama.cpp, plain and with llama-cpp-python's prompt lookup, request by request."""
+    """Drafts against llama.cpp and OpenVINO, each plain and with its prompt lookup, request by request.
+
+    OpenVINO takes part where it is installed; llama.cpp must be.
+    """
     from outpace.bench import report
     from outpace.bench.bandwidth import threads_of
-    from outpace.bench.contenders import LlamaCppProcess
+    from outpace.bench.contenders import LlamaCppProcess, OpenVinoProcess
     from outpace.bench.speculation import bench_speculation
     from outpace.bench.workload import load
 
@@ -197,11 +201,14 @@ def speculation(
     name = _or_default(model)
     path = _gguf(name)
     alone = replace(engine, draft="auto", draft_persist=False, prefix_cache=False)
-    with (
-        open_llm(name, alone) as llm,
-        closing(LlamaCppProcess(path, threads_of(llm.backend.description), 4096)) as process,
-    ):
-        result = bench_speculation(llm, process, workloads, on_turn=_say)
+    with ExitStack() as stack:
+        llm = stack.enter_context(open_llm(name, alone))
+        threads = threads_of(llm.backend.description)
+        process = stack.enter_context(closing(LlamaCppProcess(path, threads, 4096)))
+        openvino: OpenVinoProcess | None = None
+        if find_spec("openvino_genai") is not None:
+            openvino = stack.enter_context(closing(OpenVinoProcess(path, threads)))
+        result = bench_speculation(llm, process, openvino, workloads, on_turn=_say)
     _print(report.as_json(result) if as_json else report.speculation_table(result))
 
 

@@ -104,6 +104,23 @@ class EngineFlags:
             rich_help_panel=ENGINE_PANEL,
         ),
     ] = None
+    prefix_cache_disk_bytes: Annotated[
+        int | None,
+        typer.Option(
+            "--prefix-cache-disk",
+            metavar="SIZE",
+            parser=parse_size,
+            help="Disk for it, across restarts; 0: none. Default: 8GB for serve, else none.",
+            rich_help_panel=ENGINE_PANEL,
+        ),
+    ] = None
+    prefix_sharing: Annotated[
+        Literal["scope", "all"] | None,
+        typer.Option(
+            help="Reuse for the same client key, or for all.",
+            rich_help_panel=ENGINE_PANEL,
+        ),
+    ] = None
     draft: Annotated[
         Literal["off", "auto"] | None,
         typer.Option(help="Speculative decoding; never changes an answer.", rich_help_panel=ENGINE_PANEL),

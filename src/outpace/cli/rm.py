@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from outpace.config import drafts_dir
+from outpace.config import drafts_dir, prefixes_dir
 from outpace.draft.log import remove_orphans
 from outpace.models import hub
 from outpace.models.transfer import size_text
@@ -20,5 +20,5 @@ def rm(
     Without a file, a Hugging Face repository goes as a whole. Files outside the caches are left alone.
     """
     for model in models:
-        freed = hub.remove(model) + remove_orphans(drafts_dir())
+        freed = hub.remove(model) + remove_orphans(drafts_dir()) + remove_orphans(prefixes_dir())
         typer.echo(f"removed {model}: {size_text(freed)}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
 from outpace.cli.loading import open_llm
 from outpace.cli.options import EngineFlags, flatten, parse_size
+from outpace.config import prefix_cache_bytes
 from outpace.errors import UsageError
 from outpace.models.hub import DEFAULT_MODEL
 
@@ -91,6 +93,8 @@ def serve(
             typer.echo(
                 f"warning: anyone who can reach {host} can use this server; set OUTPACE_API_KEY", err=True
             )
+        if engine.prefix_cache_disk_bytes is None:
+            engine = replace(engine, prefix_cache_disk_bytes=prefix_cache_bytes())
         with open_llm(model, engine) as llm:
             url = url_of(listener)
 

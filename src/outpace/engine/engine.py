@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from outpace.draft import NoDrafter
 from outpace.engine import sampling
 from outpace.engine.block_pool import BlockPool
+from outpace.engine.block_store import BlockStore
 from outpace.engine.constraint import constrain
+from outpace.engine.disk_tier import DiskTier
 from outpace.engine.drafting import finish, observe, propose
 from outpace.engine.metrics import EngineMetrics
 from outpace.engine.output import take_tokens, terminal_delta, token_delta, token_logprobs
@@ -44,6 +46,9 @@ __all__ = ["MAX_WAITING", "Engine"]
 MAX_WAITING = 1024
 """Choices that may wait beyond those that run; one more is refused with `OverloadedError`."""
 
+_LOAD_WAIT = 0.005
+"""Seconds that a step waits where all requests wait for blocks from disk; then new ones are looked after."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -62,6 +67,7 @@ class Engine:
         config: EngineConfig,
         drafter: Drafter | None = None,
         *,
+        store: BlockStore | None = None,
         max_waiting: int = MAX_WAITING,
     ) -> None:
         self.backend = backend
@@ -71,8 +77,13 @@ class Engine:
         drafts = config.draft != "off" and not isinstance(self.drafter, NoDrafter)
         self._context = config.max_context or backend.spec.max_context
         self.max_context = min(self._context, backend.num_blocks * BLOCK_SIZE)
-        self.pool = BlockPool(backend.num_blocks, PrefixCache() if config.prefix_cache else None)
-        self.scheduler = Scheduler(self.pool, config, config.max_draft_tokens if drafts else 0)
+        cache = PrefixCache() if config.prefix_cache else None
+        self.pool = BlockPool(backend.num_blocks, cache)
+        memory = None if store is None else backend.kv_blocks
+        self.disk = (
+            None if cache is None or store is None or memory is None else DiskTier(store, cache, memory)
+        )
+        self.scheduler = Scheduler(self.pool, config, config.max_draft_tokens if drafts else 0, self.disk)
         self.metrics = EngineMetrics(self.scheduler)
         self.grammars = GrammarCompiler(tokenizer)
         self.last_stats: StepStats | None = None
@@ -120,9 +131,13 @@ class Engine:
                 detokenizer=Detokenizer(self.tokenizer, shown=params.shown_token_ids),
                 hints=hints or DraftHints(),
                 answer_state=None if params.grammar is None else self.grammars.start(params.grammar),
+                prefix_scope=self._prefix_scope(hints),
             )
             for index in range(params.n)
         ]
+
+    def _prefix_scope(self, hints: DraftHints | None) -> bytes:
+        return hints.scope.encode() if hints is not None and self.config.prefix_sharing == "scope" else b""
 
     def _check_length(self, num_tokens: int) -> None:
         if num_tokens >= self._context:
@@ -189,7 +204,13 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether `step` has something to do or to return."""
-        return self._num_open > 0 or bool(self._pending)
+        loads = self.disk is not None and self.disk.num_loads > 0
+        return self._num_open > 0 or bool(self._pending) or loads
+
+    def close(self) -> None:
+        """The engine ends, and the backend still lives: write the prefixes that shall outlive it."""
+        if self.disk is not None:
+            self.disk.close()
 
     # --- one step ---------------------------------------------------------------------------------
 
@@ -201,7 +222,10 @@ class Engine:
         start = time.perf_counter()
         plan = self.scheduler.schedule()
         if not plan.requests:
-            assert not self._num_open, "a request alone always fits"
+            if self.disk is not None and self.disk.num_loads:
+                self.disk.wait(_LOAD_WAIT)
+            else:
+                assert not self._num_open, "a request alone always fits"
             return self._take_pending()
         planned = time.perf_counter()
         drafts = propose(self.drafter, plan, self.backend.spec.vocab_size, self.config.max_tree_tokens)

@@ -54,6 +54,7 @@ class EngineMetrics:
         self._scheduler = scheduler
         self._prompt_tokens = 0
         self._cached_tokens = 0
+        self._disk_tokens = 0  # of these
         self._finished = dict.fromkeys(FinishReason, 0)
         self._steps = self._rows = self._new_tokens = 0
         self._step_seconds = self._backend_seconds = self._draft_seconds = 0.0
@@ -103,6 +104,7 @@ class EngineMetrics:
             self._ttft.add(now - request.submitted_at)
             self._prompt_tokens += request.num_prompt_tokens
             self._cached_tokens += request.num_cached_tokens
+            self._disk_tokens += request.num_disk_tokens
         request.last_token_at = now
 
     def finished(self, request: Request, reason: FinishReason, now: float) -> None:
@@ -128,6 +130,43 @@ class EngineMetrics:
         yield self._acceptance_length.family(
             "outpace_acceptance_length", "Tokens of a step that verified a draft, the bonus token included."
         )
+
+    def _prefix_families(self) -> Iterator[Metric]:
+        """The prefix cache's tiers: what the one in memory lacks is looked for on disk."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        cache, disk = self._scheduler.pool.cache, self._scheduler.disk
+        if cache is None:
+            return
+        in_memory = self._cached_tokens - self._disk_tokens
+        tiers = {"memory": (in_memory, self._prompt_tokens - in_memory, cache.num_evicted)}
+        if disk is not None:
+            missed = self._prompt_tokens - self._cached_tokens
+            tiers["disk"] = self._disk_tokens, missed, disk.store.num_evicted
+        texts = (
+            ("hit_tokens", "Prompt tokens found, by tier."),
+            ("miss_tokens", "Prompt tokens not found, by tier."),
+            ("evicted_blocks", "Blocks evicted, by tier."),
+        )
+        for i, (name, text) in enumerate(texts):
+            family = CounterMetricFamily(f"outpace_prefix_tier_{name}", text, labels=["tier"])
+            for tier, values in tiers.items():
+                family.add_metric([tier], values[i])
+            yield family
+        if disk is None:
+            return
+        store = disk.store
+        yield GaugeMetricFamily(
+            "outpace_prefix_disk_bytes", "This model's blocks on disk.", store.num_blocks * store.block_bytes
+        )
+        counters = (
+            ("written_blocks", "Blocks written to disk.", store.num_written),
+            ("damaged_blocks", "Blocks found damaged on disk, and dropped.", store.num_damaged),
+            ("write_errors", "Failures after which nothing more is written.", store.num_errors),
+            ("load_seconds", "Time in reading blocks from disk.", disk.load_seconds),
+        )
+        for name, text, value in counters:
+            yield CounterMetricFamily(f"outpace_prefix_disk_{name}", text, value)
 
     def collect(self) -> Iterator[Metric]:
         """Everything, as Prometheus' metric families."""
@@ -174,6 +213,7 @@ class EngineMetrics:
         for reason, count in self._finished.items():
             ends.add_metric([reason.value], count)
         yield ends
+        yield from self._prefix_families()
         yield from self._draft_families()
         yield self._ttft.family("outpace_time_to_first_token_seconds", "From submit to the first token.")
         yield self._token_time.family("outpace_time_per_output_token_seconds", "Between tokens.")

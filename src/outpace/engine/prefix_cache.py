@@ -15,11 +15,14 @@ from outpace.types import BLOCK_SIZE, Int32Array
 __all__ = ["PrefixCache", "extend_digests"]
 
 
-def extend_digests(digests: list[bytes], token_ids: Int32Array, num_blocks: int) -> None:
-    """Extend `digests`, one for each full block of `token_ids`, to `num_blocks` of them."""
+def extend_digests(digests: list[bytes], token_ids: Int32Array, num_blocks: int, scope: bytes = b"") -> None:
+    """Extend `digests`, one for each full block of `token_ids`, to `num_blocks` of them.
+
+    Equal tokens of different scopes have different digests: what one has cached the other does not find.
+    """
     for index in range(len(digests), num_blocks):
         block = token_ids[index * BLOCK_SIZE : (index + 1) * BLOCK_SIZE]
-        digests.append(blake2b((digests[-1] if index else b"") + block.tobytes(), digest_size=16).digest())
+        digests.append(blake2b((digests[-1] if index else scope) + block.tobytes(), digest_size=16).digest())
 
 
 class PrefixCache:
@@ -29,6 +32,8 @@ class PrefixCache:
         self._block_of: dict[bytes, int] = {}
         self._digest_of: dict[int, bytes] = {}
         self._unused: OrderedDict[int, None] = OrderedDict()  # least recently released first
+        self._epochs: dict[int, int] = {}  # block -> how often it was evicted
+        self.num_evicted = 0
 
     def __len__(self) -> int:
         """Blocks that are cached, held or not."""
@@ -48,6 +53,14 @@ class PrefixCache:
                 break
             blocks.append(block)
         return blocks
+
+    def block_of(self, digest: bytes) -> int | None:
+        """The block with this digest. Any thread may ask."""
+        return self._block_of.get(digest)
+
+    def epoch(self, block: int) -> int:
+        """A number that grows before a cached block's content may change. Any thread may ask."""
+        return self._epochs.get(block, 0)
 
     def insert(self, digest: bytes, block: int) -> None:
         """Remember a held block whose content is valid. A prefix that is known already keeps its block."""
@@ -71,5 +84,7 @@ class PrefixCache:
         if not self._unused:
             return None
         block, _ = self._unused.popitem(last=False)
+        self.num_evicted += 1
+        self._epochs[block] = self._epochs.get(block, 0) + 1
         del self._block_of[self._digest_of.pop(block)]
         return block

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from outpace.engine.disk_tier import Load
 from outpace.engine.prefix_cache import extend_digests
 from outpace.engine.sampling import PackedSampling
 from outpace.errors import InvalidParameterError
@@ -39,15 +40,18 @@ class Request:
         "key",
         "last_token_at",
         "last_token_id",
+        "load",
         "max_total_tokens",
         "num_accepted",
         "num_cached_tokens",
         "num_computed_tokens",
+        "num_disk_tokens",
         "num_drafted",
         "num_prompt_tokens",
         "num_registered_blocks",
         "num_tokens",
         "params",
+        "prefix_scope",
         "prompt_counted",
         "request_id",
         "sampling",
@@ -69,6 +73,7 @@ class Request:
         detokenizer: Detokenizer,
         hints: DraftHints,
         answer_state: AnswerState | None = None,
+        prefix_scope: bytes = b"",
     ) -> None:
         self.request_id = request_id
         self.index = index  # which of the n choices
@@ -80,11 +85,13 @@ class Request:
         self.detokenizer = detokenizer
         self.hints = hints
         self.answer_state = answer_state  # where the output stands in its grammar, if it has one
+        self.prefix_scope = prefix_scope  # whose cached prefixes it may find: those of the same bytes
         self.stop_matcher = StopMatcher(params.stop) if params.stop else None
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_tokens = self.num_prompt_tokens
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0  # of the prompt, when it was first admitted
+        self.num_disk_tokens = 0  # of these, those that came from disk
         self.prompt_counted = False  # whether num_cached_tokens is known
         self.num_drafted = 0
         self.num_accepted = 0
@@ -96,6 +103,7 @@ class Request:
         self.followers: list[Request] = []  # choices that wait for this one's prompt blocks
         self.block_ids: list[int] = []
         self.block_version = 0  # changes when block_ids is emptied
+        self.load: Load | None = None  # what comes from disk just now; until then it does not run
         self.num_registered_blocks = 0  # full blocks that the prefix cache has been told of
         self._digests: list[bytes] = []
         self._token_buffer: Int32Array = np.empty(self.num_prompt_tokens + 64, np.int32)
@@ -138,7 +146,7 @@ class Request:
     def digests(self, num_blocks: int) -> list[bytes]:
         """The chained digests of at least the first `num_blocks` full blocks."""
         if len(self._digests) < num_blocks:
-            extend_digests(self._digests, self.token_ids, num_blocks)
+            extend_digests(self._digests, self.token_ids, num_blocks, self.prefix_scope)
         return self._digests
 
     @property

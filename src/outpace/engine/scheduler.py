@@ -12,6 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from outpace.engine.block_pool import BlockPool
+from outpace.engine.disk_tier import DiskTier
 from outpace.engine.request import Request
 from outpace.types import BLOCK_SIZE, EngineConfig
 
@@ -34,11 +35,15 @@ class StepPlan:
 class Scheduler:
     """Holds the waiting and the running requests, oldest first; all that run are older than all that wait.
 
-    `max_draft_tokens` is per request and step; 0: no drafts.
+    `max_draft_tokens` is per request and step; 0: no drafts. With `disk`, blocks of prefixes come from there
+    where the memory's cache lacks them.
     """
 
-    def __init__(self, pool: BlockPool, config: EngineConfig, max_draft_tokens: int) -> None:
+    def __init__(
+        self, pool: BlockPool, config: EngineConfig, max_draft_tokens: int, disk: DiskTier | None = None
+    ) -> None:
         self.pool = pool
+        self.disk = disk
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.num_preemptions = 0
@@ -53,6 +58,7 @@ class Scheduler:
 
     def schedule(self) -> StepPlan:
         """Choose the next step's rows and take the blocks they need. The plan may be empty."""
+        self._take_loaded()
         plan = StepPlan([], [], [], [])
         prefilling = self._schedule_decodes(plan)
         budget = self._max_rows - len(plan.requests)
@@ -68,7 +74,8 @@ class Scheduler:
             request = self.waiting[0]
             if not self._admit(request):
                 break
-            budget -= self._schedule_prefill(plan, request, budget)
+            if request.load is None:
+                budget -= self._schedule_prefill(plan, request, budget)
         return plan
 
     def _schedule_decodes(self, plan: StepPlan) -> list[Request]:
@@ -82,7 +89,8 @@ class Scheduler:
                 plan.num_new.append(1)
                 plan.max_draft.append(0)
                 plan.sample.append(True)
-        return [request for request in prefilling if request.block_ids]  # some may be preempted since
+        # Some may be preempted since.
+        return [request for request in prefilling if request.block_ids and request.load is None]
 
     def _make_room(self, request: Request) -> bool:
         """See that a decoding request has a block for its next row. False where it was preempted itself.
@@ -144,6 +152,8 @@ class Scheduler:
         if self.running and self._refused_at == pool.num_releases:
             return False
         cached = self._find_cached(request)
+        if self._is_on_its_way(request, len(cached)):
+            return False
         pool.share(cached)
         missing = request.num_blocks_needed - len(cached)
         if pool.num_free < missing + len(self.running):
@@ -159,8 +169,9 @@ class Scheduler:
             request.block_ids.append(block)
         self.running.append(self.waiting.popleft())
         if not request.prompt_counted:
-            request.prompt_counted = True
             request.num_cached_tokens = request.num_computed_tokens
+        if not self._load(request, request.num_registered_blocks):
+            request.prompt_counted = True
         return True
 
     def _find_cached(self, request: Request) -> list[int]:
@@ -170,6 +181,55 @@ class Scheduler:
         limit = (request.num_tokens - 1) // BLOCK_SIZE
         return self.pool.cache.find(request.digests(limit), limit)
 
+    # --- the disk tier ------------------------------------------------------------------------------
+
+    def _is_on_its_way(self, request: Request, num_cached: int) -> bool:
+        """Whether another request waits for the next of the prefix's blocks: it is in memory soon."""
+        limit = (request.num_tokens - 1) // BLOCK_SIZE
+        return (
+            self.disk is not None
+            and num_cached < limit
+            and self.disk.is_loading(request.digests(limit)[num_cached])
+        )
+
+    def _load(self, request: Request, start: int) -> bool:
+        """Begin to read the blocks from `start` on that are on disk; whether there are any."""
+        if self.disk is None:
+            return False
+        limit = (request.num_tokens - 1) // BLOCK_SIZE
+        end = start + self.disk.find(request.digests(limit), start, limit)
+        if end == start:
+            return False
+        blocks = request.block_ids[start:end]
+        self.pool.share(blocks)  # the load's own hold
+        request.load = self.disk.load(request.digests(limit)[start:end], blocks)
+        return True
+
+    def _take_loaded(self) -> None:
+        """Cache the blocks that came from disk, and let those who waited for them run."""
+        if self.disk is None or self.pool.cache is None:
+            return
+        for load in self.disk.take_finished():
+            count = load.num_loaded
+            for digest, block in zip(load.digests[:count], load.block_ids, strict=False):
+                self.pool.cache.insert(digest, block)
+            for request in self.running:
+                if request.load is load:
+                    self._loaded(request, count)
+            self.pool.release(load.block_ids)
+
+    @staticmethod
+    def _loaded(request: Request, num_blocks: int) -> None:
+        request.load = None
+        request.num_registered_blocks += num_blocks
+        request.num_computed_tokens += num_blocks * BLOCK_SIZE
+        if not request.prompt_counted:
+            request.prompt_counted = True
+            request.num_disk_tokens = num_blocks * BLOCK_SIZE
+            request.num_cached_tokens += num_blocks * BLOCK_SIZE
+
+    # --- giving back --------------------------------------------------------------------------------
+
     def _preempt(self, request: Request) -> None:
         self.num_preemptions += 1
         self.running.remove(request)
@@ -177,6 +237,10 @@ class Scheduler:
         self.waiting.appendleft(request)
 
     def _give_back(self, request: Request) -> None:
+        if self.disk is not None:
+            full = request.num_registered_blocks
+            self.disk.keep(request.digests(full)[:full])
+        request.load = None
         self.pool.release(request.block_ids)
         request.block_ids = []
         request.block_version += 1

@@ -75,7 +75,7 @@ def find(
     folder = packed_folder()
     name = f"{checkpoint.path.stem[:60]}-{_digest(str(source))[:16]}-{weight_format}.packed"
     try:
-        key = _key(checkpoint, weight_format, layout)
+        key = weights_key(checkpoint, weight_format, layout)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         _log.info("packed weights are not kept: %s", error)
@@ -96,6 +96,20 @@ def remove_orphans() -> int:
         if header is None or not Path(header[1]).exists():
             freed += _remove(path)
     return freed
+
+
+def weights_key(checkpoint: Checkpoint, weight_format: WeightFormat, layout: int) -> str:
+    """A digest of the files' identity and of all in the header that decides how tiles are made.
+
+    Hexadecimal SHA-256. `OSError` where a file cannot be read.
+    """
+    tensors = checkpoint.tensors.values()
+    paths = sorted({tensor.path for tensor in tensors})
+    files = [_identity(path) for path in paths]
+    table = [(t.name, paths.index(t.path), t.offset, t.num_bytes, t.dtype, t.shape) for t in tensors]
+    spec = checkpoint.spec
+    order = (spec.num_layers, spec.tied_embeddings)
+    return _digest(json.dumps([layout, weight_format, order, files, sorted(table)]))
 
 
 def _make_room(path: Path, num_bytes: int, budget: int) -> bool:
@@ -122,17 +136,6 @@ def _make_room(path: Path, num_bytes: int, budget: int) -> bool:
         _log.info("%s: is not written, the disk has only %d MB free", path, disk.free >> 20)
         return False
     return True
-
-
-def _key(checkpoint: Checkpoint, weight_format: WeightFormat, layout: int) -> str:
-    """A digest of the files' identity and of all in the header that decides how tiles are made."""
-    tensors = checkpoint.tensors.values()
-    paths = sorted({tensor.path for tensor in tensors})
-    files = [_identity(path) for path in paths]
-    table = [(t.name, paths.index(t.path), t.offset, t.num_bytes, t.dtype, t.shape) for t in tensors]
-    spec = checkpoint.spec
-    order = (spec.num_layers, spec.tied_embeddings)
-    return _digest(json.dumps([layout, weight_format, order, files, sorted(table)]))
 
 
 def _identity(path: Path) -> tuple[str, int, int, int]:

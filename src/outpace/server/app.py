@@ -12,9 +12,11 @@ from outpace.llm import LLM
 from outpace.server import dialect, errors
 from outpace.server.anthropic.routes import anthropic_router
 from outpace.server.encoding import json_response
+from outpace.server.llama_cpp.infill import infill_router
 from outpace.server.metrics import HTTPMetrics
 from outpace.server.middleware import KeyAuth, LoopbackOnly
 from outpace.server.models import models_router
+from outpace.server.ollama.routes import ollama_router
 from outpace.server.openai.routes import openai_router
 from outpace.server.served import ServedModel
 from outpace.server.settings import ServerSettings
@@ -38,8 +40,9 @@ def create_app(llm: LLM, *, model_name: str | None = None, settings: ServerSetti
     app = FastAPI(title="Outpace", version=__version__, docs_url=None, redoc_url=None, middleware=middleware)
     app.state.served = served
     dialect.install(app)
-    for router in (openai_router(served), anthropic_router(served), models_router(served)):
-        app.include_router(router)
+    routers = (openai_router, anthropic_router, models_router, ollama_router, infill_router)
+    for router in routers:
+        app.include_router(router(served))
 
     @app.head("/", include_in_schema=False)
     @app.get("/")

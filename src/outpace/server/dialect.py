@@ -14,9 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from outpace.errors import OutpaceError
 from outpace.server.anthropic.errors import anthropic_error
 from outpace.server.errors import APIError, from_exception, internal_error
+from outpace.server.ollama.answer import error_line
 
 _OPENAI_PATHS = ("/v1/chat/", "/v1/completions")
 _ANTHROPIC_PATHS = ("/v1/messages",)
+_OLLAMA_PATHS = ("/api/",)
 
 
 def speaks_anthropic(scope: Scope) -> bool:
@@ -41,6 +43,8 @@ def _id_header(scope: Scope) -> tuple[str, str]:
 
 def error_response(error: APIError, scope: Scope) -> Response:
     """The error as an HTTP response in the request's dialect."""
+    if scope["path"].startswith(_OLLAMA_PATHS):
+        return Response(error_line(error), error.status, error.headers, media_type="application/json")
     return anthropic_error(error, request_id(scope)) if speaks_anthropic(scope) else error.response()
 
 

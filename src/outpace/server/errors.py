@@ -19,6 +19,7 @@ from outpace.errors import (
     OutOfMemoryError,
     OutpaceError,
     OverloadedError,
+    UnsupportedModelError,
     UsageError,
 )
 
@@ -86,6 +87,8 @@ def from_exception(error: Exception, renamed: Mapping[str, str] | None = None) -
             answer = APIError(400, message, param=name, code=code)
         case OutOfMemoryError():  # the KV cache can never hold this prompt
             answer = APIError(400, str(error), code="context_length_exceeded")
+        case UnsupportedModelError():  # for instance no chat template
+            answer = APIError(400, str(error), code="unsupported_by_model")
         case UsageError():
             answer = APIError(400, str(error), code="invalid_request")
         case OverloadedError():

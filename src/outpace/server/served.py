@@ -82,13 +82,16 @@ class ServedModel:
             return encode()
         return await asyncio.to_thread(encode)
 
-    def start(
+    async def start(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams, hints: DraftHints
     ) -> Generation:
         """Submit one request for each prompt; all of them or none. `hints` are those of each.
 
         Raises what `EngineLoop.submit` raises, and `APIError` 503 during shutdown.
         """
+        if params.grammar is not None:
+            # Compiled on a thread, so that no stream waits for it; afterwards it is known.
+            await asyncio.to_thread(self.llm.loop.engine.grammars.start, params.grammar)
         if self.live.draining:
             message = "the server is shutting down"
             raise APIError(

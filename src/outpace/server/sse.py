@@ -1,4 +1,4 @@
-"""Server-sent events: the response that streams, and ends exactly once."""
+"""Server-sent events, or lines: the response that streams, and ends exactly once."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class EventStream(Response):
     event, since the status line is long gone; `encode_error` writes it in the dialect's form.
     """
 
-    media_type = "text/event-stream"
-
     def __init__(
         self,
         events: AsyncGenerator[bytes],
         generation: Generation,
         encode_error: Callable[[APIError], str] = lambda error: f"data: {error.body()}\n\n",
+        media_type: str = "text/event-stream",
     ) -> None:
+        self.media_type = media_type
         self.status_code = 200
         self.background = None
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})

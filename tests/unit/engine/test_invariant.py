@@ -32,6 +32,12 @@ def test_no_schedule_changes_an_answer(scenario: Scenario) -> None:
     check_invariant(null_backend, byte_tokenizer(), scenario)
 
 
+@settings(relaxed, max_examples=60)
+@given(scenario=scenarios(vocab_size=256, disk=True))
+def test_nor_does_a_tier_on_disk(scenario: Scenario) -> None:
+    check_invariant(null_backend, byte_tokenizer(), scenario)
+
+
 @pytest.fixture(scope="module", params=["int8", "f16"])
 def native_tiny(request: pytest.FixtureRequest, tiny_checkpoint: TinyFactory) -> Iterator[BackendFactory]:
     """The native core over a tiny random model; one backend for all, so its KV cache is never clean."""
@@ -45,6 +51,14 @@ def native_tiny(request: pytest.FixtureRequest, tiny_checkpoint: TinyFactory) ->
 @settings(relaxed, max_examples=15)
 @given(scenario=scenarios(vocab_size=512, max_requests=4, max_tokens=40))
 def test_nor_one_of_the_native_core(native_tiny: BackendFactory, scenario: Scenario) -> None:
+    check_invariant(native_tiny, byte_tokenizer(512), scenario)
+
+
+@settings(relaxed, max_examples=12)
+@given(scenario=scenarios(vocab_size=512, max_requests=4, max_tokens=40, disk=True))
+def test_nor_blocks_of_the_native_core_that_come_from_disk(
+    native_tiny: BackendFactory, scenario: Scenario
+) -> None:
     check_invariant(native_tiny, byte_tokenizer(512), scenario)
 
 

@@ -1,4 +1,4 @@
-"""llama.cpp as a worker process: commands as JSON lines on stdin, one reply line each on stdout.
+"""llama.cpp as a worker process, see `outpace.bench.peers.worker`.
 
 Run as `python -m outpace.bench.peers.llama_cpp`. It uses the C API through llama-cpp-python's ctypes
 bindings, without that package's Python sampling: a greedy pick is numpy's argmax over the logits.
@@ -12,7 +12,6 @@ Commands, by "op":
              with llama-cpp-python's prompt lookup (LlamaPromptLookupDecoding)
     step     rows, context, runs, flash        -> seconds: one for each run; every row yields logits
     prefill  tokens, flash                     -> seconds
-A failed command is answered with {"error": TEXT}.
 """
 
 from __future__ import annotations
@@ -20,15 +19,13 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.metadata
-import json
-import os
-import signal
-import sys
 from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
 import numpy as np
+
+from outpace.bench.peers.worker import serve
 
 BATCH_TOKENS = 2048  # n_batch: tokens in one llama_decode
 MICRO_BATCH_TOKENS = 512  # n_ubatch: rows computed at once, llama.cpp's default
@@ -221,20 +218,5 @@ class Worker:
         return self._peer
 
 
-def serve() -> None:
-    """Answer commands until stdin ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's, who then closes stdin
-    # The library prints to stdout too: replies get the descriptor, its prints go to stderr.
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    worker = Worker()
-    for line in sys.stdin:
-        try:
-            reply = worker.answer(json.loads(line))
-        except Exception as error:  # the caller reports it
-            reply = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(reply), file=replies, flush=True)
-
-
 if __name__ == "__main__":
-    serve()
+    serve(Worker().answer)

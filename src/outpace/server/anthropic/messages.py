@@ -38,7 +38,7 @@ async def create_message(served: ServedModel, request: Request, request_id: str)
     try:
         grammar = await compiled_grammar(served, conversation, prompt)
         params = answer_params(served, conversation, message_params(body), grammar)
-        generation = served.start([prompt.token_ids], params, DraftHints(client_scope(request.headers)))
+        generation = await served.start([prompt.token_ids], params, DraftHints(client_scope(request.headers)))
     except Exception as error:
         raise explain(error) from error
     answer = MessageAnswer(name, body, served, answer_reader(served, conversation, prompt))

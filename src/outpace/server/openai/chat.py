@@ -47,7 +47,7 @@ async def create_chat_completion(served: ServedModel, request: Request) -> Respo
         grammar = await compiled_grammar(served, conversation, prompt)
         params = answer_params(served, conversation, wire.params, grammar)
         hints = DraftHints(client_scope(request.headers), prediction)
-        generation = served.start([prompt.token_ids], params, hints)
+        generation = await served.start([prompt.token_ids], params, hints)
     except Exception as error:
         raise from_exception(error, wire.renamed) from error
     read = answer_reader(served, conversation, prompt)

@@ -11,6 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from outpace.errors import UnsupportedModelError
 from outpace.server.body import read_json
 from outpace.server.client import client_scope
 from outpace.server.constraint import compiled_schema
@@ -25,6 +26,7 @@ from outpace.server.openai.response_format import answer_schema
 from outpace.server.openai.schema import CompletionRequest
 from outpace.server.served import ServedModel
 from outpace.server.sse import DONE, EventStream
+from outpace.text.fill_in_middle import fill_in_middle
 from outpace.types import DraftHints, TokenDelta
 
 Prompt = str | list[int]
@@ -37,14 +39,23 @@ async def create_completion(served: ServedModel, request: Request) -> Response:
     wire = completion_params(body)
     prompts = _prompts(body, served)
     num_chars = sum(len(prompt) for prompt in prompts)
-    encode_prompt, decode = served.llm.encode_prompt, served.llm.tokenizer.decode
+    decode = served.llm.tokenizer.decode
+
+    def encode_prompt(prompt: Prompt) -> list[int]:
+        if not body.suffix:
+            return served.llm.encode_prompt(prompt)
+        text = prompt if isinstance(prompt, str) else decode(prompt)
+        return fill_in_middle(served.llm.tokenizer, text, body.suffix)
+
     try:
         encoded = await served.encode(num_chars, lambda: [encode_prompt(prompt) for prompt in prompts])
         echoes = (
             [decode(p) if isinstance(p, list) else p for p in prompts] if body.echo else [""] * len(prompts)
         )
         params = replace(wire.params, grammar=await compiled_schema(served, answer_schema(body)))
-        generation = served.start(encoded, params, DraftHints(client_scope(request.headers)))
+        generation = await served.start(encoded, params, DraftHints(client_scope(request.headers)))
+    except UnsupportedModelError as error:
+        raise APIError(400, str(error), param="suffix", code="unsupported_by_model") from error
     except Exception as error:
         raise from_exception(error, {"messages": "prompt", **wire.renamed}) from error
     answer = CompletionAnswer(

@@ -53,8 +53,8 @@ def chat_params(request: ChatRequest) -> WireParams:
 
 def completion_params(request: CompletionRequest) -> WireParams:
     """The parameters of a text completion. Raises `APIError` for what is not supported."""
-    if request.suffix:
-        raise unsupported("suffix", "'suffix' (fill in the middle) is not supported yet; leave it out")
+    if request.suffix and request.echo:
+        raise unsupported("suffix", "'suffix' together with 'echo' is not supported; ask for one of them")
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise unsupported("best_of", "'best_of' other than 'n' is not supported; leave it out")
     if request.echo and request.logprobs is not None:

@@ -1,0 +1,1 @@
+"""The part of llama.cpp's own dialect that editors look for: `/infill`."""

@@ -1,0 +1,66 @@
+"""What the Ollama dialect's requests look like on the wire. Fields that are not named have no effect."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from outpace.server.wire import FirstError, Wire
+
+
+class Options(Wire):
+    """How tokens are chosen."""
+
+    num_predict: int | None = None  # below 0: to the end
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: list[str] | str | None = None
+
+
+class Common(Wire):
+    """The fields that both kinds of generation share."""
+
+    model: str
+    stream: bool | None = None  # None: yes
+    format: str | dict[str, Any] | None = None  # "json", or a JSON schema
+    options: Options | None = None
+
+
+class Message(Wire):
+    """One message of a chat."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str = ""
+    images: list[Any] | None = None
+    tool_calls: list[Any] | None = None
+
+
+class ChatRequest(Common):
+    """The body of `POST /api/chat`."""
+
+    messages: Annotated[list[Message], FirstError()] = Field(default_factory=list[Message])
+    tools: list[Any] | None = None
+
+
+class GenerateRequest(Common):
+    """The body of `POST /api/generate`."""
+
+    prompt: str = ""
+    suffix: str | None = None
+    system: str | None = None
+    raw: bool | None = None
+    images: list[Any] | None = None
+
+
+class ShowRequest(Wire):
+    """The body of `POST /api/show`."""
+
+    model: str | None = None
+    name: str | None = None  # an older name of the same

@@ -1,0 +1,176 @@
+"""The Ollama dialect with its own client, and `/infill`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import ollama
+import pytest
+from serving import RunningServer, failing_at, open_raw, running, wait_until_busy
+
+from outpace.llm import LLM
+
+HELLO = [{"role": "user", "content": "Say hello."}]
+SHORT = {"num_predict": 8, "seed": 1}
+
+
+@contextmanager
+def closing_client(server: RunningServer) -> Iterator[ollama.Client]:
+    client = ollama.Client(host=server.url, timeout=60)
+    yield client
+    client._client.close()  # the package has no other way
+
+
+@pytest.fixture
+def friend(server: RunningServer) -> Iterator[ollama.Client]:
+    with closing_client(server) as client:
+        yield client
+
+
+@pytest.fixture
+def real_friend(native_server: RunningServer) -> Iterator[ollama.Client]:
+    with closing_client(native_server) as client:
+        yield client
+
+
+def test_an_editor_finds_the_model(friend: ollama.Client, http: httpx.Client) -> None:
+    assert int(http.get("/api/version").json()["version"].split(".")[1]) >= 6
+    [model] = friend.list().models
+    assert model.model == "test-model"
+    shown = friend.show("test-model")
+    assert shown.capabilities == ["completion"]
+    assert shown.modelinfo is not None
+    assert shown.modelinfo["llama.context_length"] == 1024
+    assert friend.show("test-model:latest").modelinfo == shown.modelinfo
+    [running] = friend.ps().models
+    assert running.context_length == 1024
+
+
+def test_a_chat_is_the_same_in_one_piece_and_as_lines(friend: ollama.Client) -> None:
+    whole = friend.chat("test-model", HELLO, options=SHORT)
+    lines = list(friend.chat("test-model", HELLO, options=SHORT, stream=True))
+    assert "".join(line.message.content or "" for line in lines) == whole.message.content
+    assert [line.done for line in lines].count(True) == 1
+    last = lines[-1]
+    assert last.done_reason == whole.done_reason == "length"
+    assert last.eval_count == whole.eval_count == 8
+    assert last.prompt_eval_count == whole.prompt_eval_count
+    assert (last.total_duration or 0) >= (last.eval_duration or 0)
+
+
+def test_a_prompt_is_answered_or_completed(friend: ollama.Client, server: RunningServer) -> None:
+    answered = friend.generate("test-model", "Say hello.", options=SHORT)
+    assert answered.response == friend.chat("test-model", HELLO, options=SHORT).message.content
+    completed = friend.generate("test-model", "Say hello.", raw=True, options=SHORT)
+    assert completed.prompt_eval_count == len(server.llm.encode_prompt("Say hello."))
+
+
+def test_a_format_is_kept_to(real_friend: ollama.Client) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "green"]}, "count": {"type": "integer", "maximum": 9}},
+        "required": ["colour", "count"],
+        "additionalProperties": False,
+    }
+    answer = real_friend.chat("test-model", HELLO, format=schema, options={"seed": 1, "num_predict": 60})
+    parsed = json.loads(answer.message.content or "")
+    assert parsed["colour"] in {"red", "green"}
+    assert list(parsed) == ["colour", "count"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "says"),
+    [
+        ("chat", {"model": "other", "messages": HELLO}, 404, "not served here"),
+        ("chat", {"model": "test-model", "messages": HELLO, "format": "xml"}, 400, "format"),
+        ("chat", {"model": "test-model", "messages": HELLO, "tools": [{}]}, 400, "tools"),
+        ("chat", {"model": "test-model", "messages": [{"role": "user", "images": ["x"]}]}, 400, "text only"),
+        ("chat", {"model": "test-model", "messages": HELLO, "options": {"top_p": 7}}, 400, "top_p"),
+        ("chat", {"model": "test-model", "messages": HELLO, "format": {"type": "thing"}}, 400, "JSON schema"),
+        ("generate", {"model": "test-model", "prompt": "x", "suffix": "y"}, 400, "fill in the middle"),
+        ("generate", {"prompt": "x"}, 400, "model"),
+        ("show", {"model": "other"}, 404, "not served here"),
+        ("embed", {"model": "test-model"}, 404, "no such address"),
+    ],
+)
+def test_errors_have_the_dialects_form(
+    http: httpx.Client, path: str, body: dict[str, object], status: int, says: str
+) -> None:
+    answer = http.post(f"/api/{path}", json=body)
+    assert answer.status_code == status
+    assert list(answer.json()) == ["error"]
+    assert says in answer.json()["error"]
+
+
+def test_a_failing_step_is_the_last_line(
+    http: httpx.Client, served_llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing_at(served_llm, monkeypatch)[0] = 3
+    body = {"model": "test-model", "messages": HELLO, "options": {"num_predict": 50}}
+    lines = [json.loads(line) for line in http.post("/api/chat", json=body).text.splitlines()]
+    assert lines[-1] == {"error": "the step broke"}
+    assert not any(line.get("done") for line in lines)
+
+
+def test_a_client_that_leaves_is_cancelled(server: RunningServer) -> None:
+    body = {"model": "test-model", "prompt": "a b c", "options": {"num_predict": 900}}
+    connection = open_raw(server, "/api/generate", body)
+    wait_until_busy(server)
+    connection.close()
+    server.wait_idle(3)
+
+
+# --- llama.cpp's /infill ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def code_server(model_05b: object) -> Iterator[httpx.Client]:
+    with (
+        LLM(str(model_05b), max_context=1024, kv_cache_bytes=1 << 26) as llm,
+        running(llm) as state,
+        httpx.Client(base_url=state.url, timeout=60) as client,
+    ):
+        yield client
+
+
+GAP = {
+    "input_prefix": "def add(first, second):\n    return ",
+    "input_suffix": "\n\nassert add(1, 2) == 3\n",
+    "temperature": 0,
+    "n_predict": 16,
+}
+
+
+def test_infill_fills_the_gap(code_server: httpx.Client) -> None:
+    answer = code_server.post("/infill", json=GAP).json()
+    assert answer["content"].startswith("first + second")
+    assert answer["stop"] is True
+    assert answer["stop_type"] == "limit"
+    assert answer["truncated"] is False
+    assert answer["timings"]["predicted_n"] == answer["tokens_predicted"]
+    events = code_server.post("/infill", json={**GAP, "stream": True}).text.split("\n\n")[:-1]
+    pieces = [json.loads(event.removeprefix("data: ")) for event in events]
+    assert "".join(piece["content"] for piece in pieces) == answer["content"]
+    assert [piece["stop"] for piece in pieces].count(True) == 1
+
+
+def test_an_editor_warms_the_cache_and_picks_fields(code_server: httpx.Client) -> None:
+    extra = [{"filename": "names.py", "text": "first = 1\n" * 30}]
+    warm = code_server.post("/infill", json={**GAP, "n_predict": 0, "input_extra": extra}).json()
+    assert warm["content"] == ""
+    fields = ["content", "timings/prompt_n", "tokens_cached", "no/such/field"]
+    answer = code_server.post("/infill", json={**GAP, "input_extra": extra, "response_fields": fields}).json()
+    assert list(answer) == ["content", "timings/prompt_n", "tokens_cached"]
+    assert answer["tokens_cached"] > 0.7 * warm["tokens_evaluated"]
+
+
+def test_a_completion_may_have_a_suffix(code_server: httpx.Client, http: httpx.Client) -> None:
+    body = {"prompt": GAP["input_prefix"], "suffix": GAP["input_suffix"], "temperature": 0}
+    [choice] = code_server.post("/v1/completions", json=body).json()["choices"]
+    assert choice["text"].startswith("first + second")
+    answer = http.post("/v1/completions", json=body)
+    assert answer.status_code == 400, "the default model has no tokens for it"
+    assert answer.json()["error"]["code"] == "unsupported_by_model"
