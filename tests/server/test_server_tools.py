@@ -10,6 +10,7 @@ from typing import Any
 import anthropic
 import httpx
 import openai
+import pydantic
 import pytest
 from scripted import saying
 from serving import RunningServer, open_raw, running, wait_until_busy
@@ -118,6 +119,29 @@ def test_calls_in_the_openai_dialect(chat: Any, server: RunningServer) -> None:
     ids = [call.id for call in calls] + [call["id"] for call in message["calls"]]
     assert len(set(ids)) == 4
     assert all(each.startswith("call_") for each in ids)
+
+
+class Weather(pydantic.BaseModel):
+    """The weather in a city."""
+
+    city: str
+
+
+def test_the_openai_clients_own_helpers(client: openai.OpenAI, server: RunningServer) -> None:
+    """Tools made of types are strict: their arguments are held to the schema, and read back as types."""
+    asked: dict[str, Any] = {
+        "model": "test-model",
+        "messages": ASK,
+        "max_tokens": 200,
+        "tools": [openai.pydantic_function_tool(Weather, name="weather")],
+    }
+    with saying(server.llm, TWO_CALLS), client.chat.completions.stream(**asked) as stream:
+        kinds = {event.type for event in stream}
+        [choice] = stream.get_final_completion().choices
+    assert choice.message.content == "Let me look."
+    said = [call.function.parsed_arguments for call in choice.message.tool_calls or ()]
+    assert said == [Weather(city='Rome "é"'), Weather(city="Oslo")]
+    assert "tool_calls.function.arguments.delta" in kinds
 
 
 def test_arguments_come_while_they_are_written(chat: Any, server: RunningServer) -> None:
