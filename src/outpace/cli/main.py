@@ -36,7 +36,9 @@ class Verb:
 VERBS = (
     Verb("run", "outpace.cli.run", "run", "Answer one prompt, streaming."),
     Verb("chat", "outpace.cli.chat", "chat", "Talk with a model."),
-    Verb("serve", "outpace.cli.serve", "serve", "Serve the OpenAI API over HTTP."),
+    Verb("serve", "outpace.cli.serve", "serve", "Serve the APIs of OpenAI, Anthropic and Ollama."),
+    Verb("launch", "outpace.cli.launch", "launch", "Start a coding agent that uses the server."),
+    Verb("doctor", "outpace.cli.doctor", "doctor", "Check a server for what coding agents need."),
     Verb("pull", "outpace.cli.pull", "pull", "Bring a model to this machine."),
     Verb("list", "outpace.cli.list", "list_", "List the models on this machine."),
     Verb("show", "outpace.cli.show", "show", "Show what a model file holds."),

@@ -17,6 +17,7 @@ from outpace.server.metrics import HTTPMetrics
 from outpace.server.middleware import KeyAuth, LoopbackOnly
 from outpace.server.models import models_router
 from outpace.server.ollama.routes import ollama_router
+from outpace.server.openai.responses.routes import responses_router
 from outpace.server.openai.routes import openai_router
 from outpace.server.served import ServedModel
 from outpace.server.settings import ServerSettings
@@ -40,7 +41,9 @@ def create_app(llm: LLM, *, model_name: str | None = None, settings: ServerSetti
     app = FastAPI(title="Outpace", version=__version__, docs_url=None, redoc_url=None, middleware=middleware)
     app.state.served = served
     dialect.install(app)
-    routers = (openai_router, anthropic_router, models_router, ollama_router, infill_router)
+    routers = (
+        openai_router, responses_router, anthropic_router, models_router, ollama_router, infill_router,
+    )  # fmt: skip
     for router in routers:
         app.include_router(router(served))
 

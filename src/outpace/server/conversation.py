@@ -7,13 +7,14 @@ import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from outpace.server.answer import Progress, read_answer
 from outpace.server.errors import APIError
 from outpace.server.generation import Generation
 from outpace.server.served import ServedModel
 from outpace.text.tool_calls.parser import AnswerParser
+from outpace.text.tool_calls.sink import load
 from outpace.text.tool_calls.tool_prompt import told_in_text
 from outpace.types import Grammar, SamplingParams
 
@@ -105,6 +106,15 @@ def answer_reader(
         return served.form.parser(use.schemas if use else None, prompt.text, own_marks=own_marks)
 
     return partial(read_answer, new_parser=new_parser, parallel=use is None or use.parallel)
+
+
+def call_arguments(text: str) -> Any:
+    """The arguments of a call as templates take them, an object. What is none is shown as it was written."""
+    try:
+        arguments = load(text or "{}")
+    except ValueError:
+        return text
+    return cast("dict[str, Any]", arguments) if isinstance(arguments, dict) else text
 
 
 def check_tool_names(names: Sequence[str], where: str) -> None:

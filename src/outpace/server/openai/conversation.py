@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from outpace.server.conversation import Conversation, ToolUse, check_tool_names
+from outpace.server.conversation import Conversation, ToolUse, call_arguments, check_tool_names
 from outpace.server.errors import APIError, unsupported
 from outpace.server.openai.response_format import answer_schema
 from outpace.server.openai.schema import ChatRequest, Message, Tool, ToolCall, ToolChoice
-from outpace.text.tool_calls.sink import load
 
 
 def read_conversation(request: ChatRequest) -> Conversation:
@@ -51,13 +50,7 @@ def _message(message: Message, where: str, names: dict[str, str]) -> dict[str, A
 
 def _call(call: ToolCall) -> dict[str, Any]:
     """Templates take the arguments as an object. What is none is the model's own mistake, and shown to it."""
-    function: dict[str, Any] = {"name": call.function.name, "arguments": call.function.arguments}
-    try:
-        arguments = load(call.function.arguments or "{}")
-    except ValueError:
-        arguments = None
-    if isinstance(arguments, dict):
-        function["arguments"] = arguments
+    function = {"name": call.function.name, "arguments": call_arguments(call.function.arguments)}
     return {"id": call.id, "type": "function", "function": function}
 
 

@@ -1,0 +1,1 @@
+"""`/v1/responses`: answers as items, with calls of functions and of freeform tools."""

@@ -1,0 +1,82 @@
+"""What requests for responses look like on the wire. Fields that are not named here have no effect."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from outpace.server.wire import FirstError, Wire
+
+
+class Part(Wire):
+    """One part of a content: text of some kind."""
+
+    type: str
+    text: str | None = None
+
+
+class Item(Wire):
+    """One item of the input. Which fields count depends on its type."""
+
+    type: str = "message"
+    role: str | None = None  # of a message
+    content: str | Annotated[list[Part], FirstError()] | None = None  # also of reasoning
+    id: str | None = None
+    call_id: str | None = None  # of a call and of its output
+    name: str | None = None  # of a call
+    arguments: str | None = None  # of a function's call, JSON text
+    input: str | None = None  # of a custom tool's call
+    output: str | Annotated[list[Part], FirstError()] | None = None
+
+
+class Tool(Wire):
+    """A function (`parameters` is a schema), a custom tool that takes text, or a service of the API's own."""
+
+    type: str
+    name: str | None = None
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+    format: dict[str, Any] | None = None  # of a custom tool's text
+
+
+class ToolChoice(Wire):
+    """The tool that must be called."""
+
+    type: str
+    name: str | None = None
+
+
+class Format(Wire):
+    """What the answer's text must look like."""
+
+    type: str
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class TextOptions(Wire):
+    """How the answer's text is to be."""
+
+    format: Format | None = None
+
+
+class ResponseRequest(Wire):
+    """The body of `POST /v1/responses`."""
+
+    model: str | None = None
+    input: str | Annotated[list[Item], FirstError()]
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    store: bool | None = None  # None: yes
+    stream: bool | None = None
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    tools: Annotated[list[Tool], FirstError()] | None = None
+    tool_choice: str | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextOptions | None = None
+    metadata: dict[str, Any] | None = None
+    background: bool | None = None
