@@ -13,7 +13,7 @@ __all__ = ["Finding", "examine"]
 
 _HELLO = [{"role": "user", "content": "Say hello."}]
 _FEW = 8  # tokens: the form is what counts
-_NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
+_NOTHING: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 _TOOL: dict[str, Any] = {"name": "get_time", "description": "Tells the time.", "parameters": _NOTHING}
 _ANTHROPIC = {"anthropic-version": "2023-06-01"}
 
