@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import anthropic
 import httpx
 import openai
 import pytest
 from serving import KV_CACHE_BYTES, MAX_CONTEXT, RunningServer, native_is_built, running
+from tool_requests import OPENAI
 
 from outpace.llm import LLM
 
@@ -48,3 +51,19 @@ def http(server: RunningServer) -> Iterator[httpx.Client]:
 def client(server: RunningServer) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=30) as client:
         yield client
+
+
+@pytest.fixture
+def claude(server: RunningServer) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def chat(client: openai.OpenAI) -> Any:
+    """Ask in OpenAI's dialect."""
+
+    def ask(**fields: Any) -> Any:
+        return client.chat.completions.create(**{**OPENAI, "model": "test-model", **fields})
+
+    return ask

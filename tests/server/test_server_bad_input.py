@@ -246,8 +246,21 @@ fields = {
     "stream_options": st.fixed_dictionaries({"include_usage": st.booleans()}),
     "echo": st.booleans(),
     "suffix": st.text(max_size=2),
-    "tools": st.lists(st.dictionaries(st.text(max_size=2), scalars, max_size=1), max_size=1),
-    "tool_choice": st.just("none"),
+    "tools": st.lists(
+        st.fixed_dictionaries(
+            {
+                "type": st.just("function"),
+                "function": st.fixed_dictionaries(
+                    {"name": st.sampled_from("fgh") | st.text(max_size=3)},
+                    optional={"parameters": st.dictionaries(st.text(max_size=3), anything, max_size=2)},
+                ),
+            },
+        ),
+        max_size=2,
+    ),
+    "tool_choice": st.sampled_from(["none", "auto", "required"]),
+    "parallel_tool_calls": st.booleans(),
+    "response_format": st.fixed_dictionaries({"type": st.sampled_from(["text", "json_object"])}),
     "ignore_eos": st.booleans(),
     "max_completion_tokens": small,
 }
@@ -257,7 +270,22 @@ messages = st.lists(
             "role": st.sampled_from(["system", "user", "assistant", "developer", "tool"]),
             "content": st.text(max_size=20)
             | st.lists(st.fixed_dictionaries({"type": st.just("text")}), max_size=1),
-        }
+        },
+        optional={
+            "tool_call_id": st.text(max_size=3),
+            "reasoning_content": st.text(max_size=3),
+            "tool_calls": st.lists(
+                st.fixed_dictionaries(
+                    {
+                        "id": st.text(max_size=3),
+                        "function": st.fixed_dictionaries(
+                            {"name": st.text(max_size=3), "arguments": st.text(max_size=3) | st.just("{}")}
+                        ),
+                    }
+                ),
+                max_size=2,
+            ),
+        },
     ),
     max_size=3,
 )
@@ -303,4 +331,5 @@ def test_no_request_breaks_the_server(http: httpx.Client, body: dict[str, Any], 
         assert events[-2:] == ["data: [DONE]", ""]
         assert all("error" not in json.loads(event.removeprefix("data: ")) for event in events[:-2])
     else:
-        assert all(choice["finish_reason"] in {"stop", "length"} for choice in answer.json()["choices"])
+        ends = {choice["finish_reason"] for choice in answer.json()["choices"]}
+        assert ends <= {"stop", "length", "tool_calls"}

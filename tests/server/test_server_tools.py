@@ -3,56 +3,20 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import anthropic
-import httpx
 import openai
+import pydantic
 import pytest
 from scripted import saying
 from serving import RunningServer, open_raw, running, wait_until_busy
+from tool_requests import ANTHROPIC, ASK, CHAT, MESSAGES, OPENAI, streamed
 
 from outpace.llm import LLM
 from outpace.text.chat_template import ChatTemplate
 from outpace.text.tool_calls.tool_prompt import told_in_text
 
-CHAT = "/v1/chat/completions"
-MESSAGES = "/v1/messages"
-SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-UNIT = {
-    "type": "object",
-    "properties": {"unit": {"enum": ["celsius", "kelvin"]}},
-    "required": ["unit"],
-    "additionalProperties": False,
-}
-
-
-def function(name: str, parameters: Any, **fields: Any) -> Any:
-    return {
-        "type": "function",
-        "function": {"name": name, "description": "D", "parameters": parameters, **fields},
-    }
-
-
-def tool(name: str, schema: Any, **fields: Any) -> Any:
-    return {"name": name, "description": "D", "input_schema": schema, **fields}
-
-
-ASK: list[Any] = [{"role": "user", "content": "How is it in Rome and Oslo?"}]
-OPENAI: dict[str, Any] = {
-    "model": "m",
-    "messages": ASK,
-    "max_tokens": 200,
-    "tools": [function("weather", SCHEMA), function("units", UNIT)],
-}
-ANTHROPIC: dict[str, Any] = {
-    "model": "claude-x",
-    "messages": ASK,
-    "max_tokens": 200,
-    "tools": [tool("weather", SCHEMA), tool("units", UNIT)],
-}
 ROME = '{"city": "Rome \\"é\\""}'
 OSLO = '{"city": "Oslo"}'
 
@@ -62,42 +26,6 @@ def written(name: str, arguments: str) -> str:
 
 
 TWO_CALLS = f"Let me look.\n{written('weather', ROME)}\n{written('weather', OSLO)}"
-
-
-@pytest.fixture
-def claude(server: RunningServer) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=30) as client:
-        yield client
-
-
-@pytest.fixture
-def chat(client: openai.OpenAI) -> Any:
-    """Ask in OpenAI's dialect."""
-
-    def ask(**fields: Any) -> Any:
-        return client.chat.completions.create(**{**OPENAI, "model": "test-model", **fields})
-
-    return ask
-
-
-def streamed(chunks: Any) -> tuple[dict[str, Any], str]:
-    """The message that the chunks of one choice make, and how it ended."""
-    text, calls, ends = "", [], []
-    for chunk in chunks:
-        [choice] = chunk.choices
-        text += choice.delta.content or ""
-        for part in choice.delta.tool_calls or ():
-            if part.index == len(calls):
-                assert part.id
-                assert part.type == "function"
-                calls.append({"id": part.id, "name": part.function.name, "arguments": ""})
-            else:
-                assert part.index == len(calls) - 1
-                assert (part.id, part.function.name) == (None, None)
-            calls[-1]["arguments"] += part.function.arguments
-        ends += [choice.finish_reason] if choice.finish_reason else []
-    [end] = ends
-    return {"content": text, "calls": calls}, end
 
 
 def test_calls_in_the_openai_dialect(chat: Any, server: RunningServer) -> None:
@@ -118,6 +46,29 @@ def test_calls_in_the_openai_dialect(chat: Any, server: RunningServer) -> None:
     ids = [call.id for call in calls] + [call["id"] for call in message["calls"]]
     assert len(set(ids)) == 4
     assert all(each.startswith("call_") for each in ids)
+
+
+class Weather(pydantic.BaseModel):
+    """The weather in a city."""
+
+    city: str
+
+
+def test_the_openai_clients_own_helpers(client: openai.OpenAI, server: RunningServer) -> None:
+    """Tools made of types are strict: their arguments are held to the schema, and read back as types."""
+    asked: dict[str, Any] = {
+        "model": "test-model",
+        "messages": ASK,
+        "max_tokens": 200,
+        "tools": [openai.pydantic_function_tool(Weather, name="weather")],
+    }
+    with saying(server.llm, TWO_CALLS), client.chat.completions.stream(**asked) as stream:
+        kinds = {event.type for event in stream}
+        [choice] = stream.get_final_completion().choices
+    assert choice.message.content == "Let me look."
+    said = [call.function.parsed_arguments for call in choice.message.tool_calls or ()]
+    assert said == [Weather(city='Rome "é"'), Weather(city="Oslo")]
+    assert "tool_calls.function.arguments.delta" in kinds
 
 
 def test_arguments_come_while_they_are_written(chat: Any, server: RunningServer) -> None:
@@ -353,135 +304,3 @@ def test_a_client_that_leaves_in_a_call(server: RunningServer) -> None:
                 pass
             connection.close()
             server.wait_idle(2)
-
-
-def test_required_calls_are_made(chat: Any, claude: anthropic.Anthropic) -> None:
-    """By a model that would not make them: the null backend's noise, held to the grammar."""
-    units = [function("units", UNIT), function("other", UNIT, strict=True)]
-    named = {"type": "function", "function": {"name": "other"}}
-    for choice, names in (("required", {"units", "other"}), (named, {"other"})):
-        for seed in range(3):
-            asked = {"tools": units, "tool_choice": choice, "parallel_tool_calls": False, "seed": seed}
-            [answer] = chat(**asked).choices
-            message, end = streamed(chat(**asked, stream=True))
-            assert answer.finish_reason == end == "tool_calls"
-            assert answer.message.content is None
-            assert message["content"] == ""
-            for call in (answer.message.tool_calls[0].function.to_dict(), message["calls"][0]):
-                assert call["name"] in names
-                assert json.loads(call["arguments"])["unit"] in {"celsius", "kelvin"}
-    tools = [tool("units", UNIT), tool("other", UNIT)]
-    for wanted in ({"type": "any", "disable_parallel_tool_use": True}, {"type": "tool", "name": "other"}):
-        answered = claude.messages.create(**{**ANTHROPIC, "tools": tools}, tool_choice=wanted)  # type: ignore[call-overload]
-        assert answered.stop_reason == "tool_use"
-        assert [block.type for block in answered.content] == ["tool_use"]
-        if wanted["type"] == "tool":
-            assert answered.content[0].name == "other"
-
-
-def test_strict_tools_constrain_only_calls(chat: Any) -> None:
-    tools = [function("units", UNIT, strict=True)]
-    [choice] = chat(tools=tools, max_tokens=5, extra_body={"ignore_eos": True}).choices
-    assert choice.finish_reason == "length", "text may be anything"
-
-
-def test_answers_in_json(chat: Any, claude: anthropic.Anthropic, client: openai.OpenAI) -> None:
-    strict = {"type": "json_schema", "json_schema": {"name": "u", "schema": UNIT, "strict": True}}
-    text = chat(tools=None, response_format=strict).choices[0].message.content
-    assert json.loads(text)["unit"] in {"celsius", "kelvin"}
-    completed = client.completions.create(
-        model="test-model", prompt="Unit:", max_tokens=60, extra_body={"response_format": strict}
-    )
-    assert json.loads(completed.choices[0].text)["unit"] in {"celsius", "kelvin"}
-    [any_object] = chat(tools=None, response_format={"type": "json_object"}, max_tokens=4).choices
-    assert any_object.message.content.startswith("{")
-    tools = [function("units", UNIT, strict=True)]
-    for seed in range(4):  # either a call or the answer
-        [either] = chat(
-            tools=tools, response_format=strict, seed=seed, temperature=5, parallel_tool_calls=False
-        ).choices
-        if either.finish_reason == "tool_calls":
-            assert json.loads(either.message.tool_calls[0].function.arguments)["unit"]
-        else:
-            assert json.loads(either.message.content)["unit"]
-    said = claude.messages.create(
-        model="claude-x",
-        max_tokens=60,
-        messages=ASK,
-        extra_body={"output_config": {"format": {"type": "json_schema", "schema": UNIT}}},
-    )
-    assert json.loads(said.content[0].text)["unit"] in {"celsius", "kelvin"}  # type: ignore[union-attr]
-
-
-LOOKAHEAD = {"type": "object", "properties": {"a": {"type": "string", "pattern": "(?=x)y"}}}
-REMOTE = {"type": "object", "properties": {"a": {"$ref": "https://example.com/schema"}}}
-
-
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"tools": [function("f", LOOKAHEAD, strict=True)]}, "tools[0].function.parameters"),
-        (
-            {"tools": [function("g", UNIT), function("f", REMOTE)], "tool_choice": "required"},
-            "tools[1].function.parameters",
-        ),
-        (
-            {
-                "tools": [function("g", REMOTE), function("f", REMOTE)],
-                "tool_choice": {"type": "function", "function": {"name": "f"}},
-            },
-            "tools[1].function.parameters",
-        ),
-        (
-            {"response_format": {"type": "json_schema", "json_schema": {"schema": REMOTE}}},
-            "response_format.json_schema.schema",
-        ),
-        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
-        ({"response_format": {"type": "xml"}}, "response_format.type"),
-    ],
-)
-def test_schemas_that_cannot_be_used(http: httpx.Client, fields: dict[str, Any], param: str) -> None:
-    for stream in (False, True):
-        answer = http.post(CHAT, json={**OPENAI, "model": "test-model", "stream": stream, **fields})
-        assert answer.status_code == 400, answer.text
-        error = answer.json()["error"]
-        assert error["param"] == param
-        assert param in error["message"]
-        assert len(error["message"]) < 1000
-
-
-@pytest.mark.parametrize(
-    ("fields", "says"),
-    [
-        ({"tools": [tool("f", LOOKAHEAD, strict=True)]}, "tools[0].input_schema"),
-        (
-            {"output_config": {"format": {"type": "json_schema", "schema": REMOTE}}},
-            "output_config.format.schema",
-        ),
-        ({"output_config": {"format": {"type": "xml"}}}, "output_config.format"),
-    ],
-)
-def test_the_anthropic_dialect_says_so_too(http: httpx.Client, fields: dict[str, Any], says: str) -> None:
-    answer = http.post(MESSAGES, json={**ANTHROPIC, **fields})
-    assert answer.status_code == 400, answer.text
-    assert says in answer.json()["error"]["message"]
-
-
-def test_many_tools_and_deep_schemas(http: httpx.Client, server: RunningServer) -> None:
-    begin = time.monotonic()
-    tools = [function(f"tool_{i}", SCHEMA) for i in range(1000)]
-    body = {**OPENAI, "model": "test-model", "tools": tools, "tool_choice": "required"}
-    answer = http.post(CHAT, json=body)
-    assert answer.status_code == 400
-    assert answer.json()["error"]["code"] == "context_length_exceeded"
-    deep: dict[str, Any] = {"type": "object"}
-    for _ in range(90):
-        deep = {"type": "object", "properties": {"a": deep}}
-    answer = http.post(CHAT, json={**OPENAI, "model": "test-model", "tools": [function("f", deep)]})
-    assert answer.status_code == 400, answer.text
-    answer = http.post(
-        CHAT, json={**OPENAI, "model": "test-model", "tools": [function("f", {"a": "x" * 10**6})]}
-    )
-    assert answer.json()["error"]["code"] == "context_length_exceeded"
-    assert time.monotonic() - begin < 20
-    server.wait_idle(2)

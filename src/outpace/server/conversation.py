@@ -102,7 +102,8 @@ def answer_reader(
     use = conversation.tool_use
 
     def new_parser() -> AnswerParser | None:
-        return served.form.parser(use.schemas if use else None, prompt.text)
+        own_marks = use is not None and (use.required or bool(use.strict))
+        return served.form.parser(use.schemas if use else None, prompt.text, own_marks=own_marks)
 
     return partial(read_answer, new_parser=new_parser, parallel=use is None or use.parallel)
 

@@ -111,12 +111,28 @@ def test_required_calls_are_calls_and_nothing_else(name: str) -> None:
 def test_text_is_free_up_to_a_call(name: str) -> None:
     free = grammar(FAMILY[name], required=False)
     good = written(name, ("weather", ROME))
-    for text in ("", "Hello.", "a < b <tool [TOOL", good):
+    fence = "```python\nprint({})\n```"
+    for text in ("", "Hello.", "a < b <tool [TOOL", fence, "```json", "So: {", good):
         assert admits(free, text), text
     assert not admits(free, written(name, ("weather", {**ROME, "days": "three"})))
     if FAMILY[name].written is not None:
         assert admits(free, f"So.\n{good}")
         assert admits(free, f"So.\n{good}\nAnd: {good} Done.")
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILY if name != "qwen-tags"])
+def test_calls_without_marks_are_held_to_the_schema_too(name: str) -> None:
+    """What the reader takes for a call must fit, whatever the model leaves out."""
+    free = grammar(FAMILY[name], required=False)
+    key = FAMILY[name].arguments_key
+    good = json.dumps({"name": "weather", key: ROME})
+    wrong = json.dumps({"name": "weather", key: {"city": 5}})
+    for around in ("{}", "```json\n{}\n```", "```\n{}\n```"):
+        assert admits(free, around.replace("{}", good)), around
+        assert not admits(free, around.replace("{}", wrong)), around
+    marked = f"{written(name, ('weather', ROME))}\n" if FAMILY[name].written else ""
+    for text in (f"\n{wrong}", f"{marked}{wrong}", f"{marked}\n ```json {wrong}", f"[{wrong}]", "{" + good):
+        assert not admits(free, text), text
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -144,7 +160,7 @@ def test_an_answer_of_a_schema_beside_calls() -> None:
 def test_marks_that_are_special_tokens() -> None:
     special = AnswerForm(FAMILY["mistral"], None, reads_tools=True, special_marks={"[TOOL_CALLS]": 5})
     source = answer_grammar(special, CALLS, required=False, parallel=True, opened=False).source
-    assert "up_to_call: TEXT <[5]>" in source
+    assert "up_to_call: FREE <[5]>" in source
     assert '"[TOOL_CALLS]"' not in source
     assert LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(source), BYTES) == ""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from outpace.text.tokenizer import Tokenizer
 from outpace.text.tool_calls.families import (
@@ -44,11 +44,19 @@ class AnswerForm:
         }
         return cls(family, thoughts, reads_tools(source), special)
 
-    def parser(self, tools: Tools | None, prompt: str = "") -> AnswerParser | None:
-        """A reader for the answer to a rendered `prompt`; None where it can only be text."""
+    def parser(
+        self, tools: Tools | None, prompt: str = "", *, own_marks: bool = False
+    ) -> AnswerParser | None:
+        """A reader for the answer to a rendered `prompt`; None where it can only be text.
+
+        `own_marks`: only the marks that the family writes itself count, as in the answer's grammar.
+        """
         if tools is None and self.thoughts is None:
             return None
-        return AnswerParser(self.family, tools, self.thoughts, thinking=opens_thoughts(prompt, self.thoughts))
+        family = self.family
+        if own_marks:
+            family = replace(family, marks=() if family.written is None else (family.written,))
+        return AnswerParser(family, tools, self.thoughts, thinking=opens_thoughts(prompt, self.thoughts))
 
     def shown_token_ids(self, *, calls: bool) -> tuple[int, ...]:
         """The special tokens that the reader must see, with or without calls."""

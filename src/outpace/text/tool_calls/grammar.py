@@ -25,6 +25,10 @@ SPACE: /[ \\n]{1,4}/
 """
 
 
+_BARE = r"/\s*(```(json)?\s*)?[{\[](.|\n)*/"
+"""What the reader may take for a call without marks, as a regular expression."""
+
+
 @dataclass(frozen=True, slots=True)
 class CallSpec:
     """A tool that may be called. What cannot be checked of its schema is ignored unless it is `strict`."""
@@ -91,10 +95,10 @@ class _Lark:
         token = self._form.special_marks.get(text)
         return json.dumps(text) if token is None else f"<[{token}]>"
 
-    def up_to(self, name: str, mark: str) -> None:
-        """A rule for any text up to the first `mark`, that included."""
+    def up_to(self, name: str, mark: str, text: str = "TEXT") -> None:
+        """A rule for text up to the first `mark`, that included."""
         special = mark in self._form.special_marks
-        self.rule(name if special else f"{name}[lazy]", f"TEXT {self.mark(mark)}")
+        self.rule(name if special else f"{name}[lazy]", f"{text} {self.mark(mark)}")
 
     def thoughts(self, *, opened: bool) -> None:
         """`thoughts`, which may be none."""
@@ -129,13 +133,22 @@ class _Lark:
         self.rule("calls", 'call ("\\n" call)*' if parallel and self._family.body != "list" else "call")
 
     def text_with_calls(self, *, parallel: bool) -> str:
-        """Any text, in which a mark begins a call; the expression for it."""
+        """Any text, in which a mark begins a call; the expression for it.
+
+        The reader takes what begins with an object for a call without marks, so such an object is one here.
+        """
+        parts = ["FREE"]
+        self.rule("FREE", "TEXT & ~" + _BARE)
+        if self._family.body != "tags":
+            more = '("\\n" one_call)*' if parallel else ""
+            fenced = " | ".join(f'"```{tag}\\n" one_call {more} "\\n```"' for tag in ("", "json"))
+            self.rule("bare", f"one_call {more} | {fenced}")
+            parts.append("bare")
         written = self._family.written
-        if written is None:
-            self.rule("no_call", "/[^{](.|\\n)*/")
-            return 'calls | no_call | ""'
-        self.up_to("up_to_call", written.begin)
-        return f"(up_to_call call_body){'*' if parallel else '?'} TEXT"
+        if written is not None:
+            self.up_to("up_to_call", written.begin, "FREE")
+            parts.append(f"(up_to_call call_body){'+' if parallel else ''} FREE")
+        return " | ".join(parts)
 
     def _object(self, call: CallSpec, arguments: str | None) -> str:
         key = self._family.arguments_key

@@ -21,7 +21,7 @@ _BETWEEN = frozenset(",;")  # besides space, between calls
 _AFTER = frozenset("}]")  # too many closing brackets after a call
 _NAMED = re.compile(r"([\w.-]{1,128})(?:\[CALL_ID\]\w*)?(?:\[ARGS\])?\s*")
 _MAX_NAMED = 256
-_MAX_FENCE_TAG = 16
+_FENCE_TAG = "json"
 
 
 class AnswerParser:
@@ -170,10 +170,10 @@ class AnswerParser:
             if (yield from read_word(character, (_FENCE,))) != _FENCE:
                 return False
             character = yield
-            length = 0
-            while character.isalnum() and length < _MAX_FENCE_TAG:
+            if character == "j":
+                if (yield from read_word(character, (_FENCE_TAG,))) != _FENCE_TAG:
+                    return False
                 character = yield
-                length += 1
         return (yield from self._calls(character))
 
     def _calls(self, follows: str) -> Reading[bool]:
