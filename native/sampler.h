@@ -16,6 +16,9 @@ struct SampleRequest {
   Span<int32_t> bias_token_ids;
   Span<float> bias_values;
   const uint32_t* token_mask = nullptr;  // [mask_words(vocab_size)] a bit for each token allowed; null: all
+  // [vocab_size] whose logits these are, ascending, where they are not all tokens': the noise is theirs. The
+  // result, bias, penalties and mask go by index all the same.
+  const int32_t* token_ids = nullptr;
 };
 
 struct Sampled {

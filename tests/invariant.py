@@ -18,10 +18,20 @@ from engine_harness import Answer, Answers, BackendFactory, FailingBackend, coll
 from oracle_drafter import DraftMode, OracleDrafter, OracleProposer
 from outpace import draft
 from outpace.draft.controller import DraftController
+from outpace.draft.draft_head import HeadProposer
 from outpace.draft.step_costs import StepCosts
 from outpace.engine.sampling import choice_seed
 from outpace.text.tokenizer import Tokenizer
-from outpace.types import BLOCK_SIZE, Drafter, DraftHints, EngineConfig, FinishReason, SamplingParams
+from outpace.types import (
+    BLOCK_SIZE,
+    ComputingProposer,
+    Drafter,
+    DraftHead,
+    DraftHints,
+    EngineConfig,
+    FinishReason,
+    SamplingParams,
+)
 
 
 @dataclass(frozen=True)
@@ -128,13 +138,15 @@ def alone(
     return drain(engine)["alone", 0]
 
 
-def check_invariant(factory: BackendFactory, tokenizer: Tokenizer, scenario: Scenario) -> None:
-    """Run the scenario and compare; see the module."""
+def check_invariant(
+    factory: BackendFactory, tokenizer: Tokenizer, scenario: Scenario, head: DraftHead | None = None
+) -> None:
+    """Run the scenario and compare; see the module. The backend's draft head takes part if it is given."""
     expected: Answers = {}
     for number, arrival in enumerate(scenario.arrivals):
         for index in range(arrival.params.n):
             expected[str(number), index] = alone(factory, tokenizer, arrival, index, scenario.num_blocks)
-    answers, steps_failed = _run(factory, tokenizer, scenario, expected)
+    answers, steps_failed = _run(factory, tokenizer, scenario, expected, head)
     assert set(answers) == set(expected), "every choice is answered"
     for key, answer in answers.items():
         arrival = scenario.arrivals[int(key[0])]
@@ -142,7 +154,11 @@ def check_invariant(factory: BackendFactory, tokenizer: Tokenizer, scenario: Sce
 
 
 def _run(
-    factory: BackendFactory, tokenizer: Tokenizer, scenario: Scenario, expected: Answers
+    factory: BackendFactory,
+    tokenizer: Tokenizer,
+    scenario: Scenario,
+    expected: Answers,
+    head: DraftHead | None,
 ) -> tuple[Answers, bool]:
     backend = FailingBackend(factory(scenario.num_blocks), scenario.failing_steps)
     backend.max_rows = scenario.max_batch_tokens
@@ -156,7 +172,7 @@ def _run(
     engine = make_engine(
         backend,
         tokenizer,
-        _drafter(scenario, drafter, backend.spec.vocab_size),
+        _drafter(scenario, drafter, backend.spec.vocab_size, head),
         max_num_seqs=scenario.max_num_seqs,
         max_batch_tokens=scenario.max_batch_tokens,
         prefix_cache=scenario.prefix_cache,
@@ -178,13 +194,19 @@ def _run(
     return answers, any(step < len(backend.batches) for step in scenario.failing_steps)
 
 
-def _drafter(scenario: Scenario, oracle: OracleDrafter | None, vocab_size: int) -> Drafter | None:
+def _drafter(
+    scenario: Scenario, oracle: OracleDrafter | None, vocab_size: int, head: DraftHead | None
+) -> Drafter | None:
     costs = StepCosts({1: 0.001, 4: 0.0012, 16: 0.003, 64: 0.012})
-    if scenario.draft == "look-up":
-        return draft.create(EngineConfig(draft_persist=False), costs, vocab_size, None)
+    own = None if head is None else (head, 0.05)
+    if scenario.draft == "look-up" or (scenario.draft is None and head is not None):
+        return draft.create(EngineConfig(draft_persist=False), costs, vocab_size, None, head=own)
     if oracle is None or not scenario.controlled:
         return oracle
-    return DraftController([OracleProposer(oracle)], costs, [OracleProposer(oracle, cost=0.0001)])
+    models: list[ComputingProposer] = [OracleProposer(oracle, cost=0.0001)]
+    if own is not None:
+        models.insert(0, HeadProposer(own[0], costs, own[1]))
+    return DraftController([OracleProposer(oracle)], costs, models)
 
 
 def _hints(number: int, expected: Answers) -> DraftHints:
