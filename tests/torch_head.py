@@ -29,37 +29,28 @@ class Target:
     embed: Tensor  # [vocab, hidden]
     output_norm: Tensor  # [hidden]
     output: Tensor  # [vocab, hidden]
+    layers: list[dict[str, Tensor]]  # by the names of `LAYER`; biases and head norms are not among them
+    rope_theta: float
 
 
 class TorchHead:
     """`weights` by canonical name; `token_ids` [draft_vocab] ascending."""
 
     def __init__(
-        self, target: Target, token_ids: np.ndarray, *, num_layers: int = 1, theta: float = 1e4, seed: int = 0
+        self, target: Target, token_ids: np.ndarray, *, num_layers: int = 1, theta: float = 0.0, seed: int = 0
     ) -> None:
-        """A head whose layers are shaped as the model's. It starts with the model's norm and output rows."""
-        self.target, self.token_ids, self.num_layers, self.theta = target, token_ids, num_layers, theta
-        spec, hidden = target.spec, target.spec.hidden_size
+        """A head whose layers are shaped as the model's; `theta` 0 is the model's.
+
+        It starts with the model's last layers, which add nothing yet, its norm and its output rows.
+        """
+        self.target, self.token_ids, self.num_layers = target, token_ids, num_layers
+        self.theta = theta or target.rope_theta
+        hidden = target.spec.hidden_size
         random = torch.Generator().manual_seed(seed)
-
-        def matrix(rows: int, columns: int, gain: float = 1.0) -> Tensor:
-            return torch.randn(rows, columns, generator=random) * (gain / columns**0.5)
-
-        queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-        self.weights = {"fc": matrix(hidden, 2 * hidden, 0.1)}
-        self.weights["fc"][:, hidden:] += torch.eye(hidden)  # what comes next is near what came
-        for i in range(num_layers):
-            self.weights |= {
-                f"layers.{i}.attn_norm": torch.ones(hidden),
-                f"layers.{i}.q": matrix(queries, hidden),
-                f"layers.{i}.k": matrix(keys, hidden),
-                f"layers.{i}.v": matrix(keys, hidden),
-                f"layers.{i}.o": matrix(hidden, queries, 0.5),
-                f"layers.{i}.ffn_norm": torch.ones(hidden),
-                f"layers.{i}.gate": matrix(spec.intermediate_size, hidden),
-                f"layers.{i}.up": matrix(spec.intermediate_size, hidden),
-                f"layers.{i}.down": matrix(hidden, spec.intermediate_size, 0.5),
-            }
+        self.weights = {"fc": torch.randn(hidden, 2 * hidden, generator=random) / (2 * hidden) ** 0.5}
+        for i, layer in enumerate(target.layers[-num_layers:]):
+            for name, weight in layer.items():
+                self.weights[f"layers.{i}.{name}"] = weight * (name not in ("o", "down"))
         self.weights["output_norm"] = target.output_norm.clone()
         self.weights["output"] = target.output[torch.from_numpy(token_ids).long()].clone()
 

@@ -29,8 +29,9 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from outpace import LLM, SamplingParams
+from outpace.models import names
 from outpace.models.checkpoint import open_checkpoint
-from torch_head import Target, TorchHead
+from torch_head import LAYER, Target, TorchHead
 
 TOKENS = 256  # of a piece of text that the head sees at once; about what it sees when it runs
 STATE_WEIGHT = 10.0  # of the mean distance between its states' elements and the model's (EAGLE's)
@@ -117,12 +118,16 @@ def load(path: Path) -> tuple[Target, torch.nn.Module]:
 
 def target_of(model: torch.nn.Module, path: Path) -> Target:
     """`path` is that of the checkpoint whose weights `model` has."""
-    weights = [
-        model.get_input_embeddings().weight,
-        model.model.norm.weight,
-        model.get_output_embeddings().weight,
-    ]
-    return Target(open_checkpoint(path).spec, *(weight.detach() for weight in weights))
+    weights = {names.from_huggingface(name): weight.detach() for name, weight in model.named_parameters()}
+    spec = open_checkpoint(path).spec
+    return Target(
+        spec,
+        weights["embed"],
+        weights["output_norm"],
+        weights.get("output", weights["embed"]),
+        [{name: weights[f"layers.{i}.{name}"] for name in LAYER} for i in range(spec.num_layers)],
+        model.config.rope_parameters["rope_theta"],
+    )
 
 
 @torch.no_grad()
@@ -197,6 +202,7 @@ def judge(head: TorchHead, pieces: Sequence[Piece], passes: int) -> Judgement:
     with torch.no_grad():
         wanted = (states @ head.target.output[torch.from_numpy(head.token_ids).long()].T).log_softmax(-1)
         right = wanted.argmax(-1)
+    size = head.target.output_norm.square().mean().sqrt()
     made: list = []
     hits: list[float] = []
     total = torch.zeros(())
@@ -205,7 +211,7 @@ def judge(head: TorchHead, pieces: Sequence[Piece], passes: int) -> Judgement:
         guess = head.logits(own).float().log_softmax(-1)
         distance = (1 - OWN_TOKEN) * (wanted.exp() * (wanted - guess)).sum(-1)
         distance = distance - OWN_TOKEN * guess.gather(-1, right[..., None])[..., 0]
-        near = functional.smooth_l1_loss(own.float(), states, reduction="none").mean(-1)
+        near = functional.smooth_l1_loss(own.float() / size, states / size, reduction="none").mean(-1)
         # The first positions of a pass have no guesses before them.
         counted = real & (torch.arange(longest) >= depth)
         total = total + 0.8**depth * (distance + STATE_WEIGHT * near)[counted].mean()
@@ -214,31 +220,47 @@ def judge(head: TorchHead, pieces: Sequence[Piece], passes: int) -> Judgement:
     return Judgement(total, hits)
 
 
+def fit(head: TorchHead, pieces: Sequence[Piece]) -> None:
+    """Set `fc` to what predicts the next state best by itself, in the least squares' sense: a good start."""
+    width = head.weights["fc"].shape[1]
+    inputs, both = torch.zeros(width, width), torch.zeros(width, width // 2)
+    for piece in pieces:
+        embedded = head.target.embed[piece.token_ids] * head.target.spec.embedding_scale
+        x = torch.cat([embedded, piece.before.float()], -1)
+        inputs += x.T @ x
+        both += x.T @ (piece.states.float() / head.target.output_norm)
+    # A little of each input's own size keeps what occurs too rarely from being believed.
+    ridge = torch.diag(inputs.diagonal() * 0.02 + 1e-4 * inputs.diagonal().mean())
+    head.weights["fc"] = torch.linalg.solve(inputs + ridge, both).T.contiguous()
+
+
 def train(
     head: TorchHead,
     pieces: list[Piece],
     *,
     epochs: float,
     passes: int = 2,
-    rate: float = 1e-3,
+    rate: float = 3e-4,
     batch: int = 8,
     seed: int = 0,
     minutes: float = 1e9,
     bf16: bool = False,
 ) -> list[float]:
-    """Train in place; Ctrl-C and the time limit keep the best. Returns the held-out hits by depth."""
+    """Fit and train in place; Ctrl-C and the time limit keep the best. Returns the held-out hits by depth."""
     chosen = random.Random(seed)
     chosen.shuffle(pieces)
     held_out = pieces[: max(1, int(len(pieces) * HELD_OUT))]
     pieces = pieces[len(held_out) :] or held_out
+    fit(head, pieces)
     for weight in head.weights.values():
         weight.requires_grad_(True)
     optimizer = torch.optim.AdamW(head.weights.values(), rate, betas=(0.9, 0.95), weight_decay=0.01)
-    num_steps = max(1, int(epochs * len(pieces) / batch))
+    num_steps = int(epochs * len(pieces) / batch)
     started = time.perf_counter()
 
     def progress(step: int) -> float:
-        return max(step / num_steps, (time.perf_counter() - started) / (60 * minutes))
+        spent = (time.perf_counter() - started) / (60 * minutes)
+        return max(spent, step / num_steps) if num_steps else 1.0
 
     best: tuple[float, dict[str, Tensor], list[float]] = (float("inf"), {}, [])
     batches = _batches(pieces, batch, chosen)
@@ -297,12 +319,13 @@ def main() -> None:
     parser.add_argument("--text", type=Path, nargs="*", help="files to read instead of answering prompts")
     parser.add_argument("--prompts", type=int, default=400)
     parser.add_argument("--max-tokens", type=int, default=224, help="of an answer, and of a piece of a file")
-    parser.add_argument("--draft-vocab", type=int, default=4096)
+    parser.add_argument("--draft-vocab", type=int, default=3072)
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--passes", type=int, default=2)
     parser.add_argument("--epochs", type=float, default=4)
     parser.add_argument("--minutes", type=float, default=10, help="of training at most")
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--batch", type=int, default=4, help="pieces in one step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="products in bfloat16")
     parser.add_argument("--states", type=Path, help="a file to keep text and states in for another run")
@@ -322,8 +345,11 @@ def main() -> None:
     del model
     vocabulary = frequent_tokens(texts.token_ids, args.draft_vocab, target.spec.vocab_size)
     head = TorchHead(target, vocabulary, num_layers=args.layers, seed=args.seed)
-    options = {name: getattr(args, name) for name in ("epochs", "passes", "rate", "seed", "minutes", "bf16")}
-    hits = train(head, cut(texts), **options)
+    options = {
+        name: getattr(args, name) for name in ("epochs", "passes", "rate", "batch", "seed", "minutes", "bf16")
+    }
+    pieces = cut(texts)
+    hits = train(head, pieces, **options)
     head.save(args.folder)
     report(f"{args.folder}: held-out hits by depth {_shown(hits)}")
 
