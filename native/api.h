@@ -126,6 +126,37 @@ struct StepOutput {
   float* logits = nullptr;           // [num_rows, vocab_size] or null
 };
 
+// A trained draft head (draft_head.h): its layers, as a model's whose vocabulary is `token_ids`, those of the
+// model's tokens that it can guess, ascending; and the blocks of its own KV cache.
+struct HeadSpec {
+  ModelSpec layers;
+  std::vector<int32_t> token_ids;  // [layers.vocab_size]
+  WeightFormat weight_format = WeightFormat::q8_0;
+  int64_t num_blocks = 0;
+};
+
+// Requests to guess for; outpace.types.HeadBatch explains every array.
+struct HeadBatch {
+  int64_t num_rows = 0, num_requests = 0, block_table_width = 0, head_table_width = 0;
+  const int32_t* token_ids = nullptr;     // [num_rows]
+  const int32_t* row_start = nullptr;     // [num_requests + 1]
+  const int32_t* positions = nullptr;     // [num_requests]
+  const int32_t* starts = nullptr;        // [num_requests]
+  const int32_t* block_tables = nullptr;  // [num_requests, block_table_width]
+  const int32_t* head_tables = nullptr;   // [num_requests, head_table_width]
+  const int32_t* max_tokens = nullptr;    // [num_requests]
+  const Sampling* sampling = nullptr;     // [num_requests]
+  float least_chance = 0.0f;
+};
+
+// The guesses; outpace.types.HeadOutput explains every array. The caller allocates.
+struct HeadOutput {
+  int64_t width = 1;              // at least the largest max_tokens
+  int32_t* token_ids = nullptr;   // [num_requests, width]
+  float* chances = nullptr;       // [num_requests, width]
+  int32_t* num_tokens = nullptr;  // [num_requests]
+};
+
 // The operations of a step, in their order; `other` is what lies outside them.
 enum class Op {
   embed,      // and the angles of the positions
@@ -177,6 +208,16 @@ class Model {
   // on a batch that breaks the contract, before anything is computed.
   void step(const StepBatch& batch, StepOutput& output);
 
+  // Loads a draft head; every step keeps its tokens' hidden states for it from then on. Call it before the
+  // first step, once. Throws Error where the head is not one for this model.
+  void attach_head(const HeadSpec& head, const std::vector<TensorRef>& tensors);
+  uint64_t head_bytes() const;  // that one guess of the head reads; 0: no head
+
+  // Lets the head read what it has not read of each request, and guess on. Throws Error on a batch that
+  // breaks the contract, before anything is computed, or where there is no head. Touches nothing that step()
+  // reads.
+  void guess(const HeadBatch& batch, HeadOutput& output);
+
   // While it is on, each step() leaves a trace.
   void set_trace(bool on);
   const StepTrace& trace() const;  // of the last such step
@@ -203,6 +244,11 @@ class Model {
 
 // Bytes that one block of the KV cache takes, all layers together.
 uint64_t kv_bytes_per_block(const ModelSpec& spec, KVFormat format);
+
+// Bytes that the hidden states of one block's tokens take, where there is a draft head.
+constexpr uint64_t hidden_bytes_per_block(int64_t hidden_size) {
+  return static_cast<uint64_t>(hidden_size) * sizeof(uint16_t) * kBlockSize;
+}
 
 // GB/s of a streaming read of a huge-page buffer, the best of `repeats` passes.
 double read_bandwidth(uint64_t num_bytes, int num_threads, int repeats);

@@ -84,14 +84,18 @@ KVFormat kv_format_of(const nb::dict& d) {
   return choice<KVFormat>(d, "kv_format", {{"int8", KVFormat::int8}, {"f16", KVFormat::f16}});
 }
 
+WeightFormat weight_format_of(const nb::dict& d) {
+  return choice<WeightFormat>(
+      d, "weight_format",
+      {{"keep", WeightFormat::keep}, {"q8_0", WeightFormat::q8_0}, {"q4_0", WeightFormat::q4_0}});
+}
+
 Options options_of(const nb::dict& d) {
   Options o;
   o.num_threads = get<int>(d, "num_threads");
   o.cores = get<std::vector<std::vector<int>>>(d, "cores");
   o.isa = get<std::string>(d, "isa");
-  o.weight_format = choice<WeightFormat>(
-      d, "weight_format",
-      {{"keep", WeightFormat::keep}, {"q8_0", WeightFormat::q8_0}, {"q4_0", WeightFormat::q4_0}});
+  o.weight_format = weight_format_of(d);
   o.kv_format = kv_format_of(d);
   o.num_blocks = get<int64_t>(d, "num_blocks");
   o.max_rows = get<int64_t>(d, "max_rows");
@@ -247,6 +251,53 @@ void step(Model& model, const Array<const int32_t>& token_ids, const Array<const
   model.step(b, out);
 }
 
+void attach_head(Model& model, const nb::dict& layers, const nb::list& tensors,
+                 const Array<const int32_t>& token_ids, const nb::dict& options) {
+  HeadSpec head;
+  head.layers = spec_of(layers);
+  head.token_ids.assign(token_ids.data(), token_ids.data() + token_ids.size());
+  head.weight_format = weight_format_of(options);
+  head.num_blocks = get<int64_t>(options, "num_blocks");
+  std::vector<TensorRef> refs;
+  for (const nb::handle tensor : tensors) refs.push_back(tensor_of(tensor));
+  const nb::gil_scoped_release nogil;
+  model.attach_head(head, refs);
+}
+
+void guess(Model& model, const Array<const int32_t>& token_ids, const Array<const int32_t>& row_start,
+           const Array<const int32_t>& positions, const Array<const int32_t>& starts,
+           const nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig>& block_tables,
+           const nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig>& head_tables,
+           const Array<const int32_t>& max_tokens, const Array<const uint8_t>& sampling, float least_chance,
+           const nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig>& out_token_ids,
+           const Array<float>& out_chances, const Array<int32_t>& out_num_tokens) {
+  const size_t requests = positions.size();
+  HeadBatch b;
+  b.num_rows = static_cast<int64_t>(token_ids.size());
+  b.num_requests = static_cast<int64_t>(requests);
+  b.token_ids = token_ids.data();
+  b.row_start = pointer(row_start, requests + 1, "row_start");
+  b.positions = positions.data();
+  b.starts = pointer(starts, requests, "starts");
+  if (block_tables.shape(0) < requests || head_tables.shape(0) < requests ||
+      out_token_ids.shape(0) < requests)
+    throw Error("a table is too small");
+  b.block_tables = block_tables.data();
+  b.block_table_width = static_cast<int64_t>(block_tables.shape(1));
+  b.head_tables = head_tables.data();
+  b.head_table_width = static_cast<int64_t>(head_tables.shape(1));
+  b.max_tokens = pointer(max_tokens, requests, "max_tokens");
+  b.sampling = reinterpret_cast<const Sampling*>(pointer(sampling, requests * sizeof(Sampling), "sampling"));
+  b.least_chance = least_chance;
+  HeadOutput out;
+  out.width = static_cast<int64_t>(out_token_ids.shape(1));
+  out.token_ids = out_token_ids.data();
+  out.chances = pointer(out_chances, requests * out_token_ids.shape(1), "out_chances");
+  out.num_tokens = pointer(out_num_tokens, requests, "out_num_tokens");
+  const nb::gil_scoped_release nogil;
+  model.guess(b, out);
+}
+
 }  // namespace
 
 }  // namespace outpace
@@ -264,6 +315,7 @@ NB_MODULE(_native, m) {
       .def_prop_ro("packed_note", &Model::packed_note)
       .def_prop_ro("isa", &Model::isa)
       .def_prop_ro("num_threads", &Model::num_threads)
+      .def_prop_ro("head_bytes", &Model::head_bytes)
       .def_prop_ro("trace", &trace_of)
       .def("set_trace", &Model::set_trace, nb::arg("on"));
   m.def("load", &load, nb::arg("spec"), nb::arg("tensors"), nb::arg("options"), nb::arg("progress").none(),
@@ -275,6 +327,12 @@ NB_MODULE(_native, m) {
         nb::arg("out_token_ids"), nb::arg("out_num_accepted"), nb::arg("out_logprobs").none(),
         nb::arg("out_top_token_ids").none(), nb::arg("out_top_logprobs").none(), nb::arg("out_logits").none(),
         nb::arg("num_top"), nb::arg("vocab_size"));
+  m.def("attach_head", &attach_head, nb::arg("model"), nb::arg("layers"), nb::arg("tensors"),
+        nb::arg("token_ids"), nb::arg("options"));
+  m.def("guess", &guess, nb::arg("model"), nb::arg("token_ids"), nb::arg("row_start"), nb::arg("positions"),
+        nb::arg("starts"), nb::arg("block_tables"), nb::arg("head_tables"), nb::arg("max_tokens"),
+        nb::arg("sampling"), nb::arg("least_chance"), nb::arg("out_token_ids"), nb::arg("out_chances"),
+        nb::arg("out_num_tokens"));
   m.def(
       "kv_bytes_per_block",
       [](const nb::dict& spec, const nb::dict& options) {

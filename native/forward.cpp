@@ -28,7 +28,8 @@ void Forward::reserve(int64_t num_rows) {
   if (num_rows <= reserved_rows_) return;
   const auto resize = [&](auto& v, int64_t width) { v.resize(static_cast<size_t>(num_rows * width)); };
   const LayerWeights& w = weights_.layers.front();
-  const int64_t widest = std::max({spec_.hidden_size, w.q.rows, spec_.intermediate_size});
+  const int64_t widest =
+      std::max({spec_.hidden_size, w.q.rows, spec_.intermediate_size, weights_.fc.columns});
   resize(x_, spec_.hidden_size);
   resize(norm_, spec_.hidden_size);
   resize(q_raw_, w.q.padded_rows());
@@ -116,32 +117,65 @@ void Forward::multiply(const TileMatrix& m, const Activations& a, int64_t num_ro
   });
 }
 
-void Forward::run(const std::vector<Row>& rows, const int32_t* token_ids) {
-  const auto num_rows = static_cast<int64_t>(rows.size());
-  reserve(num_rows);
+void Forward::start(const std::vector<Row>& rows) {
+  reserve(static_cast<int64_t>(rows.size()));
   plan_attention(rows);
   mark(Op::other);
+}
+
+// Sine and cosine of a row's angles.
+void Forward::turn(int64_t row, int64_t position) {
+  for (int64_t i = 0; i < num_pairs_; ++i) {
+    // As transformers: the angle is a float product; its sine and cosine are exact to a float.
+    const float angle = static_cast<float>(position) * spec_.rope_inv_freq[static_cast<size_t>(i)];
+    const double factor = spec_.rope_attention_factor;
+    cos_[static_cast<size_t>(row * num_pairs_ + i)] =
+        static_cast<float>(std::cos(static_cast<double>(angle)) * factor);
+    sin_[static_cast<size_t>(row * num_pairs_ + i)] =
+        static_cast<float>(std::sin(static_cast<double>(angle)) * factor);
+  }
+}
+
+void Forward::run(const std::vector<Row>& rows, const int32_t* token_ids) {
+  const auto num_rows = static_cast<int64_t>(rows.size());
+  start(rows);
   pool_.run([&](int) {
     pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
       for (int64_t r = first; r < last; ++r) {
         float* x = x_.data() + r * spec_.hidden_size;
         kernels_.dequantize_row(weights_.embed, token_ids[r], x);
         if (spec_.embedding_scale != 1.0f) kernels_.scale(x, spec_.embedding_scale, spec_.hidden_size);
-        for (int64_t i = 0; i < num_pairs_; ++i) {
-          // As transformers: the angle is a float product; its sine and cosine are exact to a float.
-          const float angle = static_cast<float>(rows[static_cast<size_t>(r)].position) *
-                              spec_.rope_inv_freq[static_cast<size_t>(i)];
-          const double factor = spec_.rope_attention_factor;
-          cos_[static_cast<size_t>(r * num_pairs_ + i)] =
-              static_cast<float>(std::cos(static_cast<double>(angle)) * factor);
-          sin_[static_cast<size_t>(r * num_pairs_ + i)] =
-              static_cast<float>(std::sin(static_cast<double>(angle)) * factor);
-        }
+        turn(r, rows[static_cast<size_t>(r)].position);
       }
     });
     mark(Op::embed);
     for (int64_t i = 0; i < spec_.num_layers; ++i) layer(i, rows);
   });
+}
+
+void Forward::run_head(const std::vector<Row>& rows, float* inputs) {
+  const auto num_rows = static_cast<int64_t>(rows.size());
+  const int64_t hidden = spec_.hidden_size;
+  const Needs need = needs({&weights_.fc});
+  start(rows);
+  pool_.run([&](int) {
+    pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
+      for (int64_t r = first; r < last; ++r) {
+        quantize(inputs + r * 2 * hidden, r, 2 * hidden, need);
+        std::fill_n(x_.data() + r * hidden, hidden, 0.0f);
+        turn(r, rows[static_cast<size_t>(r)].position);
+      }
+    });
+    multiply(weights_.fc, activations(inputs, 2 * hidden, 2 * hidden), num_rows, x_.data(), hidden, true);
+    for (int64_t i = 0; i < spec_.num_layers; ++i) layer(i, rows);
+  });
+}
+
+const float* Forward::normalized(int64_t row) {
+  float* norm = norm_.data() + row * spec_.hidden_size;
+  kernels_.rms_norm(x_.data() + row * spec_.hidden_size, weights_.output_norm.data(), spec_.hidden_size,
+                    spec_.norm_eps, norm);
+  return norm;
 }
 
 // Norm of every row, quantized as the matrices that read it need it.

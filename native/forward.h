@@ -36,6 +36,12 @@ class Forward {
   // Runs all layers over the rows; hidden() then holds their final states, before the output norm.
   void run(const std::vector<Row>& rows, const int32_t* token_ids);
 
+  // The same for a draft head: `inputs`, [rows.size(), 2 * hidden_size], go through its `fc`.
+  void run_head(const std::vector<Row>& rows, float* inputs);
+
+  // A row's final state after the output norm, [hidden_size]; valid until the next call of another method.
+  const float* normalized(int64_t row);
+
   // Logits of some of the rows of the last run(). logits: [rows.size(), padded vocabulary]
   void logits(const int64_t* rows, int64_t num_rows, float* logits);
 
@@ -67,6 +73,8 @@ class Forward {
   }
 
   void reserve(int64_t num_rows);
+  void start(const std::vector<Row>& rows);
+  void turn(int64_t row, int64_t position);
   void plan_attention(const std::vector<Row>& rows);
   void layer(int64_t index, const std::vector<Row>& rows);
   void project_qkv(const LayerWeights& w, int64_t num_rows);

@@ -5,6 +5,7 @@
 
 #include "api.h"
 #include "cpu.h"
+#include "draft_head.h"
 #include "draft_tree.h"
 #include "forward.h"
 #include "sampler.h"
@@ -32,6 +33,11 @@ void check_spec(const ModelSpec& spec) {
     refuse("more rotary dimensions than head_dim");
 }
 
+// A row whose final hidden state a draft head may read, and its token's place in the KV cache.
+struct KeptState {
+  int64_t row, block, slot;
+};
+
 }  // namespace
 
 struct Model::Impl {
@@ -51,6 +57,8 @@ struct Model::Impl {
   std::atomic<bool> not_a_number{false};
   StepClock clock;
   bool tracing = false;
+  std::unique_ptr<DraftHead> head;  // null: none
+  std::vector<KeptState> kept;      // of the present step, for the head
 
   Impl(const ModelSpec& model, const std::vector<TensorRef>& tensors, const Options& opts,
        const Progress& progress, std::shared_ptr<ThreadPool> shared)
@@ -72,6 +80,7 @@ struct Model::Impl {
   void place_rows(const StepBatch& batch, int64_t output_width);
   void sample_row(const StepBatch& batch, StepOutput& output, int64_t row, float* row_logits);
   void accept(const StepBatch& batch, StepOutput& output);
+  void keep_states(const StepBatch& batch);
   static void move_choice(StepOutput& output, int64_t from, int64_t to);
 
   // The first row of a request that yields a token: the one before its drafts.
@@ -142,6 +151,7 @@ void Model::Impl::step(const StepBatch& batch, StepOutput& output) {
         "the model's logits are not numbers; the weights are damaged or overflow: bring the file again");
   }
   accept(batch, output);
+  if (head) keep_states(batch);
   mark(Op::other);
   if (tracing) count_work(spec, weights, cache.layout, rows, total, clock.trace());
 }
@@ -204,12 +214,48 @@ void Model::Impl::move_choice(StepOutput& output, int64_t from, int64_t to) {
               output.top_logprobs + to * output.num_top);
 }
 
+// For the head: of all tokens that are in the KV cache for good, hence not of drafts that were refused.
+void Model::Impl::keep_states(const StepBatch& b) {
+  kept.clear();
+  for (int64_t i = 0; i < b.num_requests; ++i) {
+    int64_t position = b.num_computed_tokens[i], row = b.row_start[i];
+    const int64_t root = first_sampled(b, i);
+    const auto keep = [&] {
+      const int32_t* table = b.block_tables + i * b.block_table_width;
+      kept.push_back({row, table[position / kBlockSize], position % kBlockSize});
+      ++position;
+    };
+    for (; row <= root; ++row) keep();
+    if (b.sample[i] == 0) continue;
+    row = root;
+    while ((row = trees.child(b, i, row, chosen[static_cast<size_t>(row)])) >= 0) keep();
+  }
+  pool.run([&](int) {
+    pool.parallel(static_cast<int64_t>(kept.size()), 1, [&](int64_t first, int64_t last) {
+      for (int64_t k = first; k < last; ++k) {
+        const KeptState& at = kept[static_cast<size_t>(k)];
+        head->states.store(at.block, at.slot, forward.normalized(at.row));
+      }
+    });
+  });
+}
+
 Model::Model(const ModelSpec& spec, const std::vector<TensorRef>& tensors, const Options& options,
              const Progress& progress, const Model* threads_of)
     : impl_(std::make_unique<Impl>(spec, tensors, options, progress,
                                    threads_of == nullptr ? nullptr : threads_of->impl_->threads)) {}
 Model::~Model() = default;
 void Model::step(const StepBatch& batch, StepOutput& output) { impl_->step(batch, output); }
+void Model::attach_head(const HeadSpec& spec, const std::vector<TensorRef>& tensors) {
+  check_spec(spec.layers);
+  impl_->head = std::make_unique<DraftHead>(spec, tensors, impl_->spec, impl_->options, impl_->weights.embed,
+                                            impl_->kernels, impl_->pool);
+}
+uint64_t Model::head_bytes() const { return impl_->head ? impl_->head->weight_bytes() : 0; }
+void Model::guess(const HeadBatch& batch, HeadOutput& output) {
+  if (!impl_->head) throw Error("there is no draft head");
+  impl_->head->guess(batch, output);
+}
 void Model::set_trace(bool on) {
   impl_->tracing = on;
   impl_->forward.set_clock(on ? &impl_->clock : nullptr);

@@ -161,13 +161,13 @@ class Restriction {
 struct Best {
   float key = -std::numeric_limits<float>::infinity();
   int64_t id = -1;
-  void offer(float z, int64_t token_id, uint64_t row) {
+  void offer(float z, int64_t index, int64_t token_id, uint64_t row) {
     const uint32_t bits = token_bits(row, token_id);
     if (z + gumbel_bound(bits) < key) return;  // cannot win; spares two logarithms
     const float candidate = z + gumbel(bits);
-    if (id < 0 || candidate > key || (candidate == key && token_id < id)) {
+    if (id < 0 || candidate > key || (candidate == key && index < id)) {
       key = candidate;
-      id = token_id;
+      id = index;
     }
   }
 };
@@ -180,13 +180,14 @@ int64_t choose(const Kernels& kernels, float* logits, int64_t n, const SampleReq
   const int64_t likeliest = kernels.argmax(logits, n);
   const Restriction restriction(kernels, logits, n, likeliest, s);
   const Order order{logits};
+  const auto token = [&](int64_t i) { return request.token_ids == nullptr ? i : request.token_ids[i]; };
   int64_t refused = -1;  // and so is whatever is less likely
   while (true) {
     Best best;
     // The likeliest first: it sets a bar that spares most of the others their logarithms.
-    best.offer(logits[likeliest], likeliest, row);
+    best.offer(logits[likeliest], likeliest, token(likeliest), row);
     for (int64_t i = 0; i < n; ++i) {
-      if (refused < 0 || order.likelier(i, refused)) best.offer(logits[i], i, row);
+      if (refused < 0 || order.likelier(i, refused)) best.offer(logits[i], i, token(i), row);
     }
     if (best.id == likeliest || restriction.keeps(best.id)) return best.id;
     refused = best.id;

@@ -45,8 +45,10 @@ const FileType& file_type(Format format) {
 class Loader {
  public:
   Loader(const ModelSpec& spec, const std::vector<TensorRef>& tensors, WeightFormat weight_format,
-         const PackedCache& packed, const Kernels& kernels, ThreadPool& pool, const Model::Progress& progress)
+         const PackedCache& packed, const Kernels& kernels, ThreadPool& pool, const Model::Progress& progress,
+         bool is_head = false)
       : spec_(spec),
+        is_head_(is_head),
         weight_format_(weight_format),
         packed_(packed),
         kernels_(kernels),
@@ -99,7 +101,10 @@ class Loader {
   void plan(Weights& w) {
     const int64_t q_rows = spec_.num_heads * spec_.head_dim, kv_rows = spec_.num_kv_heads * spec_.head_dim;
     const int64_t hidden = spec_.hidden_size, inner = spec_.intermediate_size;
-    matrix(w.embed, "embed", spec_.vocab_size, hidden);
+    if (is_head_)
+      matrix(w.fc, "fc", hidden, 2 * hidden);
+    else
+      matrix(w.embed, "embed", spec_.vocab_size, hidden);
     if (!spec_.tied_embeddings) matrix(w.output, "output", spec_.vocab_size, hidden);
     w.output_norm = vector("output_norm", hidden, true);
     w.layers.resize(static_cast<size_t>(spec_.num_layers));
@@ -264,6 +269,7 @@ class Loader {
   }
 
   const ModelSpec& spec_;
+  const bool is_head_;
   const WeightFormat weight_format_;
   const PackedCache& packed_;
   const Kernels& kernels_;
@@ -282,6 +288,13 @@ Weights Weights::load(const ModelSpec& spec, const std::vector<TensorRef>& tenso
                       WeightFormat weight_format, const PackedCache& packed, const Kernels& kernels,
                       ThreadPool& pool, const Model::Progress& progress) {
   return Loader(spec, tensors, weight_format, packed, kernels, pool, progress).load();
+}
+
+Weights Weights::load_head(const ModelSpec& spec, const std::vector<TensorRef>& tensors,
+                           WeightFormat weight_format, const Kernels& kernels, ThreadPool& pool) {
+  const PackedCache nowhere;
+  const Model::Progress nobody;
+  return Loader(spec, tensors, weight_format, nowhere, kernels, pool, nobody, true).load();
 }
 
 }  // namespace outpace

@@ -21,6 +21,7 @@ struct LayerWeights {
 
 struct Weights {
   TileMatrix embed, output;  // the same tiles where the embeddings are tied
+  TileMatrix fc;             // of a draft head, which has it instead of embeddings, see draft_head.h
   std::vector<float> output_norm;
   std::vector<LayerWeights> layers;
   HugeBuffer tiles;
@@ -34,6 +35,10 @@ struct Weights {
   static Weights load(const ModelSpec& spec, const std::vector<TensorRef>& tensors,
                       WeightFormat weight_format, const PackedCache& packed, const Kernels& kernels,
                       ThreadPool& pool, const Model::Progress& progress);
+
+  // The same of a draft head.
+  static Weights load_head(const ModelSpec& spec, const std::vector<TensorRef>& tensors,
+                           WeightFormat weight_format, const Kernels& kernels, ThreadPool& pool);
 };
 
 }  // namespace outpace

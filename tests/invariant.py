@@ -24,13 +24,16 @@ from engine_harness import Answer, Answers, BackendFactory, FailingBackend, coll
 from oracle_drafter import DraftMode, OracleDrafter, OracleProposer
 from outpace import draft
 from outpace.draft.controller import DraftController
+from outpace.draft.draft_head import HeadProposer
 from outpace.draft.step_costs import StepCosts
 from outpace.engine.block_store import BlockStore
 from outpace.engine.sampling import choice_seed
 from outpace.text.tokenizer import Tokenizer
 from outpace.types import (
     BLOCK_SIZE,
+    ComputingProposer,
     Drafter,
+    DraftHead,
     DraftHints,
     EngineConfig,
     FinishReason,
@@ -183,18 +186,22 @@ def alone(
     return drain(engine)["alone", 0]
 
 
-def check_invariant(factory: BackendFactory, tokenizer: Tokenizer, scenario: Scenario) -> None:
-    """Run the scenario and compare; see the module."""
+def check_invariant(
+    factory: BackendFactory, tokenizer: Tokenizer, scenario: Scenario, head: DraftHead | None = None
+) -> None:
+    """Run the scenario and compare; see the module. The backend's draft head takes part if it is given."""
     expected: Answers = {}
     for number, arrival in enumerate(scenario.arrivals):
         for index in range(arrival.params.n):
             expected[str(number), index] = alone(factory, tokenizer, arrival, index, scenario.num_blocks)
     with tempfile.TemporaryDirectory() as folder:
         if scenario.disk is not None:
-            answers, failed = _run(factory, tokenizer, scenario, expected, Path(folder), interrupted=True)
+            answers, failed = _run(
+                factory, tokenizer, scenario, expected, Path(folder), head, interrupted=True
+            )
             _compare_all(scenario, answers, expected, cancelled=True, failed=failed)
             _damage(Path(folder), scenario.disk)
-        answers, failed = _run(factory, tokenizer, scenario, expected, Path(folder))
+        answers, failed = _run(factory, tokenizer, scenario, expected, Path(folder), head)
     assert set(answers) == set(expected), "every choice is answered"
     _compare_all(scenario, answers, expected, cancelled=False, failed=failed)
 
@@ -241,6 +248,7 @@ def _run(
     scenario: Scenario,
     expected: Answers,
     folder: Path,
+    head: DraftHead | None,
     *,
     interrupted: bool = False,
 ) -> tuple[Answers, bool]:
@@ -257,7 +265,7 @@ def _run(
     engine = make_engine(
         backend,
         tokenizer,
-        _drafter(scenario, drafter, backend.spec.vocab_size),
+        _drafter(scenario, drafter, backend.spec.vocab_size, head),
         max_num_seqs=scenario.max_num_seqs,
         max_batch_tokens=scenario.max_batch_tokens,
         prefix_cache=scenario.prefix_cache,
@@ -284,13 +292,19 @@ def _run(
     return answers, any(step < len(backend.batches) for step in scenario.failing_steps)
 
 
-def _drafter(scenario: Scenario, oracle: OracleDrafter | None, vocab_size: int) -> Drafter | None:
+def _drafter(
+    scenario: Scenario, oracle: OracleDrafter | None, vocab_size: int, head: DraftHead | None
+) -> Drafter | None:
     costs = StepCosts({1: 0.001, 4: 0.0012, 16: 0.003, 64: 0.012})
-    if scenario.draft == "look-up":
-        return draft.create(EngineConfig(draft_persist=False), costs, vocab_size, None)
+    own = None if head is None else (head, 0.05)
+    if scenario.draft == "look-up" or (scenario.draft is None and head is not None):
+        return draft.create(EngineConfig(draft_persist=False), costs, vocab_size, None, head=own)
     if oracle is None or not scenario.controlled:
         return oracle
-    return DraftController([OracleProposer(oracle)], costs, [OracleProposer(oracle, cost=0.0001)])
+    models: list[ComputingProposer] = [OracleProposer(oracle, cost=0.0001)]
+    if own is not None:
+        models.insert(0, HeadProposer(own[0], costs, own[1]))
+    return DraftController([OracleProposer(oracle)], costs, models)
 
 
 def _hints(number: int, expected: Answers) -> DraftHints:

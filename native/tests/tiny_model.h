@@ -27,12 +27,16 @@ inline outpace::ModelSpec spec() {
   return s;
 }
 
-// A file of random floats, removed at the end.
+// A file of random floats, of a model or of a draft head, removed at the end.
 class File {
  public:
-  explicit File(const outpace::ModelSpec& s) : fd_(mkstemp(path_)) {
+  explicit File(const outpace::ModelSpec& s, bool is_head = false) : fd_(mkstemp(path_)) {
     const int64_t q = s.num_heads * s.head_dim, kv = s.num_kv_heads * s.head_dim;
-    add("embed", s.vocab_size, s.hidden_size);
+    if (is_head)
+      add("fc", s.hidden_size, 2 * s.hidden_size);
+    else
+      add("embed", s.vocab_size, s.hidden_size);
+    if (!s.tied_embeddings) add("output", s.vocab_size, s.hidden_size);
     add("output_norm", 1, s.hidden_size);
     for (int64_t i = 0; i < s.num_layers; ++i) {
       const std::string prefix = "layers." + std::to_string(i) + ".";

@@ -31,6 +31,8 @@ class Model:
     @property
     def num_threads(self) -> int: ...
     @property
+    def head_bytes(self) -> int: ...
+    @property
     def trace(self) -> tuple[float, list[tuple[str, float, int, int]]]: ...
     def set_trace(self, on: bool) -> None: ...
 
@@ -63,6 +65,28 @@ def step(
     out_logits: NDArray[np.float32] | None,
     num_top: int,
     vocab_size: int,
+) -> None: ...
+def attach_head(
+    model: Model,
+    layers: dict[str, Any],
+    tensors: list[tuple[str, str, int, int, str, int, int]],
+    token_ids: NDArray[np.int32],
+    options: dict[str, str | int],
+) -> None: ...
+def guess(
+    model: Model,
+    token_ids: NDArray[np.int32],
+    row_start: NDArray[np.int32],
+    positions: NDArray[np.int32],
+    starts: NDArray[np.int32],
+    block_tables: NDArray[np.int32],
+    head_tables: NDArray[np.int32],
+    max_tokens: NDArray[np.int32],
+    sampling: NDArray[np.uint8],
+    least_chance: float,
+    out_token_ids: NDArray[np.int32],
+    out_chances: NDArray[np.float32],
+    out_num_tokens: NDArray[np.int32],
 ) -> None: ...
 def kv_bytes_per_block(spec: dict[str, Any], options: dict[str, str]) -> int: ...
 def checksum(data: NDArray[np.uint8]) -> int: ...

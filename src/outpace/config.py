@@ -227,9 +227,19 @@ def kv_bytes_per_block(spec: ModelSpec, kv_format: KVFormat) -> int:
     return heads * 2 * (head_dim + 4) * BLOCK_SIZE
 
 
+def cache_bytes_per_block(spec: ModelSpec, config: EngineConfig) -> int:
+    """Bytes of all that a native backend keeps of one block's tokens.
+
+    Keys and values and, where there is a draft head, the hidden states that it reads: two bytes for each
+    element, as in native/hidden_states.h.
+    """
+    states = spec.hidden_size * 2 * BLOCK_SIZE if config.draft_head and config.draft != "off" else 0
+    return kv_bytes_per_block(spec, config.kv_format) + states
+
+
 def _kv_budget(spec: ModelSpec, config: EngineConfig, context: int) -> int:
     """Bytes for the KV cache: as asked; else a full context (or 4 of 8192) in at most 1/4 of free memory."""
-    per_block = kv_bytes_per_block(spec, config.kv_format)
+    per_block = cache_bytes_per_block(spec, config)
     available = available_memory()
     if config.kv_cache_bytes:
         if config.kv_cache_bytes < per_block:

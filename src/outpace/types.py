@@ -383,6 +383,47 @@ class Backend(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class HeadBatch:
+    """Requests for which a draft head shall guess. First it reads the tokens that it has not read.
+
+    Those of request i are `token_ids[row_start[i] : row_start[i + 1]]`, consecutive positions from
+    `positions[i]` on, the request's last token the last. All tokens before that one are in the model's KV
+    cache.
+    """
+
+    token_ids: Int32Array  # [num_rows]
+    row_start: Int32Array  # [num_requests + 1]
+    positions: Int32Array  # [num_requests] in the request
+    starts: Int32Array  # [num_requests] where it began to read: its own positions count from there
+    block_tables: Int32Array  # [num_requests, width] in the model's KV cache, -1 past the end
+    head_block_tables: Int32Array  # [num_requests, width] in its own, of the positions that it has read
+    max_tokens: Int32Array  # [num_requests] guesses at most, at least 1
+    sampling: NDArray[np.void]  # [num_requests] of SAMPLING_DTYPE; penalties count for nothing
+    least_chance: float  # where the chance that all guesses so far are right is lower, none follows
+
+
+@dataclass(slots=True)
+class HeadOutput:
+    """What a draft head guesses: for request i, `token_ids[i, : num_tokens[i]]`, a chain."""
+
+    token_ids: Int32Array  # [num_requests, width]
+    chances: Float32Array  # [num_requests, width] of each, as the head sees it, after those before it
+    num_tokens: Int32Array  # [num_requests] 0 from a head whose weights are damaged
+
+
+class DraftHead(Protocol):
+    """A light trained drafter that lives in a backend, on its model's hidden states."""
+
+    context: int  # tokens of a request that it holds at most, guesses included
+    num_blocks: int  # of its own KV cache, BLOCK_SIZE tokens each
+    weight_bytes: int  # that one guess reads
+
+    def guess(self, batch: HeadBatch) -> HeadOutput:
+        """Read and guess. Raises `BackendError`; changes nothing that the model's steps read."""
+        ...
+
+
 class DraftRequest(Protocol):
     """What a proposer may know of a request; the engine's `Request` is one. Read only."""
 

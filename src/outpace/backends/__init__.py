@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from outpace.types import Backend, EngineConfig
+from outpace.errors import UsageError
+from outpace.types import Backend, DraftHead, EngineConfig
 
 if TYPE_CHECKING:
     from outpace.models.checkpoint import Checkpoint
 
-__all__ = ["create"]
+__all__ = ["create", "draft_head"]
 
 
 def create(checkpoint: Checkpoint, config: EngineConfig, *, threads_of: Backend | None = None) -> Backend:
@@ -21,6 +22,10 @@ def create(checkpoint: Checkpoint, config: EngineConfig, *, threads_of: Backend 
     `config` is resolved (see `outpace.config.resolve_engine_config`): nothing in it is 0 for "choose". Raises
     `UnsupportedModelError`, `OutOfMemoryError`, `UsageError` where the backend is not installed.
     """
+    if config.draft_head and config.draft != "off" and config.backend != "native":
+        raise UsageError(
+            f"draft_head: the {config.backend} backend runs none; take the native one, or name no head"
+        )
     match config.backend:
         case "native":
             from outpace.backends.native_backend import NativeBackend
@@ -35,3 +40,9 @@ def create(checkpoint: Checkpoint, config: EngineConfig, *, threads_of: Backend 
             from outpace.backends.null_backend import NullBackend
 
             return NullBackend(checkpoint, config)
+
+
+def draft_head(backend: Backend) -> DraftHead | None:
+    """The draft head that was loaded with the model; None where the config names none."""
+    head: DraftHead | None = getattr(backend, "draft_head", None)
+    return head

@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from outpace import _native
-from outpace.config import available_memory, kv_bytes_per_block
+from outpace.backends.native_head import NativeDraftHead
+from outpace.config import available_memory, cache_bytes_per_block
 from outpace.cores import cores_to_pin
 from outpace.errors import BackendError, OutOfMemoryError, UsageError
 from outpace.models import packed_cache
+from outpace.models.draft_head import HeadCheckpoint, open_head
 from outpace.types import EngineConfig, Float32Array, Int32Array, ModelSpec, StepBatch, StepOutput, TensorRef
 
 if TYPE_CHECKING:
@@ -28,7 +31,8 @@ class NativeBackend:
     """Runs a checkpoint on the processor. See `outpace.types.Backend`.
 
     Raises `UsageError` where the machine cannot run the tier that was asked for, `BackendError` where the
-    file lies about its tensors, and `OutOfMemoryError` where weights and KV cache do not fit.
+    file lies about its tensors, and `OutOfMemoryError` where weights and KV cache do not fit; and as
+    `open_head` does for the draft head that the config names. Attribute: `draft_head`, None without one.
     """
 
     def __init__(
@@ -44,10 +48,11 @@ class NativeBackend:
         With `threads_of` it runs on that backend's threads; their steps wait for each other.
         """
         self._spec = checkpoint.spec
-        self._num_blocks = config.kv_cache_bytes // kv_bytes_per_block(checkpoint.spec, config.kv_format)
+        self._num_blocks = config.kv_cache_bytes // cache_bytes_per_block(checkpoint.spec, config)
         self._kv_format = config.kv_format
         _check_isa(config.isa)
-        _check_memory(checkpoint, config)
+        head = _head_of(checkpoint, config)
+        _check_memory(checkpoint, config, head)
         packed = packed_cache.find(
             checkpoint, config.weight_format, _native.packed_layout, _weight_bytes(checkpoint, config)
         )
@@ -80,6 +85,14 @@ class NativeBackend:
             raise BackendError(f"{checkpoint.path}: {error}") from error
         if packed is not None:
             _note_use(packed, self._model)
+        self.draft_head: NativeDraftHead | None = None
+        if head is not None:
+            self.draft_head = NativeDraftHead(
+                head,
+                lambda: self._loaded,
+                max_num_seqs=config.max_num_seqs,
+                weight_format=config.weight_format,
+            )
 
     @property
     def _loaded(self) -> _native.Model:
@@ -184,9 +197,15 @@ def _check_isa(isa: str) -> None:
         raise UsageError(f"isa {isa!r} cannot run here; this machine has: {', '.join(tiers)}")
 
 
-def _check_memory(checkpoint: Checkpoint, config: EngineConfig) -> None:
+def _head_of(checkpoint: Checkpoint, config: EngineConfig) -> HeadCheckpoint | None:
+    if not config.draft_head or config.draft == "off":
+        return None
+    return open_head(Path(config.draft_head).expanduser(), checkpoint.spec)
+
+
+def _check_memory(checkpoint: Checkpoint, config: EngineConfig, head: HeadCheckpoint | None) -> None:
     """Refuse what would end in the system killing the process."""
-    weights = _weight_bytes(checkpoint, config)
+    weights = _weight_bytes(checkpoint, config) + (head.num_bytes if head else 0)
     needed, available = weights + config.kv_cache_bytes, available_memory()
     if needed > available:
         raise OutOfMemoryError(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from outpace.draft.step_costs import StepCosts
-    from outpace.types import Backend, ComputingProposer
+    from outpace.types import Backend, ComputingProposer, DraftHead
 
 __all__ = ["NoDrafter", "create"]
 
@@ -48,11 +48,13 @@ def create(
     vocab_size: int,
     folder: Path | None,
     model: tuple[Backend, StepCosts] | None = None,
+    head: tuple[DraftHead, float] | None = None,
 ) -> Drafter:
     """The drafter that `config` asks for, on a backend whose steps cost `costs`.
 
     `folder`: where the model's text is kept across restarts; None: nowhere. `model`: a smaller model to run
-    ahead, and what its steps cost.
+    ahead, and what its steps cost. `head`: a trained head, and the bytes that a row of it reads, over the
+    model's.
     """
     if config.draft == "off":
         return NoDrafter()
@@ -75,6 +77,10 @@ def create(
         )
         proposers.append(SharedProposer(text))
     models: list[ComputingProposer] = []
+    if head is not None:
+        from outpace.draft.draft_head import HeadProposer
+
+        models.append(HeadProposer(head[0], costs, head[1]))
     if model is not None:
         from outpace.draft.draft_model import ModelProposer
 

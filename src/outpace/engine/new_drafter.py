@@ -1,4 +1,4 @@
-"""Assembles a model's drafter: what steps cost, where text is kept, the smaller model that runs ahead."""
+"""Assembles a model's drafter: what steps cost, where text is kept, the head or the model that runs ahead."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def new_drafter(
                 "the draft model %s is no smaller than the model: it will not pay", config.draft_model
             )
         model = smaller, smaller_costs
-    return draft.create(config, costs, backend.spec.vocab_size, folder, model)
+    head = backends.draft_head(backend)
+    own = None if head is None else (head, head.weight_bytes / backend.weight_bytes)
+    return draft.create(config, costs, backend.spec.vocab_size, folder, model, own)
 
 
 def _load(
@@ -77,6 +79,7 @@ def _load(
         max_context=min(CONTEXT, checkpoint.spec.max_context),
         kv_cache_bytes=blocks * kv_bytes_per_block(checkpoint.spec, config.kv_format),
         max_tree_tokens=0,
+        draft_head="",
     )
     return backends.create(checkpoint, own, threads_of=backend)
 
