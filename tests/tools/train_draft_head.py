@@ -4,10 +4,11 @@
 
 MODEL is a GGUF file or a safetensors directory. The model answers prompts that are made of the docstrings of
 this Python's standard library (`--prompts`; none of the shipped workloads'), or reads `--text` files. Its own
-hidden states come from transformers on the dequantized weights, in float32 unless `--bf16` is given. The head
-learns the model's next tokens, as far as they are among the most frequent ones of that text, their
-distribution, and its states (EAGLE, arXiv:2401.15077), `--passes` of its own guesses deep (arXiv:2408.15766).
-Ctrl-C ends the training and keeps the best head so far. Needs the test dependencies.
+hidden states come from transformers on the dequantized weights, in float32 unless `--bf16` is given. The
+head starts from least squares (`--epochs 0` stops there, which takes seconds) and learns the model's next
+tokens, as far as they are among the most frequent ones of that text, their distribution, and its states
+(EAGLE, arXiv:2401.15077), `--passes` of its own guesses deep (arXiv:2408.15766). Ctrl-C ends the training and
+keeps the best head so far. Needs the test dependencies.
 """
 
 from __future__ import annotations
