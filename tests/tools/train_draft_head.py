@@ -241,7 +241,7 @@ def train(
     *,
     epochs: float,
     passes: int = 2,
-    rate: float = 3e-4,
+    rate: float = 5e-5,
     batch: int = 8,
     seed: int = 0,
     minutes: float = 1e9,
@@ -325,7 +325,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=2)
     parser.add_argument("--epochs", type=float, default=4)
     parser.add_argument("--minutes", type=float, default=10, help="of training at most")
-    parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--rate", type=float, default=5e-5)
     parser.add_argument("--batch", type=int, default=4, help="pieces in one step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="products in bfloat16")
