@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from pathlib import Path
 from typing import Annotated
 
 import pytest
@@ -11,7 +12,8 @@ import typer
 from typer.testing import CliRunner
 
 from outpace.cli.options import EngineFlags, SamplingFlags, flatten, parse_size
-from outpace.types import EngineConfig, SamplingParams
+from outpace.errors import UsageError
+from outpace.types import EngineConfig, Grammar, SamplingParams
 
 
 @pytest.mark.parametrize(
@@ -35,7 +37,27 @@ def test_every_engine_setting_is_an_option() -> None:
 
 def test_every_sampling_option_is_a_parameter() -> None:
     parameters = {field.name for field in dataclasses.fields(SamplingParams)}
-    assert {field.name for field in dataclasses.fields(SamplingFlags)} <= parameters
+    options = {field.name for field in dataclasses.fields(SamplingFlags)}
+    assert options - {"json_schema", "regex"} <= parameters, "those two are kinds of grammar"
+
+
+def test_a_grammar_is_given_as_text_or_as_a_file(tmp_path: Path) -> None:
+    (tmp_path / "schema.json").write_text('{"type": "integer"}')
+    for option, value, grammar in (
+        ("--json-schema", f"@{tmp_path}/schema.json", Grammar("json_schema", '{"type": "integer"}')),
+        ("--regex", "@[a-z]+", Grammar("regex", "@[a-z]+")),
+        ("--grammar", 'start: "x"', Grammar("lark", 'start: "x"')),
+    ):
+        params = call(option, value)["params"]
+        assert isinstance(params, SamplingParams)
+        assert params.grammar == grammar
+
+
+def test_one_grammar_is_enough() -> None:
+    with pytest.raises(UsageError, match="exclude each other"):
+        SamplingFlags(regex="a", grammar="b").as_params(temperature=0)
+    with pytest.raises(UsageError, match="cannot be read"):
+        SamplingFlags(json_schema="@/no/such/file").as_params(temperature=0)
 
 
 def call(*arguments: str) -> dict[str, object]:

@@ -16,7 +16,12 @@ import pytest
 
 README = Path(__file__).parents[3] / "README.md"
 OUTPACE = f"{shlex.quote(sys.executable)} -m outpace.cli.main"
-SLOW_OR_ENDLESS = ("outpace serve", "outpace bench", "outpace doctor", "outpace launch")  # other tests run these
+SLOW_OR_ENDLESS = (
+    "outpace serve",
+    "outpace bench",
+    "outpace doctor",
+    "outpace launch",
+)  # other tests run these
 
 
 def blocks(language: str) -> list[str]:
