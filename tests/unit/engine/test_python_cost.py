@@ -28,8 +28,23 @@ def step_microseconds(num_requests: int) -> float:
     return min(times) * 1e6
 
 
-@pytest.mark.parametrize(("num_requests", "limit"), [(1, 60), (16, 700), (64, 2800)])
+def python_microseconds() -> float:
+    """The quickest of many runs of a fixed piece of Python: what this machine's interpreter is worth just now."""
+    times: list[float] = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        counts: dict[int, int] = {}
+        for number in range(500):
+            counts[number % 17] = counts.get(number % 17, 0) + number
+        times.append(time.perf_counter() - start)
+    return min(times) * 1e6
+
+
+@pytest.mark.parametrize(("num_requests", "limit"), [(1, 2.5), (16, 20), (64, 75)])
 def test_a_decode_step_costs_little_python(num_requests: int, limit: float) -> None:
+    """In units of that piece, so that the limit is of the code and not of the machine."""
+    unit = python_microseconds()
     cost = step_microseconds(num_requests)
-    print(f"{num_requests} requests: {cost:.0f} microseconds a step")
-    assert cost < limit
+    unit = max(unit, python_microseconds())  # a neighbour may have come meanwhile
+    print(f"{num_requests} requests: {cost:.0f} microseconds a step, {cost / unit:.2f} units of {unit:.0f}")
+    assert cost < limit * unit
