@@ -29,7 +29,7 @@ def step_microseconds(num_requests: int) -> float:
 
 
 def python_microseconds() -> float:
-    """The quickest of many runs of a fixed piece of Python: what this machine's interpreter is worth just now."""
+    """The quickest of many runs of a fixed piece of Python: what the interpreter is worth here and now."""
     times: list[float] = []
     for _ in range(STEPS):
         start = time.perf_counter()
