@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from time import perf_counter
 
+from outpace.server.generation import Generation
 from outpace.types import TokenDelta
 
 
@@ -42,3 +43,17 @@ class Timings:
         """Of those after the first; 0 where there are none."""
         new = self._num_tokens - self._num_first
         return new / self.decode_seconds if new > 0 and self.decode_seconds > 0 else 0.0
+
+
+async def timed_text(generation: Generation, timings: Timings) -> tuple[str, TokenDelta]:
+    """The whole text of a generation of one choice, and its last delta.
+
+    Raises `APIError` where it fails or the client leaves.
+    """
+    texts: list[str] = []
+    last: TokenDelta | None = None
+    async for _, last in generation.deltas():
+        timings.observe(last)
+        texts.append(last.text)
+    assert last is not None, "a generation ends with a delta"
+    return "".join(texts), last

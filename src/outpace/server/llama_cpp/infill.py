@@ -18,7 +18,7 @@ from outpace.server.llama_cpp.schema import InfillRequest
 from outpace.server.openapi import body_of
 from outpace.server.served import ServedModel
 from outpace.server.sse import EventStream
-from outpace.server.timings import Timings
+from outpace.server.timings import Timings, timed_text
 from outpace.text.fill_in_middle import SourceFile, fill_in_middle
 from outpace.types import DraftHints, FinishReason, SamplingParams, TokenDelta
 
@@ -94,13 +94,8 @@ class _Answer:
 
     async def whole(self, generation: Generation) -> dict[str, Any]:
         """The answer in one piece."""
-        texts: list[str] = []
-        last: TokenDelta | None = None
-        async for _, last in generation.deltas():
-            self._timings.observe(last)
-            texts.append(last.text)
-        assert last is not None, "a generation ends with a delta"
-        return self._chosen(self._end(last, "" if self._silent else "".join(texts)))
+        text, last = await timed_text(generation, self._timings)
+        return self._chosen(self._end(last, "" if self._silent else text))
 
     async def events(self, generation: Generation) -> AsyncGenerator[bytes]:
         """The answer as server-sent events."""

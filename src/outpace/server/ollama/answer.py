@@ -9,7 +9,7 @@ from typing import Any
 from outpace.server.encoding import to_json
 from outpace.server.errors import APIError
 from outpace.server.generation import Generation
-from outpace.server.timings import Timings
+from outpace.server.timings import Timings, timed_text
 from outpace.types import FinishReason, TokenDelta
 
 NDJSON = "application/x-ndjson"
@@ -40,13 +40,8 @@ class Answer:
 
     async def whole(self, generation: Generation) -> dict[str, Any]:
         """The answer in one piece."""
-        texts: list[str] = []
-        last: TokenDelta | None = None
-        async for _, last in generation.deltas():
-            self._timings.observe(last)
-            texts.append(last.text)
-        assert last is not None, "a generation ends with a delta"
-        return self._end(last, "".join(texts))
+        text, last = await timed_text(generation, self._timings)
+        return self._end(last, text)
 
     async def lines(self, generation: Generation) -> AsyncGenerator[bytes]:
         """The answer as lines, the last of which says that it is done."""
