@@ -55,16 +55,16 @@ def _constrain(request: Request, draft: Draft, room: int, num_known: int) -> tup
         forced = state.forced()
         if forced:
             token_id = forced[0]
-            num_forced += 1
         elif len(token_ids) < len(guesses):
             token_id = guesses[len(token_ids)]
         else:
             break
-        if forced and guesses[: len(token_ids) + 1] != [*token_ids, token_id]:
+        if forced and guesses[len(token_ids) : len(token_ids) + 1] != [token_id]:
             guesses = []  # they led elsewhere
         if token_id in request.stop_ids or not state.fits(token_id):
             break
         token_ids.append(token_id)
+        num_forced += bool(forced)
     state.rewind(len(token_ids))
     proposer = PROPOSER if 2 * num_forced > len(token_ids) else draft.proposer
     return Draft(token_ids, None, proposer), masks[: len(token_ids) + 1]

@@ -91,7 +91,7 @@ class ServedModel:
         """
         if params.grammar is not None:
             # Compiled on a thread, so that no stream waits for it; afterwards it is known.
-            await asyncio.to_thread(self.llm.loop.engine.grammars.start, params.grammar)
+            await asyncio.to_thread(self.grammars.start, params.grammar)
         if self.live.draining:
             message = "the server is shutting down"
             raise APIError(
