@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from serving import MAX_CONTEXT, RunningServer
 
@@ -296,6 +296,11 @@ prompts = (
 )
 
 
+def tiny(**numbers: float) -> dict[str, Any]:
+    """A request with numbers that are fine as float64 and not as float32."""
+    return {"prompt": "0", "max_tokens": 1, "max_completion_tokens": 2, **numbers}
+
+
 @st.composite
 def bodies(draw: st.DrawFn) -> dict[str, Any]:
     """Mostly right requests with some fields replaced by anything at all."""
@@ -316,6 +321,9 @@ def bodies(draw: st.DrawFn) -> dict[str, Any]:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(body=bodies(), path=st.sampled_from([CHAT, TEXT]))
+@example(body=tiny(repetition_penalty=2.2e-313), path=TEXT)
+@example(body=tiny(temperature=1e-40, repetition_penalty=0.01), path=TEXT)
+@example(body=tiny(top_p=5e-324, min_p=5e-324), path=TEXT)
 def test_no_request_breaks_the_server(http: httpx.Client, body: dict[str, Any], path: str) -> None:
     if not isinstance(body["max_completion_tokens"], int) or body["max_completion_tokens"] > 4:
         body["max_completion_tokens"] = 4

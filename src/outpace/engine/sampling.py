@@ -10,7 +10,7 @@ multiply-add), unless float64 is named. Ties are won by the lowest token id ever
 4. Frequency penalty, for each id by its count in the output: `l -= frequency * count`; then the presence
    penalty, for each id in the output: `l -= presence`. The output includes the accepted draft tokens
    before this position.
-5. Temperature 0 (greedy): the answer is argmax l. The steps below do not run.
+5. Temperature below 1e-5 (greedy; packed as 0): the answer is argmax l. The steps below do not run.
 6. `s = l / temperature`.
 7. top_k > 0: keep the top_k largest s.
 8. top_p < 1: weights `w = exp(s - max s)` of what is kept, ordered by decreasing s; keep a token where the
@@ -54,6 +54,7 @@ __all__ = [
     "MAX_CHOICES",
     "MAX_LOGPROBS",
     "MAX_STOPS",
+    "MIN_TEMPERATURE",
     "PackedSampling",
     "choice_seed",
     "pack",
@@ -64,6 +65,7 @@ __all__ = [
 MAX_CHOICES = 128
 MAX_LOGPROBS = 64
 MAX_STOPS = 64
+MIN_TEMPERATURE = 1e-5  # below it, as in vLLM, is greedy: `l / temperature` must stay finite in float32
 _MASK = (1 << 64) - 1
 
 
@@ -101,7 +103,7 @@ def validate(params: SamplingParams, vocab_size: int) -> None:
     _check_number(params, "temperature", lambda x: 0 <= x <= 100, "a number from 0 to 100")
     _check_number(params, "top_p", lambda x: 0 < x <= 1, "a number above 0, at most 1")
     _check_number(params, "min_p", lambda x: 0 <= x <= 1, "a number from 0 to 1")
-    _check_number(params, "repetition_penalty", lambda x: 0 < x <= 100, "a number above 0, at most 100")
+    _check_number(params, "repetition_penalty", lambda x: 0.01 <= x <= 100, "a number from 0.01 to 100")
     _check_number(params, "presence_penalty", lambda x: abs(x) <= 100, "a number from -100 to 100")
     _check_number(params, "frequency_penalty", lambda x: abs(x) <= 100, "a number from -100 to 100")
     _check_integer(params, "top_k", 0, 2**31 - 1)
@@ -170,6 +172,8 @@ def pack(params: SamplingParams, index: int, num_prompt_tokens: int) -> PackedSa
     record["seed"] = choice_seed(params.seed or 0, index)
     for field in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty"):
         record[field] = getattr(params, field)
+    if params.temperature < MIN_TEMPERATURE:
+        record["temperature"] = 0
     record["frequency_penalty"] = params.frequency_penalty
     record["top_k"] = params.top_k
     num_logprobs = -1 if params.logprobs is None else params.logprobs

@@ -57,6 +57,24 @@ def test_gumbel_noise_samples_the_softmax() -> None:
     assert chi2 < 23.5
 
 
+@pytest.mark.parametrize("temperature", [9.9e-6, 1e-40, 5e-324])
+def test_a_temperature_too_small_to_divide_by_is_greedy(temperature: float) -> None:
+    params = record(temperature=temperature, seed=3)
+    assert params["temperature"] == 0
+    assert sample(f32(1e4, 1e4 + 1, 3), params, 5) == 1
+
+
+def test_the_smallest_temperature_stays_finite() -> None:
+    with np.errstate(all="raise", under="ignore"):
+        assert sample(f32(-3e4, 3e4, 3), record(temperature=1e-5, seed=3), 5) == 1
+
+
+@pytest.mark.parametrize("limits", [{"top_p": 5e-324}, {"min_p": 5e-324, "top_k": 1}])
+def test_limits_that_float32_rounds_to_zero_still_keep_the_likeliest(limits: dict[str, float]) -> None:
+    with np.errstate(all="raise", under="ignore"):
+        assert sample(f32(1, 9, 3), record(temperature=1e-3, seed=3, **limits), 5) == 1
+
+
 def test_greedy_takes_the_lowest_id_of_equals() -> None:
     assert sample(f32(1, 3, 3, 2), record(temperature=0), 0) == 1
 

@@ -183,6 +183,7 @@ def test_a_seed_is_drawn_and_reported() -> None:
         ("top_k", -1),
         ("top_k", 1.5),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", 2.2e-313),
         ("presence_penalty", float("inf")),
         ("frequency_penalty", 101),
         ("max_tokens", 0),
