@@ -93,6 +93,11 @@ def state_dir() -> Path:
     return (_path("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "outpace"
 
 
+def keys_file() -> Path:
+    """Where the API keys of servers are kept: in `$XDG_CONFIG_HOME/outpace` or `~/.config/outpace`."""
+    return (_path("XDG_CONFIG_HOME") or Path.home() / ".config") / "outpace" / "api-keys.json"
+
+
 def huggingface_settings() -> HuggingFaceSettings:
     """`HF_HUB_CACHE`, `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE`, with the hub's defaults."""
     home = _path("HF_HOME") or _user_cache() / "huggingface"

@@ -116,7 +116,10 @@ def test_port_in_use(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["--port", "70000"], "65535"),
-        (["--host", "no such host!"], "no such host"),
+        (["--host", "no such host!", "--allow-open"], "no such host"),
+        (["--api-keys", "/nowhere/keys.json"], "outpace keys add"),
+        (["--cors-origin", "*"], "https://chat.example"),
+        (["--tls-key", "key.pem"], "--tls-cert"),
         (["--api-key", "schlüssel"], "ASCII"),
         (["--max-body", "big"], "no size"),
         (["--alias", "=model"], "NAME=MODEL"),
@@ -130,9 +133,22 @@ def test_wrong_options(arguments: list[str], says: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_warning_beyond_loopback(tmp_path: Path) -> None:
+def test_beyond_loopback_a_key_is_needed(tmp_path: Path) -> None:
     arguments = command(str(tmp_path / "none.gguf"), "--host", "0.0.0.0", "--port", "0")
     environment = {name: value for name, value in os.environ.items() if name != "OUTPACE_API_KEY"}
-    done = subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=20, env=environment)
-    assert "warning: anyone who can reach 0.0.0.0" in done.stderr
-    assert done.returncode == 2  # no such model
+
+    def start(*more: str) -> str:
+        done = subprocess.run(
+            [*arguments, *more], check=False, capture_output=True, text=True, timeout=60, env=environment
+        )
+        assert done.returncode == 2
+        return done.stderr
+
+    refused = start()
+    assert "OUTPACE_API_KEY" in refused
+    assert "--allow-open" in refused
+    assert "none.gguf" not in refused
+    forced = start("--allow-open")
+    assert "warning: anyone who can reach 0.0.0.0" in forced
+    assert "none.gguf" in forced  # no such model
+    assert "warning" not in start("--api-key", "sk-secret")

@@ -87,7 +87,7 @@ def test_web_pages_from_elsewhere_are_refused(
 
 
 def test_other_hosts_are_fine_beyond_loopback(served_llm: LLM) -> None:
-    settings = ServerSettings(host="0.0.0.0", port=0)
+    settings = ServerSettings(host="0.0.0.0", port=0, allow_open=True)
     with running(served_llm, settings) as server:
         assert server.url.startswith("http://127.0.0.1:")
         assert httpx.get(f"{server.url}/health", headers={"host": "my.lan"}).status_code == 200
@@ -190,9 +190,9 @@ def test_listen_errors() -> None:
             listen(ServerSettings(port=port))
         assert in_use.value.exit_code == 1
     with pytest.raises(UsageError, match="no such host"):
-        listen(ServerSettings(host="no such host!", port=0))
+        listen(ServerSettings(host="no such host!", port=0, allow_open=True))
     with pytest.raises(OutpaceError, match=r"192\.0\.2\.1"):
-        listen(ServerSettings(host="192.0.2.1", port=0))
+        listen(ServerSettings(host="192.0.2.1", port=0, allow_open=True))
 
 
 @pytest.mark.parametrize(

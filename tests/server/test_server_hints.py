@@ -10,9 +10,10 @@ import httpx
 import pytest
 from serving import KV_CACHE_BYTES, MAX_CONTEXT, RunningServer, running
 from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
 
 from outpace.llm import LLM
-from outpace.server.client import client_scope, presented_keys
+from outpace.server.client import client_scope, presented_keys, scope_of_key
 from outpace.server.generation import PREDICTION
 from outpace.types import Draft, DraftHints, DraftRequest
 
@@ -64,18 +65,22 @@ def post(server: RunningServer, path: str, body: dict[str, Any], **headers: str)
     return httpx.post(server.url + path, json=body, headers=names, timeout=30)
 
 
+def scope_of(headers: dict[str, str]) -> str:
+    return client_scope(HTTPConnection({"type": "http", "headers": Headers(headers).raw}))
+
+
 def test_a_key_names_a_scope() -> None:
-    mine = client_scope(Headers({"authorization": "Bearer sk-mine"}))
-    assert mine == client_scope(Headers({"x-api-key": "sk-mine"}))
-    assert mine == client_scope(Headers({"authorization": "bearer  sk-mine ", "x-api-key": "other"}))
-    assert mine != client_scope(Headers({"x-api-key": "sk-other"}))
+    mine = scope_of({"authorization": "Bearer sk-mine"})
+    assert mine == scope_of({"x-api-key": "sk-mine"})
+    assert mine == scope_of({"authorization": "bearer  sk-mine ", "x-api-key": "other"})
+    assert mine != scope_of({"x-api-key": "sk-other"})
     assert len(mine) == 32
     assert "mine" not in mine
     for headers in ({}, {"authorization": "Basic abc"}, {"authorization": "Bearer"}, {"x-api-key": " "}):
-        assert client_scope(Headers(headers)) == ""
+        assert scope_of(headers) == ""
     both = Headers({"authorization": "Bearer a", "x-api-key": "b"})
     assert presented_keys(both) == ["a", "b"]
-    assert client_scope(Headers(raw=[(b"x-api-key", b"\xff\xe9")]))
+    assert client_scope(HTTPConnection({"type": "http", "headers": [(b"x-api-key", b"\xff\xe9")]}))
 
 
 def test_the_scope_reaches_the_drafter(drafting: RunningServer, drafter: FromPrediction) -> None:
@@ -86,8 +91,8 @@ def test_the_scope_reaches_the_drafter(drafting: RunningServer, drafter: FromPre
     ]
     for path, body in asked:
         for header, scope in (
-            ({"x_api_key": "k"}, client_scope(Headers({"x-api-key": "k"}))),
-            ({"authorization": "Bearer k"}, client_scope(Headers({"x-api-key": "k"}))),
+            ({"x_api_key": "k"}, scope_of_key("k")),
+            ({"authorization": "Bearer k"}, scope_of_key("k")),
             ({}, ""),
         ):
             drafter.hints.clear()

@@ -37,6 +37,7 @@ VERBS = (
     Verb("run", "outpace.cli.run", "run", "Answer one prompt, streaming."),
     Verb("chat", "outpace.cli.chat", "chat", "Talk with a model."),
     Verb("serve", "outpace.cli.serve", "serve", "Serve the APIs of OpenAI, Anthropic and Ollama."),
+    Verb("keys", "outpace.cli.keys", "app", "Make and remove the API keys of servers."),
     Verb("launch", "outpace.cli.launch", "launch", "Start a coding agent that uses the server."),
     Verb("doctor", "outpace.cli.doctor", "doctor", "Check a server for what coding agents need."),
     Verb("pull", "outpace.cli.pull", "pull", "Bring a model to this machine."),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import replace
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +15,9 @@ from outpace.cli.options import EngineFlags, flatten, parse_size
 from outpace.config import prefix_cache_bytes
 from outpace.errors import UsageError
 from outpace.models.hub import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from outpace.server.keys import NamedKey
 
 SERVER_PANEL = "Server"
 
@@ -33,6 +37,46 @@ def serve(
         typer.Option(
             envvar="OUTPACE_API_KEY",
             help="Ask clients for this key. The environment is the safer place: arguments show in ps.",
+            rich_help_panel=SERVER_PANEL,
+        ),
+    ] = None,
+    api_keys: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Let in the keys of this file, which `outpace keys add NAME --file FILE` makes.",
+            rich_help_panel=SERVER_PANEL,
+        ),
+    ] = None,
+    allow_open: Annotated[
+        bool,
+        typer.Option(
+            "--allow-open",
+            help="Serve other machines (--host) without asking for a key.",
+            rich_help_panel=SERVER_PANEL,
+        ),
+    ] = False,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="Let this site's pages use the server, e.g. https://chat.example; may be repeated.",
+            rich_help_panel=SERVER_PANEL,
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Speak TLS with this certificate (PEM, with its chain).",
+            rich_help_panel=SERVER_PANEL,
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The certificate's key, if it is in a file of its own.",
             rich_help_panel=SERVER_PANEL,
         ),
     ] = None,
@@ -71,8 +115,9 @@ def serve(
     """Serve a model over HTTP until Ctrl-C or SIGTERM.
 
     The OpenAI and the Anthropic API are under /v1; /health and /metrics are for operators. Only this
-    machine can reach it unless --host says otherwise.
+    machine can reach it unless --host says otherwise, and then a key is needed.
     """
+    from outpace.server.keys import read_keys
     from outpace.server.run import listen, serve, url_of
     from outpace.server.settings import DEFAULT_MAX_BODY_BYTES, ServerSettings
 
@@ -80,6 +125,11 @@ def serve(
         host=host,
         port=port,
         api_key=_clean_key(api_key),
+        api_keys=() if api_keys is None else _some(read_keys(api_keys), api_keys),
+        allow_open=allow_open,
+        cors_origins=tuple(cors_origin or ()),
+        tls_cert=tls_cert,
+        tls_key=tls_key,
         max_body_bytes=DEFAULT_MAX_BODY_BYTES if max_body is None else max_body,
         shutdown_grace=grace,
         aliases=dict(_alias(text) for text in alias or ()),
@@ -89,21 +139,26 @@ def serve(
     )
     # The port first: finding it in use after a long load would be a waste.
     with listen(settings) as listener:
-        if not settings.is_loopback and settings.api_key is None:
-            typer.echo(
-                f"warning: anyone who can reach {host} can use this server; set OUTPACE_API_KEY", err=True
-            )
+        if not settings.is_loopback and not settings.has_keys:
+            typer.echo(f"warning: anyone who can reach {host} can use this server (--allow-open)", err=True)
         if engine.prefix_cache_disk_bytes is None:
             engine = replace(engine, prefix_cache_disk_bytes=prefix_cache_bytes())
         with open_llm(model, engine) as llm:
-            url = url_of(listener)
+            url = url_of(listener, tls=settings.tls_cert is not None)
 
             def tell_ready(name: str) -> None:
-                typer.echo(_welcome(url, name, has_key=settings.api_key is not None))
+                typer.echo(_welcome(url, name, has_key=settings.has_keys))
                 sys.stdout.flush()
 
             serve(llm, settings, listener, model_name=served_model_name, on_ready=tell_ready)
     typer.echo("stopped", err=True)
+
+
+def _some(keys: tuple[NamedKey, ...], path: Path) -> tuple[NamedKey, ...]:
+    """The keys. Raises `UsageError` where there are none: nobody could come in, or everybody."""
+    if not keys:
+        raise UsageError(f"--api-keys {path}: there are no keys in it; outpace keys add NAME makes one")
+    return keys
 
 
 def _alias(text: str) -> tuple[str, str | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from outpace import __version__
@@ -34,9 +35,19 @@ def create_app(llm: LLM, *, model_name: str | None = None, settings: ServerSetti
     http_registry = CollectorRegistry()
     middleware = [Middleware(dialect.RequestIDs), Middleware(HTTPMetrics, registry=http_registry)]
     if settings.is_loopback:
-        middleware.append(Middleware(LoopbackOnly))
-    if settings.api_key:
-        middleware.append(Middleware(KeyAuth, api_key=settings.api_key))
+        middleware.append(Middleware(LoopbackOnly, origins=settings.cors_origins))
+    if settings.cors_origins:  # before the keys, which preflights do not carry
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors_origins,
+                allow_methods=["GET", "POST", "DELETE"],
+                allow_headers=["*"],
+                expose_headers=["x-request-id", "request-id", "retry-after"],
+            )
+        )
+    if settings.has_keys:
+        middleware.append(Middleware(KeyAuth, api_key=settings.api_key, api_keys=settings.api_keys))
     # No interactive pages: they load scripts from elsewhere.
     app = FastAPI(title="Outpace", version=__version__, docs_url=None, redoc_url=None, middleware=middleware)
     app.state.served = served

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hmac
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from outpace.server.client import presented_keys
+from outpace.server.client import CLIENT, presented_keys, scope_of_key, scope_of_name
 from outpace.server.dialect import error_response
 from outpace.server.errors import APIError
+from outpace.server.keys import NamedKey, digest_of, find_key
 from outpace.server.settings import is_loopback
 
 OPEN_PATHS = frozenset({"/", "/health"})
@@ -21,25 +22,31 @@ class LoopbackOnly:
     """Refuses requests that a web page sends through the user's browser to a loopback server.
 
     A page from elsewhere can point its own name at 127.0.0.1 (DNS rebinding) or post a form: the
-    first shows in the Host header, the second in the Origin.
+    first shows in the Host header, the second in the Origin. Pages of `origins` may come in.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, origins: Sequence[str] = ()) -> None:
         self._app = app
+        self._origins = frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check and pass on (ASGI)."""
-        error = _check_local(Headers(scope=scope)) if scope["type"] == "http" else None
+        error = _check_local(Headers(scope=scope), self._origins) if scope["type"] == "http" else None
         await (error_response(error, scope) if error else self._app)(scope, receive, send)
 
 
-def _check_local(headers: Headers) -> APIError | None:
+def _check_local(headers: Headers, origins: frozenset[str]) -> APIError | None:
     host, origin = headers.get("host"), headers.get("origin")
     if host is not None and not is_loopback(_hostname("//" + host)):
         message = "this server listens on loopback; the Host header must name it, e.g. localhost"
         return APIError(403, message, code="host_not_allowed")
-    if origin is not None and origin.startswith(("http:", "https:")) and not is_loopback(_hostname(origin)):
-        return APIError(403, "requests from other sites' pages are refused", code="origin_not_allowed")
+    web = origin is not None and origin.startswith(("http:", "https:")) and origin not in origins
+    if web and not is_loopback(_hostname(origin or "")):
+        return APIError(
+            403,
+            "requests from other sites' pages are refused; --cors-origin lets one in",
+            code="origin_not_allowed",
+        )
     return None
 
 
@@ -51,28 +58,35 @@ def _hostname(url: str) -> str:
 
 
 class KeyAuth:
-    """Asks every request, but those to `OPEN_PATHS`, for `Authorization: Bearer KEY` or `x-api-key: KEY`."""
+    """Asks every request, but those to `OPEN_PATHS`, for `Authorization: Bearer KEY` or `x-api-key: KEY`.
 
-    def __init__(self, app: ASGIApp, api_key: str) -> None:
+    Whose key it was is left in the request's state for `client_scope`.
+    """
+
+    def __init__(self, app: ASGIApp, api_key: str | None, api_keys: Sequence[NamedKey]) -> None:
         self._app = app
-        self._expected = api_key.encode()
+        self._keys = list(api_keys)
+        self._scopes = {key.sha256: scope_of_name(key.name) for key in api_keys}
+        if api_key:
+            nameless = NamedKey("", digest_of(api_key), "")
+            self._keys.append(nameless)
+            self._scopes.setdefault(nameless.sha256, scope_of_key(api_key))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check and pass on (ASGI)."""
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and not self._knows(scope):
-            error = APIError(
-                401,
-                "a valid API key is needed: Authorization: Bearer KEY, or x-api-key: KEY",
-                code="invalid_api_key",
-                headers={"www-authenticate": "Bearer"},
-            )
-            await error_response(error, scope)(scope, receive, send)
-            return
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            key = find_key(self._keys, presented_keys(Headers(scope=scope)))
+            if key is None:
+                await error_response(_unknown_key(), scope)(scope, receive, send)
+                return
+            scope.setdefault("state", {})[CLIENT] = self._scopes[key.sha256]
         await self._app(scope, receive, send)
 
-    def _knows(self, scope: Scope) -> bool:
-        # Constant time, or the answer's delay would tell how much of a guess is right. Headers are latin-1.
-        return any(
-            hmac.compare_digest(key.encode("latin-1"), self._expected)
-            for key in presented_keys(Headers(scope=scope))
-        )
+
+def _unknown_key() -> APIError:
+    return APIError(
+        401,
+        "a valid API key is needed: Authorization: Bearer KEY, or x-api-key: KEY",
+        code="invalid_api_key",
+        headers={"www-authenticate": "Bearer"},
+    )

@@ -35,7 +35,7 @@ async def create_message(served: ServedModel, request: Request, request_id: str)
     name = served.resolve_name(body.model)
     conversation = read_conversation(body)
     prompt = await _encode(served, request, conversation)
-    hints = DraftHints(client_scope(request.headers), pin_seconds=cache_seconds(body))
+    hints = DraftHints(client_scope(request), pin_seconds=cache_seconds(body))
     try:
         grammar = await compiled_grammar(served, conversation, prompt)
         params = answer_params(served, conversation, message_params(body), grammar)

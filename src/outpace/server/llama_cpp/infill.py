@@ -50,7 +50,7 @@ async def _infill(served: ServedModel, request: Request) -> Response:
 
     try:
         prompt = await served.encode(num_chars, encode)
-        generation = await served.start([prompt], _params(body), DraftHints(client_scope(request.headers)))
+        generation = await served.start([prompt], _params(body), DraftHints(client_scope(request)))
     except Exception as error:
         raise from_exception(error, {"messages": "input_prefix"}) from error
     answer = _Answer(served.name, body)

@@ -96,7 +96,7 @@ async def _answer(
     params = sampling(body)
     try:
         prompt = await served.encode(num_chars, encode)
-        generation = await served.start([prompt], params, DraftHints(client_scope(request.headers)))
+        generation = await served.start([prompt], params, DraftHints(client_scope(request)))
     except Exception as error:
         raise from_exception(error, RENAMED) from error
     answer = Answer(name, field)

@@ -46,7 +46,7 @@ async def create_chat_completion(served: ServedModel, request: Request) -> Respo
         prompt, prediction = await served.encode(num_chars, encode)
         grammar = await compiled_grammar(served, conversation, prompt)
         params = answer_params(served, conversation, wire.params, grammar)
-        hints = DraftHints(client_scope(request.headers), prediction)
+        hints = DraftHints(client_scope(request), prediction)
         generation = await served.start([prompt.token_ids], params, hints)
     except Exception as error:
         raise from_exception(error, wire.renamed) from error

@@ -53,7 +53,7 @@ async def create_completion(served: ServedModel, request: Request) -> Response:
             [decode(p) if isinstance(p, list) else p for p in prompts] if body.echo else [""] * len(prompts)
         )
         params = replace(wire.params, grammar=await compiled_schema(served, answer_schema(body)))
-        generation = await served.start(encoded, params, DraftHints(client_scope(request.headers)))
+        generation = await served.start(encoded, params, DraftHints(client_scope(request)))
     except UnsupportedModelError as error:
         raise APIError(400, str(error), param="suffix", code="unsupported_by_model") from error
     except Exception as error:

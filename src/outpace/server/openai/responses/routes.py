@@ -47,7 +47,7 @@ def responses_router(served: ServedModel) -> APIRouter:
     async def remove(response_id: str, request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         """Forget a stored response."""
         _stored(store, response_id, request, "response_id")
-        store.remove(response_id, client_scope(request.headers))
+        store.remove(response_id, client_scope(request))
         return {"id": response_id, "object": "response", "deleted": True}
 
     return router
@@ -65,7 +65,7 @@ async def _create(served: ServedModel, store: ResponseStore, request: Request) -
     conversation = conversation_of(body, messages)
     # The body's length is as good a measure of the work as the texts in it. Without one it came in chunks.
     num_chars = int(request.headers.get("content-length", served.settings.max_body_bytes))
-    scope = client_scope(request.headers)
+    scope = client_scope(request)
     try:
         prompt = await served.encode(num_chars, lambda: encode_conversation(served, conversation))
         grammar = await compiled_grammar(served, conversation, prompt)
@@ -93,7 +93,7 @@ def _params(body: ResponseRequest) -> SamplingParams:
 
 
 def _stored(store: ResponseStore, response_id: str, request: Request, param: str) -> StoredResponse:
-    found = store.get(response_id, client_scope(request.headers))
+    found = store.get(response_id, client_scope(request))
     if found is None:
         message = (
             f"no response {response_id[:80]!r} is stored here; it may have been dropped, or 'store' was false"

@@ -1,0 +1,144 @@
+"""API keys that have names: made, kept as hashes in a file, and recognised.
+
+A key is 256 random bits, so its SHA-256 is all that is kept. Slow, salted hashes (scrypt) are for what people
+choose, which can be guessed from a list; nobody can try 2^256 keys, and equal keys never occur. The fast hash
+costs a request microseconds where scrypt would cost tens of milliseconds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from outpace.errors import OutpaceError, UsageError
+
+_PREFIX = "sk-outpace-"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class NamedKey:
+    """A key as it is kept: its name, its SHA-256 in hexadecimal, when it was created (ISO 8601)."""
+
+    name: str
+    sha256: str
+    created: str
+
+
+class _File(BaseModel):
+    version: int
+    keys: list[NamedKey]
+
+
+def digest_of(key: str) -> str:
+    """What is kept of a key, or compared with what is kept. Headers are latin-1."""
+    return hashlib.sha256(key.encode("latin-1")).hexdigest()
+
+
+def find_key(keys: Sequence[NamedKey], presented: Sequence[str]) -> NamedKey | None:
+    """The key of the first of `presented` that is known, in a time that tells nothing about the others."""
+    found: NamedKey | None = None
+    for digest in map(digest_of, presented):
+        for key in keys:
+            if hmac.compare_digest(digest, key.sha256) and found is None:
+                found = key
+    return found
+
+
+def read_keys(path: Path) -> tuple[NamedKey, ...]:
+    """The keys in the file. Raises `UsageError` where it is missing, damaged, or others may write to it."""
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            text = file.read()
+    except OSError as error:
+        remedy = "outpace keys add NAME --file makes it"
+        raise UsageError(f"{path}: the keys can't be read: {error.strerror or error}; {remedy}") from None
+    if mode & 0o022:
+        raise UsageError(f"{path}: others may write to it, and so let themselves in; chmod 600 it")
+    try:
+        content = _File.model_validate_json(text)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]["msg"]
+        raise UsageError(f"{path}: this is no file of keys: {problem}") from None
+    names = [key.name for key in content.keys]
+    sound = all(_NAME.fullmatch(key.name) and _DIGEST.fullmatch(key.sha256) for key in content.keys)
+    if content.version != 1 or not sound or len(set(names)) != len(names):
+        raise UsageError(f"{path}: this is no file of keys that this version of Outpace writes")
+    return tuple(content.keys)
+
+
+def add_key(path: Path, name: str) -> str:
+    """Make a key and keep its hash under `name`; returns the key, which nothing can show again.
+
+    Raises `UsageError` for a bad name or one that is taken, `OutpaceError` where the file can't be written.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is no name for a key: letters, digits, '.', '_' and '-', 64 at most")
+    with _locked(path):
+        keys = read_keys(path) if path.exists() else ()
+        if any(key.name == name for key in keys):
+            raise UsageError(f"{path} has a key {name!r} already; outpace keys rm {name} removes it")
+        secret = _PREFIX + secrets.token_urlsafe(32)
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        _write(path, (*keys, NamedKey(name, digest_of(secret), created)))
+    return secret
+
+
+def remove_key(path: Path, name: str) -> None:
+    """Forget a key. Raises `UsageError` where there is none of that name."""
+    keys = read_keys(path)  # before the lock, which would make a missing folder
+    with _locked(path):
+        keys = read_keys(path)
+        kept = tuple(key for key in keys if key.name != name)
+        if len(kept) == len(keys):
+            names = ", ".join(key.name for key in keys) or "none"
+            raise UsageError(f"{path} has no key {name!r}; its keys: {names}")
+        _write(path, kept)
+
+
+@contextmanager
+def _locked(path: Path) -> Generator[None]:
+    """One writer at a time, or one of two new keys would be lost. The folder is locked: no file is left."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise OutpaceError(f"{path.parent}: {error.strerror or error}") from None
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _write(path: Path, keys: Sequence[NamedKey]) -> None:
+    """Replace the file at once: readers see the old keys or the new ones. Mode 0600, as mkstemp's."""
+    text = json.dumps({"version": 1, "keys": [asdict(key) for key in keys]}, indent=2) + "\n"
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OutpaceError(f"{path}: the keys can't be written: {error.strerror or error}") from None
