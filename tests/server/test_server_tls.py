@@ -115,7 +115,7 @@ def test_named_origins_may_come_in(served_llm: LLM) -> None:
         "https://chat.example:443",
         "https://[::1",
         "",
-    ],  # fmt: skip
+    ],
 )
 def test_origins_that_no_browser_sends(origin: str) -> None:
     with pytest.raises(UsageError, match="--cors-origin"):

@@ -37,9 +37,11 @@ def commands() -> list[str]:
 
 
 @pytest.mark.parametrize("command", [line for line in commands() if not line.startswith(SLOW_OR_ENDLESS)])
-def test_commands_run(command: str, model_135m: Path) -> None:
+def test_commands_run(command: str, model_135m: Path, tmp_path: Path) -> None:
     line = re.sub(r"\boutpace ", lambda _: OUTPACE + " ", command, count=1)
-    done = subprocess.run(["/bin/sh", "-c", line], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        ["/bin/sh", "-c", line], capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
@@ -78,7 +80,7 @@ def server() -> Iterator[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
-    [command] = [line for line in commands() if line.startswith("outpace serve")]
+    [command] = [line for line in commands() if line.startswith("outpace serve smollm2")]
     arguments = shlex.split(command.replace("8000", str(port)))[1:]
     process = subprocess.Popen(
         [sys.executable, "-m", "outpace.cli.main", *arguments],
