@@ -60,6 +60,7 @@ class Scenario:
     num_blocks: int
     max_num_seqs: int
     max_batch_tokens: int
+    max_stall_ms: int
     prefix_cache: bool
     draft: DraftMode | Literal["look-up"] | None  # the product's own proposers, or an oracle's guesses
     controlled: bool  # the oracle's guesses go through the controller, which verifies some of them
@@ -154,6 +155,7 @@ def scenarios(
         num_blocks=smallest + draw(st.sampled_from([0, 1, 2, 3, 4, 12])),
         max_num_seqs=draw(st.sampled_from([1, 2, 4, 16])),
         max_batch_tokens=draw(st.sampled_from([1, 3, 16, 33, 64, 512])),
+        max_stall_ms=draw(st.sampled_from([0, 1, 250])),
         prefix_cache=disk or draw(st.booleans()),
         draft=draw(st.sampled_from(DRAFTS)),
         controlled=draw(st.booleans()),
@@ -268,6 +270,7 @@ def _run(
         _drafter(scenario, drafter, backend.spec.vocab_size, head),
         max_num_seqs=scenario.max_num_seqs,
         max_batch_tokens=scenario.max_batch_tokens,
+        max_stall_ms=scenario.max_stall_ms,
         prefix_cache=scenario.prefix_cache,
         max_draft_tokens=scenario.max_draft_tokens,
         max_tree_tokens=scenario.max_tree_tokens,

@@ -170,6 +170,7 @@ class EngineConfig:
     kv_cache_bytes: int = 0  # budget of the KV cache, reserved up front; 0: chosen from free memory
     max_num_seqs: int = 64  # requests that run at once; more wait
     max_batch_tokens: int = 512  # rows in one step, decode, drafts and prefill chunks together
+    max_stall_ms: int = 250  # between a stream's tokens while others' prompts are read; 0: no bound
     prefix_cache: bool = True
     prefix_cache_disk_bytes: int = 0  # budget of its tier on disk, all models together; 0: none
     prefix_sharing: PrefixSharing = "all"  # between requests, in memory and on disk

@@ -96,6 +96,13 @@ class EngineFlags:
     max_batch_tokens: Annotated[
         int | None, typer.Option(help="Rows in one step.", rich_help_panel=ENGINE_PANEL)
     ] = None
+    max_stall_ms: Annotated[
+        int | None,
+        typer.Option(
+            help="How long another's prompt may hold up a running stream, milliseconds; 0: no bound.",
+            rich_help_panel=ENGINE_PANEL,
+        ),
+    ] = None
     prefix_cache: Annotated[
         bool | None,
         typer.Option(

@@ -156,19 +156,14 @@ class Engine:
             )
 
     def enqueue(self, requests: list[Request]) -> None:
-        """Queue the choices that `prepare` made. The first goes ahead where they share full prompt blocks."""
+        """Queue the choices that `prepare` made."""
         first = requests[0]
         now = time.perf_counter()
         self._open[first.request_id] = requests.copy()
         self._num_open += len(requests)
         for request in requests:
             request.submitted_at = now
-        self.scheduler.add(first)
-        if self.pool.cache is not None and first.num_prompt_tokens > BLOCK_SIZE:
-            first.followers = requests[1:]
-        else:
-            for request in requests[1:]:
-                self.scheduler.add(request)
+            self.scheduler.add(request)
 
     def submit(
         self,
@@ -252,6 +247,7 @@ class Engine:
             backend_seconds=backend_end - backend_start,
             draft_seconds=proposed - planned + now - committed if any(plan.max_draft) else 0.0,
         )
+        self.scheduler.pacing.observe(plan.chunks, now - start)
         self.metrics.step(self.last_stats)
         return self._take_pending()
 
@@ -273,8 +269,6 @@ class Engine:
                 )
             else:
                 self.scheduler.advance(request, plan.num_new[i])
-            if request.followers and request.num_computed_tokens >= request.num_prompt_tokens:
-                self._release_followers(request)
         return num_new, num_accepted
 
     def _commit_tokens(
@@ -321,8 +315,6 @@ class Engine:
         return pending
 
     def _end_all(self, requests: Sequence[Request], reason: FinishReason, error: str | None = None) -> None:
-        for request in requests:
-            request.followers = []  # they end too
         for request in list(requests):
             self._end(request, reason, error)
 
@@ -332,18 +324,12 @@ class Engine:
         self._forget(request, reason)
 
     def _forget(self, request: Request, reason: FinishReason) -> None:
-        """Drop an ended request; its blocks come back and its followers go on without it."""
+        """Drop an ended request; its blocks come back."""
         self.scheduler.remove(request)
         finish(self.drafter, request)
         self.metrics.finished(request, reason, time.perf_counter())
-        self._release_followers(request)
         self._num_open -= 1
         choices = self._open[request.request_id]
         choices.remove(request)
         if not choices:
             del self._open[request.request_id]
-
-    def _release_followers(self, request: Request) -> None:
-        for follower in request.followers:
-            self.scheduler.add(follower)
-        request.followers = []

@@ -34,12 +34,12 @@ class Request:
         "detokenizer",
         "draft_counts",
         "finish_reason",
-        "followers",
         "hints",
         "index",
         "key",
         "last_token_at",
         "last_token_id",
+        "leader",
         "load",
         "max_total_tokens",
         "num_accepted",
@@ -53,6 +53,7 @@ class Request:
         "params",
         "prefix_scope",
         "prompt_counted",
+        "queue_place",
         "request_id",
         "sampling",
         "stop_ids",
@@ -100,7 +101,9 @@ class Request:
         self.submitted_at = 0.0  # time.perf_counter() seconds, as is
         self.last_token_at = 0.0  # when the newest tokens came
         self.finish_reason: FinishReason | None = None
-        self.followers: list[Request] = []  # choices that wait for this one's prompt blocks
+        self.queue_place: tuple[float, int] | None = None  # among those that wait; kept for a return
+        # Who computes the beginning of its prompt just now, that one's `block_version`, and how many blocks.
+        self.leader: tuple[Request, int, int] | None = None
         self.block_ids: list[int] = []
         self.block_version = 0  # changes when block_ids is emptied
         self.load: Load | None = None  # what comes from disk just now; until then it does not run

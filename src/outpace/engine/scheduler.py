@@ -1,20 +1,25 @@
 """Which requests run in the next step, with how many rows; and the blocks that this takes.
 
 There is no prefill phase and no decode phase: each request's `num_computed_tokens` catches up with its
-`num_tokens` (and its draft), within one budget of rows per step. Requests that decode go first, so a long
-prompt stalls nobody. A prompt's blocks are reserved when it is admitted; where a decoding request finds no
-block, the youngest request gives its blocks back and is computed again later.
+`num_tokens` (and its draft), within one budget of rows per step. Requests that decode go first, and prompts
+beside them take no more rows than `Pacing` allows, so a long prompt stalls nobody; clients share these rows.
+A prompt's blocks are reserved when it is admitted; where a decoding request finds no block, the one that was
+admitted last gives its blocks back and is computed again later. No two requests compute the same blocks: who
+comes second waits for the first, and everyone else goes past it.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from outpace.engine.block_pool import BlockPool
 from outpace.engine.disk_tier import DiskTier
+from outpace.engine.fair_queue import FairQueue, share_rows
+from outpace.engine.pacing import Pacing
 from outpace.engine.request import Request
+from outpace.engine.shared_prefill import is_being_computed
 from outpace.types import BLOCK_SIZE, EngineConfig
 
 __all__ = ["Scheduler", "StepPlan"]
@@ -24,17 +29,19 @@ __all__ = ["Scheduler", "StepPlan"]
 class StepPlan:
     """One step: request i computes its next `num_new[i]` tokens and may carry `max_draft[i]` drafts.
 
-    A request whose last known token is among them (`sample[i]`) yields a token.
+    A request whose last known token is among them (`sample[i]`) yields a token. `chunks` are the parts of
+    prompts among them: (rows, tokens that the last of them sees).
     """
 
     requests: list[Request]
     num_new: list[int]
     max_draft: list[int]
     sample: list[bool]
+    chunks: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
 
 
 class Scheduler:
-    """Holds the waiting and the running requests, oldest first; all that run are older than all that wait.
+    """Holds the waiting and the running requests; those that run in the order of admission.
 
     `max_draft_tokens` is per request and step; 0: no drafts. With `disk`, blocks of prefixes come from there
     where the memory's cache lacks them.
@@ -45,9 +52,10 @@ class Scheduler:
     ) -> None:
         self.pool = pool
         self.disk = disk
-        self.waiting: deque[Request] = deque()
+        self.waiting = FairQueue()
         self.running: list[Request] = []
         self.num_preemptions = 0
+        self.pacing = Pacing(config.max_stall_ms / 1000)
         self._max_rows = config.max_batch_tokens
         self._max_running = min(config.max_num_seqs, config.max_batch_tokens)  # a row for everyone
         self._max_draft_tokens = max_draft_tokens
@@ -55,7 +63,8 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Queue a new request."""
-        self.waiting.append(request)
+        self.waiting.add(request)
+        self._refused_at = -1  # it may be the first in the queue
 
     def schedule(self) -> StepPlan:
         """Choose the next step's rows and take the blocks they need. The plan may be empty."""
@@ -69,14 +78,8 @@ class Scheduler:
             draft_budget = budget // 2 if prefilling or self.waiting else budget
             draft_budget = self._allow_drafts(plan, draft_budget)
         budget -= draft_budget
-        for request in prefilling:
-            budget -= self._schedule_prefill(plan, request, budget)
-        while budget > 0 and self.waiting and len(self.running) < self._max_running:
-            request = self.waiting[0]
-            if not self._admit(request):
-                break
-            if request.load is None:
-                budget -= self._schedule_prefill(plan, request, budget)
+        self._admit_waiting(prefilling, budget)
+        self._schedule_prefills(plan, prefilling, budget)
         return plan
 
     def _schedule_decodes(self, plan: StepPlan) -> list[Request]:
@@ -133,19 +136,46 @@ class Scheduler:
             given += wanted
         return given
 
-    def _schedule_prefill(self, plan: StepPlan, request: Request, budget: int) -> int:
-        """Give a request in its prompt up to `budget` rows; return how many it takes."""
-        missing = request.num_tokens - request.num_computed_tokens
-        rows = min(budget, missing)
-        if rows > 0:
-            plan.requests.append(request)
-            plan.num_new.append(rows)
-            plan.max_draft.append(0)
-            plan.sample.append(rows == missing)
-        return rows
+    def _schedule_prefills(self, plan: StepPlan, prefilling: list[Request], budget: int) -> None:
+        """Share `budget` rows among those in their prompts; fewer where others decode in this step."""
+        if not prefilling:
+            return
+        if plan.requests:
+            deepest = max(request.num_computed_tokens for request in prefilling)
+            budget = min(budget, self.pacing.max_rows(deepest + budget))
+        for request, rows in zip(prefilling, share_rows(prefilling, budget), strict=True):
+            if rows > 0:
+                plan.requests.append(request)
+                plan.num_new.append(rows)
+                plan.max_draft.append(0)
+                plan.sample.append(request.num_computed_tokens + rows == request.num_tokens)
+                plan.chunks.append((rows, request.num_computed_tokens + rows))
+
+    def _admit_waiting(self, prefilling: list[Request], budget: int) -> None:
+        """Let waiting requests run while there are rows for them; a client that has none gets some.
+
+        They join `prefilling`, unless their blocks come from disk first.
+        """
+        if budget <= 0 or not self.waiting:
+            return
+        clients = {request.hints.scope for request in prefilling}
+        missing = sum(request.num_tokens - request.num_computed_tokens for request in prefilling)
+        for request in self.waiting:
+            if len(self.running) >= self._max_running:
+                return
+            if missing >= budget and request.hints.scope in clients:
+                continue
+            if self._is_on_its_way(request, prefilling):
+                continue
+            if not self._admit(request):
+                return
+            if request.load is None:
+                prefilling.append(request)
+                clients.add(request.hints.scope)
+                missing += request.num_tokens - request.num_computed_tokens
 
     def _admit(self, request: Request) -> bool:
-        """Move the first waiting request to the running ones, with blocks for all of its tokens, if they fit.
+        """Move a waiting request to the running ones, with blocks for all of its tokens, if they fit.
 
         One block for each running request is left free, so that admission does not lead to preemption.
         """
@@ -153,8 +183,6 @@ class Scheduler:
         if self.running and self._refused_at == pool.num_releases:
             return False
         cached = self._find_cached(request)
-        if self._is_on_its_way(request, len(cached)):
-            return False
         pool.share(cached)
         missing = request.num_blocks_needed - len(cached)
         if pool.num_free < missing + len(self.running):
@@ -168,7 +196,8 @@ class Scheduler:
             block = pool.allocate()
             assert block is not None, "the free blocks were counted"
             request.block_ids.append(block)
-        self.running.append(self.waiting.popleft())
+        self.waiting.take(request)
+        self.running.append(request)
         if not request.prompt_counted:
             request.num_cached_tokens = request.num_computed_tokens
         if not self._load(request, request.num_registered_blocks):
@@ -182,16 +211,19 @@ class Scheduler:
         limit = (request.num_tokens - 1) // BLOCK_SIZE
         return self.pool.cache.find(request.digests(limit), limit)
 
-    # --- the disk tier ------------------------------------------------------------------------------
-
-    def _is_on_its_way(self, request: Request, num_cached: int) -> bool:
-        """Whether another request waits for the next of the prefix's blocks: it is in memory soon."""
+    def _is_on_its_way(self, request: Request, prefilling: Sequence[Request]) -> bool:
+        """Whether the next of the prompt's blocks is in memory soon: computed, or loaded, for another."""
+        if self.pool.cache is None:
+            return False
+        if is_being_computed(request, prefilling):
+            return True
+        if self.disk is None or not self.disk.num_loads:
+            return False
         limit = (request.num_tokens - 1) // BLOCK_SIZE
-        return (
-            self.disk is not None
-            and num_cached < limit
-            and self.disk.is_loading(request.digests(limit)[num_cached])
-        )
+        num_cached = len(self._find_cached(request))
+        return num_cached < limit and self.disk.is_loading(request.digests(limit)[num_cached])
+
+    # --- the disk tier ------------------------------------------------------------------------------
 
     def _load(self, request: Request, start: int) -> bool:
         """Begin to read the blocks from `start` on that are on disk; whether there are any."""
@@ -235,7 +267,7 @@ class Scheduler:
         self.num_preemptions += 1
         self.running.remove(request)
         self._give_back(request)
-        self.waiting.appendleft(request)
+        self.waiting.add(request)
 
     def _give_back(self, request: Request) -> None:
         if self.disk is not None:
@@ -268,6 +300,5 @@ class Scheduler:
         if request.block_ids:
             self.running.remove(request)
             self._give_back(request)
-        elif request in self.waiting:
-            self.waiting.remove(request)
+        elif self.waiting.remove(request):
             self._refused_at = -1  # another one may be the first in the queue now

@@ -1,0 +1,81 @@
+"""The queue of waiting requests: fair between clients, in order within each.
+
+Fair queueing by prompt tokens (Demers, Keshav and Shenker, 1989). A request's tag is the virtual time when
+its client's work would be done if all clients were served at once, and the lowest tag goes first. So one
+client's fifty requests keep another's one waiting for about one of them, and whoever waits is served: those
+who come later get later tags.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterator
+
+from outpace.engine.request import Request
+
+__all__ = ["FairQueue", "share_rows"]
+
+
+class FairQueue:
+    """Waiting requests, next one first. A client is a scope of `DraftHints`."""
+
+    def __init__(self) -> None:
+        self._queue: list[tuple[float, int, Request]] = []  # sorted; the number keeps equal tags in order
+        self._last_tags: dict[str, float] = {}  # client -> of its latest request
+        self._now = 0.0  # virtual time: the highest tag that has left
+        self._num_added = 0
+
+    def __len__(self) -> int:
+        """How many wait."""
+        return len(self._queue)
+
+    def __iter__(self) -> Iterator[Request]:
+        """In the order in which they would go."""
+        return (request for _, _, request in list(self._queue))
+
+    def add(self, request: Request) -> None:
+        """Queue a new request, or one that was taken before, which keeps its place."""
+        if request.queue_place is None:
+            client = request.hints.scope
+            if not self._queue:  # nobody is owed anything
+                self._last_tags.clear()
+            tag = max(self._now, self._last_tags.get(client, 0.0)) + request.num_tokens
+            self._last_tags[client] = tag
+            self._num_added += 1
+            request.queue_place = tag, self._num_added
+        insort(self._queue, (*request.queue_place, request))
+
+    def take(self, request: Request) -> None:
+        """Remove a request that begins to run."""
+        self.remove(request)
+        assert request.queue_place is not None
+        self._now = max(self._now, request.queue_place[0])
+
+    def remove(self, request: Request) -> bool:
+        """Remove a request that has ended; whether it waited."""
+        for index, (_, _, other) in enumerate(self._queue):
+            if other is request:
+                del self._queue[index]
+                return True
+        return False
+
+
+def share_rows(requests: list[Request], budget: int) -> list[int]:
+    """Each request's rows of `budget`: equal shares for clients, for one client's requests in their order.
+
+    What a client does not need is shared among the others.
+    """
+    missing = [request.num_tokens - request.num_computed_tokens for request in requests]
+    wanted: dict[str, int] = {}
+    for request, rows in zip(requests, missing, strict=True):
+        wanted[request.hints.scope] = wanted.get(request.hints.scope, 0) + rows
+    shares: dict[str, int] = {}
+    for left, client in enumerate(sorted(wanted, key=wanted.__getitem__)):
+        # Rounded up, so that no budget is too small to reach somebody.
+        shares[client] = min(wanted[client], -(-budget // (len(wanted) - left)))
+        budget -= shares[client]
+    given: list[int] = []
+    for request, most in zip(requests, missing, strict=True):
+        given.append(min(most, shares[request.hints.scope]))
+        shares[request.hints.scope] -= given[-1]
+    return given

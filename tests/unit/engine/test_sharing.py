@@ -1,0 +1,101 @@
+"""Clients share the engine fairly, and equal prompts are computed once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from engine_harness import collect, drain, make_engine, null_backend, prompt_of
+from outpace.types import DraftHints, FinishReason, SamplingParams
+
+GREEDY = SamplingParams(temperature=0, ignore_eos=True, max_tokens=1)
+
+
+def order_of_ends(engine) -> list[str]:
+    ends: list[str] = []
+    while engine.has_work:
+        ends += [delta.request_id for delta in engine.step() if delta.finish_reason]
+    return ends
+
+
+def test_one_request_does_not_wait_for_another_clients_fifty() -> None:
+    engine = make_engine(max_num_seqs=2)
+    for number in range(50):
+        engine.submit(prompt_of(20, number), GREEDY, f"many-{number}", DraftHints("a"))
+    engine.submit(prompt_of(20, 99), GREEDY, "one", DraftHints("b"))
+    ends = order_of_ends(engine)
+    assert ends.index("one") <= 2
+    assert [name for name in ends if name != "one"] == [f"many-{number}" for number in range(50)]
+
+
+def test_a_client_with_long_prompts_is_served_in_spite_of_many_clients_with_short_ones() -> None:
+    engine = make_engine(max_num_seqs=1)
+    engine.submit(prompt_of(200), GREEDY, "long", DraftHints("long"))
+    served = 0
+    for number in range(1000):  # somebody new comes in every step
+        engine.submit(prompt_of(10, number + 1), GREEDY, str(number), DraftHints(str(number)))
+        if any(delta.request_id == "long" for delta in engine.step()):
+            break
+        served += 1
+    assert served <= 20, "200 tokens of others' work, 10 a request"
+    drain(engine)
+
+
+def test_prompts_of_two_clients_share_each_step() -> None:
+    engine = make_engine(null_backend(200), max_batch_tokens=64)
+    engine.submit(prompt_of(2000), GREEDY, "long", DraftHints("a"))
+    engine.step()
+    engine.submit(prompt_of(60, 1), GREEDY, "short", DraftHints("b"))
+    ends: list[str] = []
+    for _ in range(2):  # 32 rows each
+        ends += [delta.request_id for delta in engine.step() if delta.finish_reason]
+    assert ends == ["short"]
+    drain(engine)
+
+
+def test_an_equal_prompt_waits_for_the_one_that_is_computed_just_now() -> None:
+    engine = make_engine(max_batch_tokens=64)
+    prompt = prompt_of(300)
+    engine.submit(prompt, GREEDY, "first", DraftHints("a"))
+    engine.step()
+    for number in range(3):
+        engine.submit(prompt, GREEDY, f"again-{number}", DraftHints(str(number)))
+    answers = drain(engine)
+    rows = sum(rows for _, rows in engine.backend.batches)
+    assert rows == 300 + 3 * (300 - 288), "only what fills no block is computed again"
+    assert [answers[f"again-{number}", 0].last.num_cached_tokens for number in range(3)] == [288] * 3
+
+
+def test_a_common_beginning_is_computed_once_and_others_go_past_who_waits() -> None:
+    engine = make_engine(max_batch_tokens=64)
+    common = prompt_of(256)
+    engine.submit([*common, *prompt_of(64, 1)], GREEDY, "first")
+    engine.step()
+    engine.submit([*common, *prompt_of(64, 2)], GREEDY, "second")
+    engine.submit(prompt_of(40, 3), GREEDY, "other", DraftHints("b"))
+    assert order_of_ends(engine) == ["other", "first", "second"]
+    assert sum(rows for _, rows in engine.backend.batches) == 256 + 64 + 64 + 40
+
+
+def test_who_waits_takes_over_where_the_first_is_cancelled() -> None:
+    engine = make_engine(max_batch_tokens=64)
+    prompt = prompt_of(300)
+    engine.submit(prompt, GREEDY, "first")
+    engine.step()
+    engine.submit(prompt, replace(GREEDY, max_tokens=3), "again")
+    engine.step()
+    engine.abort("first")
+    answers = {}
+    collect(answers, engine.step())
+    assert answers["first", 0].finish_reason is FinishReason.ABORT, "within one step"
+    drain(engine, answers)
+    assert answers["again", 0].last.num_cached_tokens == 128, "what two steps computed is kept"
+    assert sum(rows for _, rows in engine.backend.batches) == 300 + 2
+    assert engine.pool.num_held == 0
+
+
+def test_scopes_that_share_no_prefixes_wait_for_nobody() -> None:
+    engine = make_engine(max_batch_tokens=64, prefix_sharing="scope")
+    for scope in "ab":
+        engine.submit(prompt_of(100), GREEDY, scope, DraftHints(scope))
+    drain(engine)
+    assert sum(rows for _, rows in engine.backend.batches) == 200
