@@ -17,6 +17,7 @@ NATIVE_BUILD := build/native-tests
 AARCH64_BUILD := build/native-tests-aarch64
 NATIVE_OPTIONS := -G Ninja -DCMAKE_BUILD_TYPE=Release -DOUTPACE_TESTS=ON -DOUTPACE_PYTHON=OFF
 SANITIZED_BUILD := build/native-sanitized
+CLIENTS := build/clients
 NATIVE_SOURCES := $(wildcard native/*.cpp native/*.h native/*/*.cpp native/*/*.h native/*/*.inl)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The compilers are found by CMake; ninja and cmake come from the virtual environment.
@@ -26,7 +27,8 @@ override PROMPT := $(value PROMPT)
 export MODEL PROMPT
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint ctest ctest-aarch64 sanitize ctest-sanitized pytest bench format wheel clean
+.PHONY: help run test lint ctest ctest-aarch64 sanitize ctest-sanitized pytest clients test-clients bench format \
+	wheel clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +77,16 @@ ctest-sanitized:
 
 pytest: $(STAMPS)/test  ## Python tests; ARGS are pytest's
 	$(BIN)/python -m pytest $(ARGS)
+
+test-clients: $(STAMPS)/test  ## Tests with the coding agents that `make clients` installed
+	OUTPACE_TEST_CLIENTS=$(CLIENTS) $(BIN)/python -m pytest tests/server/test_coding_agents.py $(ARGS)
+
+# Claude Code puts its program in place by a script that npm may not run by itself.
+clients: $(STAMPS)/pip  ## Install coding agents into build/clients (with npm), for test-clients
+	npm install --no-audit --no-fund --prefix $(CLIENTS) @anthropic-ai/claude-code@2.1.197
+	cd $(CLIENTS)/node_modules/@anthropic-ai/claude-code && node install.cjs
+	$(PYTHON) -m venv $(CLIENTS)/aider && $(CLIENTS)/aider/bin/pip install --quiet aider-chat==0.86.2
+	$(PYTHON) -m venv $(CLIENTS)/mini && $(CLIENTS)/mini/bin/pip install --quiet mini-swe-agent==2.4.6
 
 bench: $(STAMPS)/install  ## Measure one step and a workload
 	$(BIN)/outpace bench step --model "$$MODEL"

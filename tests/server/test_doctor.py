@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from serving import RunningServer, running
 
-from outpace.clients.catalog import CLIENTS
+from outpace.clients.catalog import CLIENTS, Target
 from outpace.clients.doctor import examine
 from outpace.clients.http import Server
 from outpace.llm import LLM
@@ -103,6 +103,16 @@ def test_every_client_is_told_where_the_server_is(server: RunningServer, name: s
     assert server.url in done.stdout
     assert "test-model" in done.stdout
     assert done.stdout.rstrip().endswith("--some-option 'x y'")
+
+
+def test_opencode_is_told_to_leave_room_for_a_prompt() -> None:
+    """It summarizes the session once context - output tokens are full."""
+    setup = CLIENTS["opencode"].setup(Target("http://127.0.0.1:1", "test-model", "", 32768))
+    config = json.loads(setup.environment["OPENCODE_CONFIG_CONTENT"])
+    assert config["provider"]["outpace"]["models"]["test-model"]["limit"] == {
+        "context": 32768,
+        "output": 8192,
+    }
 
 
 def test_a_client_is_started_with_its_settings(server: RunningServer, tmp_path: Path) -> None:

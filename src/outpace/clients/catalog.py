@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 __all__ = ["CLIENTS", "Client", "Setup", "Target"]
 
+_LOCAL_PRICES = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+"""Keeps litellm from asking the network for prices at its import: seconds lost where there is none."""
+
 _NO_KEY = "none"
 """Clients insist on some key, where the server asks for none."""
 
@@ -86,7 +89,9 @@ def _qwen(target: Target) -> Setup:
 
 
 def _opencode(target: Target) -> Setup:
-    model = {"name": target.model, "limit": {"context": target.max_context, "output": target.max_context}}
+    # It summarizes a session once context - output tokens are full: the whole context would mean at once.
+    limit = {"context": target.max_context, "output": min(8192, target.max_context // 4)}
+    model = {"name": target.model, "limit": limit}
     provider = {
         "npm": "@ai-sdk/openai-compatible",
         "name": "Outpace",
@@ -98,7 +103,12 @@ def _opencode(target: Target) -> Setup:
 
 
 def _aider(target: Target) -> Setup:
-    environment = {"OPENAI_API_BASE": f"{target.url}/v1", "OPENAI_API_KEY": target.key}
+    environment = {
+        "OPENAI_API_BASE": f"{target.url}/v1",
+        "OPENAI_API_KEY": target.key,
+        "AIDER_CHECK_UPDATE": "false",
+        **_LOCAL_PRICES,
+    }
     return Setup(environment, ("--model", f"openai/{target.model}", "--no-show-model-warnings"))
 
 
@@ -108,6 +118,7 @@ def _mini(target: Target) -> Setup:
         "OPENAI_API_KEY": target.key,
         "MSWEA_COST_TRACKING": "ignore_errors",
         "MSWEA_CONFIGURED": "true",
+        **_LOCAL_PRICES,
     }
     return Setup(environment, ("--model", f"openai/{target.model}"))
 

@@ -1,0 +1,145 @@
+"""Real coding agents, started by `outpace launch`, against a real server: greetings, calls, edited files.
+
+`make clients` installs them, `make test-clients` runs this. A client that is not there is skipped, and pytest
+says so.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from serving import RunningServer, native_is_built, running
+
+from outpace.clients.catalog import CLIENTS
+from outpace.llm import LLM
+
+LIMIT = 600  # seconds: prompts of a thousand tokens take their time on a slow machine
+WRONG = "def add(a, b):\n    return a - b\n"
+RIGHT = "def add(a, b):\n    return a + b"
+pytestmark = pytest.mark.timeout(2 * LIMIT)
+
+
+@dataclass(frozen=True)
+class Agent:
+    """Starts one client in a home and a folder of its own."""
+
+    name: str
+    path: str
+    home: Path
+    folder: Path
+    server: RunningServer
+
+    def do(self, *arguments: str) -> str:
+        """What the client says; it must end well, and the server must have refused nothing."""
+        self.home.mkdir(exist_ok=True)
+        command = [
+            sys.executable,
+            "-m",
+            "outpace.cli.main",
+            "launch",
+            self.name,
+            "--url",
+            self.server.url,
+            "--",
+        ]
+        done = subprocess.run(
+            [*command, *arguments],
+            cwd=self.folder,
+            env={
+                "HOME": str(self.home),
+                "PATH": self.path,
+                "TERM": "dumb",
+                "LANG": "C.UTF-8",
+                "CLAUDE_CODE_EXTRA_BODY": '{"temperature": 0}',
+            },
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=LIMIT,
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+
+
+def metric(server: RunningServer, name: str) -> float:
+    """The sum of a metric over its labels."""
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
+
+
+def refused(server: RunningServer) -> list[str]:
+    """Requests that were answered with an error."""
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    counted = [line for line in lines if line.startswith("outpace_http_requests_total")]
+    return [line for line in counted if 'status="2' not in line]
+
+
+@pytest.fixture(scope="module")
+def coder(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
+    if not os.environ.get("OUTPACE_TEST_CLIENTS"):
+        pytest.skip("NOT TESTED: coding agents are not here: make clients test-clients")
+    if not native_is_built():
+        pytest.skip("NOT TESTED: the native core is not built")
+    model: Path = request.getfixturevalue("model_15b")
+    with LLM(model, max_context=32768, kv_cache_bytes=2 << 30) as llm, running(llm) as state:
+        yield state
+
+
+@pytest.fixture
+def agent(request: pytest.FixtureRequest, coder: RunningServer, tmp_path: Path) -> Iterator[Agent]:
+    name: str = request.param
+    root = Path(os.environ["OUTPACE_TEST_CLIENTS"]).absolute()
+    folders = [root / "node_modules" / ".bin", root / name / "bin"]
+    if not any((folder / CLIENTS[name].program).exists() for folder in folders):
+        pytest.skip(f"NOT TESTED: {name} is not in {root}: make clients")
+    path = os.pathsep.join([*map(str, folders), os.environ["PATH"]])
+    folder = tmp_path / "work"
+    folder.mkdir()
+    yield Agent(name, path, tmp_path / "home", folder, coder)
+    assert refused(coder) == [], "the server answered a client with an error"
+
+
+def of(name: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("agent", [name], indirect=True)
+
+
+@of("aider")
+def test_aider_edits_a_file(agent: Agent) -> None:
+    file = agent.folder / "calc.py"
+    file.write_text(WRONG)
+    task = "The function add in calc.py must return a + b. Fix it."
+    quiet = ("--no-git", "--yes-always", "--analytics-disable")
+    said = agent.do(*quiet, "--message", task, "calc.py")
+    assert "Applied edit to calc.py" in said
+    assert file.read_text().strip() == RIGHT
+
+
+@of("claude")
+def test_claude_code_greets_and_writes_a_file_by_a_tool(agent: Agent) -> None:
+    """With a short prompt of its own: a small model loses itself in Claude Code's."""
+    briefly = ("--system-prompt", "You are a coding agent. Use the tools.")
+    assert "hello" in agent.do("-p", "Say hello.", *briefly, "--tools", "").lower()
+    before = metric(agent.server, "outpace_prefix_cache_hit_tokens_total")
+    task = f"Use the Write tool: write the text hello into the file {agent.folder}/hello.txt."
+    agent.do("-p", task, *briefly, "--tools", "Write", "--permission-mode", "acceptEdits")
+    assert (agent.folder / "hello.txt").read_text().strip() == "hello"
+    hits = metric(agent.server, "outpace_prefix_cache_hit_tokens_total") - before
+    assert hits >= 300, "the turn after the call begins as the one before"
+
+
+@of("mini")
+def test_mini_swe_agent_runs_a_command(agent: Agent) -> None:
+    """In its form of commands in code fences, which small models manage better than its tool."""
+    textbased = ("-c", "mini_textbased.yaml", "--model-class", "litellm_textbased")
+    limits = ("-c", "model.model_kwargs.temperature=0", "-c", "agent.step_limit=3")
+    task = "Run this command: echo hello > hello.txt"
+    agent.do(*textbased, *limits, "-y", "--exit-immediately", "-t", task)
+    assert (agent.folder / "hello.txt").read_text().strip() == "hello"
