@@ -93,9 +93,19 @@ def state_dir() -> Path:
     return (_path("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "outpace"
 
 
+def config_dir() -> Path:
+    """Where a user's settings are: `$XDG_CONFIG_HOME/outpace` or `~/.config/outpace`."""
+    return (_path("XDG_CONFIG_HOME") or Path.home() / ".config") / "outpace"
+
+
 def keys_file() -> Path:
-    """Where the API keys of servers are kept: in `$XDG_CONFIG_HOME/outpace` or `~/.config/outpace`."""
-    return (_path("XDG_CONFIG_HOME") or Path.home() / ".config") / "outpace" / "api-keys.json"
+    """Where the API keys of servers are kept."""
+    return config_dir() / "api-keys.json"
+
+
+def serve_config_file() -> Path:
+    """The options of `outpace serve`, unless it is told another file."""
+    return config_dir() / "serve.toml"
 
 
 def huggingface_settings() -> HuggingFaceSettings:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from outpace.cli.config_file import describe_config, use_config_file
 from outpace.cli.loading import open_llm
 from outpace.cli.options import EngineFlags, flatten, parse_size
 from outpace.config import prefix_cache_bytes
@@ -24,6 +25,7 @@ SERVER_PANEL = "Server"
 
 @flatten
 def serve(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="A model's short name, path or repository.")] = DEFAULT_MODEL,
     *,
     host: Annotated[
@@ -110,13 +112,37 @@ def serve(
             rich_help_panel=SERVER_PANEL,
         ),
     ] = 3.0,
+    config: Annotated[  # noqa: ARG001 - its callback reads it
+        Path | None,
+        typer.Option(
+            envvar="OUTPACE_CONFIG",
+            metavar="FILE",
+            is_eager=True,
+            callback=use_config_file,
+            help="Options from this TOML file, by their long names; default: ~/.config/outpace/serve.toml.",
+            rich_help_panel=SERVER_PANEL,
+        ),
+    ] = None,
+    print_config: Annotated[
+        bool,
+        typer.Option(
+            "--print-config",
+            help="Show the options as such a file, with where each comes from, and end.",
+            rich_help_panel=SERVER_PANEL,
+        ),
+    ] = False,
     engine: EngineFlags,
 ) -> None:
     """Serve a model over HTTP until Ctrl-C or SIGTERM.
 
     The OpenAI and the Anthropic API are under /v1; /health and /metrics are for operators. Only this
     machine can reach it unless --host says otherwise, and then a key is needed.
+
+    The command line goes before the environment, and that before the file of --config.
     """
+    if print_config:
+        typer.echo(describe_config(context))
+        return
     from outpace.server.keys import read_keys
     from outpace.server.run import listen, serve, url_of
     from outpace.server.settings import DEFAULT_MAX_BODY_BYTES, ServerSettings
