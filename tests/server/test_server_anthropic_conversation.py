@@ -114,7 +114,7 @@ def test_turns_of_one_role_become_one() -> None:
         ("assistant", [call("t1")]),
         ("user", [text("before"), result("t1", "e"), text("after")]),
         ("system", "Be brief."),
-        system=[text("x-anthropic-billing-header: x"), text("S1"), text("S2")],
+        system=[text("S1"), text("S2")],
     )
     roles = [(message["role"], message["content"]) for message in conversation.messages]
     assert roles == [

@@ -94,6 +94,23 @@ def serve(
             rich_help_panel=SERVER_PANEL,
         ),
     ] = None,
+    canonicalize: Annotated[
+        bool,
+        typer.Option(
+            help="Move what changes between an agent's sessions (folder, date) behind its system prompt and "
+            "tools, so that these stay in the prefix cache.",
+            rich_help_panel=SERVER_PANEL,
+        ),
+    ] = True,
+    prefix_rules: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Further rules for that: TOML of [[rule]] with name, pattern (a regular expression, looked "
+            "for in system prompts) and action (drop or move).",
+            rich_help_panel=SERVER_PANEL,
+        ),
+    ] = None,
     max_body: Annotated[
         int | None,
         typer.Option(
@@ -144,6 +161,7 @@ def serve(
         typer.echo(describe_config(context))
         return
     from outpace.server.keys import read_keys
+    from outpace.server.prefix_rules import KNOWN_RULES, read_rules
     from outpace.server.run import listen, serve, url_of
     from outpace.server.settings import DEFAULT_MAX_BODY_BYTES, ServerSettings
 
@@ -159,6 +177,9 @@ def serve(
         max_body_bytes=DEFAULT_MAX_BODY_BYTES if max_body is None else max_body,
         shutdown_grace=grace,
         aliases=dict(_alias(text) for text in alias or ()),
+        prefix_rules=(
+            (*KNOWN_RULES, *(read_rules(prefix_rules) if prefix_rules else ())) if canonicalize else ()
+        ),
     )
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s"

@@ -12,6 +12,7 @@ from typing import Any, cast
 from outpace.server.answer import Progress, read_answer
 from outpace.server.errors import APIError
 from outpace.server.generation import Generation
+from outpace.server.prefix_rules import apply_rules
 from outpace.server.served import ServedModel
 from outpace.text.tool_calls.parser import AnswerParser
 from outpace.text.tool_calls.sink import load
@@ -77,7 +78,7 @@ class Prompt:
 
 def encode_conversation(served: ServedModel, conversation: Conversation) -> Prompt:
     """Render and encode. Raises what `Tokenizer.render_chat` raises."""
-    messages, tools = conversation.messages, conversation.tools
+    messages, tools = apply_rules(conversation.messages, served.settings.prefix_rules), conversation.tools
     if not served.form.reads_tools and (tools or any(_is_about_tools(message) for message in messages)):
         messages, tools = told_in_text(messages, tools), None
     if served.form.family.short_ids:

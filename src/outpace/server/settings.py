@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from outpace.errors import UsageError
 from outpace.server.keys import NamedKey
+from outpace.server.prefix_rules import KNOWN_RULES, PrefixRule
 
 DEFAULT_MAX_BODY_BYTES = 32 << 20
 
@@ -32,6 +33,7 @@ class ServerSettings:
     read_timeout: float = 30.0  # seconds that a client may take to send a request's body
     shutdown_grace: float = 3.0  # seconds that running requests get to finish at shutdown
     heartbeat: float = 5.0  # seconds of silence after which a stream of Anthropic's dialect sends a ping
+    prefix_rules: tuple[PrefixRule, ...] = KNOWN_RULES  # what is kept out of the beginning of prompts
     aliases: Mapping[str, str | None] = field(
         default_factory=dict[str, str | None]
     )  # further names of models

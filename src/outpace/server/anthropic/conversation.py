@@ -9,16 +9,13 @@ from outpace.server.anthropic.schema import Block, CountRequest, Message, Result
 from outpace.server.conversation import AnswerSchema, Conversation, ToolUse, check_tool_names
 from outpace.server.errors import APIError, unsupported
 
-_ACCOUNTING = "x-anthropic-billing-header:"
-"""A system block that begins so is for the API's accounts. In a prompt it would only keep sessions from
-sharing their beginning in the prefix cache."""
 _NO_IMAGE = "[an image, left out: this model reads text only]"
 
 
 def read_conversation(request: CountRequest) -> Conversation:
     """The conversation of a request. Raises `APIError` for what this model cannot be given."""
     turns = _Turns()
-    system = _system_text(request.system)
+    system = _text(_as_parts(request.system), "system")
     if system:
         turns.add("system", system)
     *earlier, last = request.messages
@@ -146,11 +143,6 @@ def _prefill(last: Message) -> str | None:
     if last.role != "assistant" or any(block.type != "text" for block in blocks):
         return None
     return "".join(block.text or "" for block in blocks)
-
-
-def _system_text(system: str | Sequence[ResultPart] | None) -> str:
-    parts = [part for part in _as_parts(system) if not (part.text or "").startswith(_ACCOUNTING)]
-    return _text(parts, "system")
 
 
 def _text(parts: Iterable[Block | ResultPart], where: str) -> str:

@@ -1,0 +1,176 @@
+"""What changes between an agent's sessions stays behind what does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from serving import RunningServer
+
+from outpace.errors import UsageError
+from outpace.server.prefix_rules import KNOWN_RULES, PrefixRule, apply_rules, read_rules
+
+BILLING = "x-anthropic-billing-header: cc_version=2.1.197.a1f; cc_entrypoint=cli; cch=3fa2c;"
+OPENCODE = (
+    "Here is some useful information about the environment you are running in:\n"
+    "<env>\n"
+    "  Working directory: /home/ann/shop\n"
+    "  Workspace root folder: /home/ann/shop\n"
+    "  Is directory a git repo: yes\n"
+    "  Platform: linux\n"
+    "  Today's date: Thu Nov 26 2026\n"
+    "</env>"
+)
+CLAUDE = (
+    "# Environment\n"
+    "You have been invoked in the following environment: \n"
+    " - Primary working directory: /home/ann/shop\n"
+    "  - Is a git repository: true\n"
+    " - Platform: linux\n"
+    " - You are powered by the model named Opus."
+)
+
+
+def system(text: str) -> dict[str, Any]:
+    return {"role": "system", "content": text}
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+@pytest.mark.parametrize("fragment", [OPENCODE, CLAUDE], ids=["opencode", "claude"])
+@pytest.mark.parametrize("before", ["", "You are a coding agent.\n"])
+@pytest.mark.parametrize("after", ["", "\nBe brief.\n\nUse tools."])
+def test_an_environment_moves_word_for_word(fragment: str, before: str, after: str) -> None:
+    messages = [system(before + fragment + after), user("Fix it."), user("Now.")]
+    expected = [user(f"{fragment}\n\nFix it."), user("Now.")]
+    if rest := before + after.removeprefix("\n"):
+        expected.insert(0, system(rest))
+    assert apply_rules(messages, KNOWN_RULES) == expected
+
+
+def test_accounting_is_dropped() -> None:
+    messages = [system(f"{BILLING}\nYou are terse."), user("Hi")]
+    assert apply_rules(messages, KNOWN_RULES) == [system("You are terse."), user("Hi")]
+    assert apply_rules([system(BILLING), user("Hi")], KNOWN_RULES) == [user("Hi")]
+
+
+def test_several_fragments_keep_their_order() -> None:
+    messages = [system(f"{BILLING}\nA\n{OPENCODE}\nB"), system(f"C\n{CLAUDE}"), user("Hi")]
+    assert apply_rules(messages, KNOWN_RULES) == [
+        system("A\nB"), system("C\n"), user(f"{OPENCODE}\n\n{CLAUDE}\n\nHi"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Explain x-anthropic-billing-header: to me",
+        OPENCODE.replace("<env>", "<environment>").replace("</env>", "</environment>"),
+        OPENCODE.replace("Working directory", "Directory"),
+        OPENCODE.replace("</env>", ""),
+        OPENCODE.replace("  Platform: linux\n", "  rm -rf everything\n"),
+        CLAUDE.replace("# Environment", "## Environment"),
+        CLAUDE.replace("Primary working", "Working"),
+        f"> {CLAUDE}".replace("\n", "\n> "),
+    ],
+)
+def test_what_only_looks_alike_stays(text: str) -> None:
+    messages = [system(text), user("Hi")]
+    assert apply_rules(messages, KNOWN_RULES) == messages
+
+
+@pytest.mark.parametrize("fragment", [BILLING, OPENCODE, CLAUDE])
+def test_only_the_system_prompt_is_looked_at(fragment: str) -> None:
+    messages = [system("S"), user(fragment), {"role": "assistant", "content": fragment}, system(fragment)]
+    assert apply_rules(messages, KNOWN_RULES) == messages
+
+
+def test_nothing_moves_where_no_user_spoke() -> None:
+    messages = [system(OPENCODE), {"role": "assistant", "content": "Yes?"}]
+    assert apply_rules(messages, KNOWN_RULES) == messages
+
+
+pieces = st.lists(st.sampled_from([BILLING, OPENCODE, CLAUDE, "A", "", "\n", " - b", "<env>"]), max_size=6)
+
+
+@given(pieces, pieces)
+def test_nothing_is_lost_but_accounting(said: list[str], asked: list[str]) -> None:
+    """Every line but accounting is still there, as often as before; applying twice is applying once."""
+
+    def lines(messages: list[dict[str, Any]]) -> list[str]:
+        text = "\n".join(message["content"] for message in messages)
+        return sorted(line for line in text.split("\n") if line and line != BILLING)
+
+    messages = [system("\n".join(said)), user("Q\n" + "\n".join(asked))]
+    once = apply_rules(messages, KNOWN_RULES)
+    assert lines(once) == lines(messages)
+    assert messages == [system("\n".join(said)), user("Q\n" + "\n".join(asked))]
+    assert apply_rules(once, KNOWN_RULES) == once
+
+
+def test_two_folders_share_the_beginning(native_server: RunningServer) -> None:
+    """A real server: the session of another folder finds the system prompt and its tools in the cache."""
+
+    def ask(folder: str) -> dict[str, Any]:
+        body = {
+            "messages": [
+                system(OPENCODE.replace("/home/ann/shop", folder) + "\n" + "Be careful with files. " * 30),
+                user("Hi"),
+            ],
+            "max_tokens": 1,
+        }
+        answer = httpx.post(f"{native_server.url}/v1/chat/completions", json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["usage"]
+
+    ask("/home/ann/one")
+    usage = ask("/srv/two")
+    assert usage["prompt_tokens_details"]["cached_tokens"] >= 96
+
+
+def test_rules_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "rules.toml"
+    path.write_text("[[rule]]\nname = 'clock'\npattern = '^Now: .*\\n'\naction = 'move'\nclient = 'ours'\n")
+    rules = read_rules(path)
+    assert [rule.name for rule in rules] == ["clock"]
+    messages = [system("A\nNow: 12:30\nB"), user("Hi")]
+    assert apply_rules(messages, rules) == [system("A\nB"), user("Now: 12:30\n\nHi")]
+    assert apply_rules(messages, ()) == messages
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no \\[\\[rule"),
+        ("rule = 5", "no \\[\\[rule"),
+        ("[[rule]", "can't be read"),
+        ("[[rule]]\nname = 5", "strings"),
+        ("[[rule]]\nnames = 'a'", "no 'names'"),
+        ("[[rule]]\nname = 'a'\naction = 'drop'", "'pattern' is missing"),
+        ("[[rule]]\nname = 'a'\npattern = '('\naction = 'drop'", "pattern: "),
+        ("[[rule]]\nname = 'a'\npattern = 'a*'\naction = 'drop'", "nothing"),
+        ("[[rule]]\nname = 'a'\npattern = 'a'\naction = 'hide'", "'drop' or 'move'"),
+    ],
+)
+def test_a_file_that_is_wrong_is_told(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "rules.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=said):
+        read_rules(path)
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="can't be read"):
+        read_rules(tmp_path / "none.toml")
+
+
+def test_rules_have_names_of_their_own() -> None:
+    names = [rule.name for rule in KNOWN_RULES]
+    assert len(set(names)) == len(names)
+    assert all(isinstance(rule, PrefixRule) for rule in KNOWN_RULES)
