@@ -9,12 +9,21 @@ from contextlib import contextmanager
 import httpx
 import ollama
 import pytest
+from scripted import saying
 from serving import RunningServer, failing_at, open_raw, running, wait_until_busy
+from tool_requests import ASK, SCHEMA
 
 from outpace.llm import LLM
+from outpace.server.ollama.conversation import read_chat
+from outpace.server.ollama.schema import ChatRequest
 
 HELLO = [{"role": "user", "content": "Say hello."}]
 SHORT = {"num_predict": 8, "seed": 1}
+BROKEN_CALL = {"role": "assistant", "tool_calls": [{}]}
+
+
+def weather_tool(name: str) -> dict[str, object]:
+    return {"type": "function", "function": {"name": name, "description": "D", "parameters": SCHEMA}}
 
 
 @contextmanager
@@ -41,7 +50,7 @@ def test_an_editor_finds_the_model(friend: ollama.Client, http: httpx.Client) ->
     [model] = friend.list().models
     assert model.model == "test-model"
     shown = friend.show("test-model")
-    assert shown.capabilities == ["completion"]
+    assert shown.capabilities == ["completion", "tools"]
     assert shown.modelinfo is not None
     assert shown.modelinfo["llama.context_length"] == 1024
     assert friend.show("test-model:latest").modelinfo == shown.modelinfo
@@ -86,7 +95,14 @@ def test_a_format_is_kept_to(real_friend: ollama.Client) -> None:
     [
         ("chat", {"model": "other", "messages": HELLO}, 404, "not served here"),
         ("chat", {"model": "test-model", "messages": HELLO, "format": "xml"}, 400, "format"),
-        ("chat", {"model": "test-model", "messages": HELLO, "tools": [{}]}, 400, "tools"),
+        ("chat", {"model": "test-model", "messages": HELLO, "tools": [{}]}, 400, "tools[0].function"),
+        ("chat", {"model": "test-model", "messages": HELLO, "tools": [weather_tool("a b")]}, 400, "tools[0]"),
+        (
+            "chat",
+            {"model": "test-model", "messages": [{"role": "assistant", "tool_calls": [{}]}]},
+            400,
+            "tool_calls[0]",
+        ),
         ("chat", {"model": "test-model", "messages": [{"role": "user", "images": ["x"]}]}, 400, "text only"),
         ("chat", {"model": "test-model", "messages": HELLO, "options": {"top_p": 7}}, 400, "top_p"),
         ("chat", {"model": "test-model", "messages": HELLO, "format": {"type": "thing"}}, 400, "JSON schema"),
@@ -121,6 +137,96 @@ def test_a_client_that_leaves_is_cancelled(server: RunningServer) -> None:
     wait_until_busy(server)
     connection.close()
     server.wait_idle(3)
+
+
+# --- tools and thoughts -----------------------------------------------------------------------------
+
+TWO_CALLS = (
+    'Let me look.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Rome \\"é\\""}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+)
+TOOLS = [weather_tool("weather"), weather_tool("units")]
+
+
+def test_calls_come_whole_in_one_piece_and_as_lines(friend: ollama.Client, server: RunningServer) -> None:
+    options = {"num_predict": 200}
+    with saying(server.llm, TWO_CALLS):
+        whole = friend.chat("test-model", ASK, tools=TOOLS, options=options)
+        lines = list(friend.chat("test-model", ASK, tools=TOOLS, options=options, stream=True))
+    for message in (
+        [whole.message],
+        [line.message for line in lines],
+    ):
+        assert "".join(part.content or "" for part in message).strip() == "Let me look."
+        calls = [call.function for part in message for call in part.tool_calls or ()]
+        assert [(call.name, call.arguments) for call in calls] == [
+            ("weather", {"city": 'Rome "é"'}),
+            ("weather", {"city": "Oslo"}),
+        ]
+    assert whole.done_reason == lines[-1].done_reason == "stop"
+    assert [line.done for line in lines].count(True) == 1
+    assert not lines[-1].message.tool_calls
+
+
+def test_a_function_of_the_users_is_a_tool(friend: ollama.Client, server: RunningServer) -> None:
+    """The client makes a tool of a function, and the next turn tells its result."""
+
+    def weather(city: str) -> str:
+        """The weather in a city.
+
+        Args:
+            city: Where.
+        """
+        return f"Rain in {city}."
+
+    messages = list(ASK)
+    with saying(server.llm, TWO_CALLS):
+        answer = friend.chat("test-model", messages, tools=[weather], options={"num_predict": 200})
+    messages.append(answer.message)
+    for call in answer.message.tool_calls or ():
+        result = weather(**call.function.arguments)
+        messages.append({"role": "tool", "tool_name": call.function.name, "content": result})
+    with saying(server.llm, "It rains in both."):
+        last = friend.chat("test-model", messages, tools=[weather], options={"num_predict": 20})
+    assert last.message.content == "It rains in both."
+    assert (last.prompt_eval_count or 0) > (answer.prompt_eval_count or 0)
+
+
+def test_a_call_that_is_cut_is_told_as_far_as_it_came(friend: ollama.Client, server: RunningServer) -> None:
+    with saying(server.llm, TWO_CALLS):
+        lines = list(friend.chat("test-model", ASK, tools=TOOLS, options={"num_predict": 22}, stream=True))
+    assert lines[-1].done_reason == "length"
+    assert [line.done for line in lines].count(True) == 1
+
+
+def test_results_find_their_calls() -> None:
+    def call(name: str) -> dict[str, object]:
+        return {"function": {"name": name, "arguments": {"a": 1}}}
+
+    request = ChatRequest.model_validate(
+        {
+            "model": "m",
+            "messages": [
+                {"role": "assistant", "thinking": "Hm.", "tool_calls": [call("f"), call("g"), call("f")]},
+                {"role": "tool", "tool_name": "g", "content": "1"},
+                {"role": "tool", "tool_name": "f", "content": "2"},
+                {"role": "tool", "content": "3"},
+                {"role": "tool", "tool_name": "h", "content": "4"},
+            ],
+        }
+    )
+    said, *results = read_chat(request).messages
+    assert said["reasoning_content"] == "Hm."
+    assert [each["id"] for each in said["tool_calls"]] == ["call_1", "call_2", "call_3"]
+    assert [(each["tool_call_id"], each.get("name")) for each in results] == [
+        ("call_2", "g"), ("call_1", "f"), ("call_3", "f"), ("call_4", "h"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("think", "expected"), [(True, True), ("high", True), (False, False), (None, None)])
+def test_thinking_is_the_templates_business(think: object, expected: bool | None) -> None:
+    request = ChatRequest.model_validate({"model": "m", "messages": HELLO, "think": think})
+    assert read_chat(request).template.get("enable_thinking") is expected
 
 
 # --- llama.cpp's /infill ----------------------------------------------------------------------------

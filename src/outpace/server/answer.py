@@ -6,11 +6,13 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
+from outpace.server.encoding import to_json
 from outpace.server.generation import Generation
 from outpace.text.tool_calls.parser import AnswerParser
 from outpace.text.tool_calls.pieces import CallArguments, CallBegin, CallEnd, Piece, Text
+from outpace.text.tool_calls.sink import load
 from outpace.types import FinishReason, TokenDelta
 
 EndReason = Literal["stop", "length", "tool_calls"]
@@ -90,3 +92,13 @@ def new_call_id(prefix: str, *, short: bool) -> str:
     """An id for a call: `prefix` and 24 hexadecimal digits; `short`: nine digits and nothing else."""
     digits = uuid.uuid4().hex
     return digits[:9] if short else prefix + digits[:24]
+
+
+def call_input(arguments: str) -> dict[str, Any]:
+    """A call's arguments as the object that some wires want; what is no JSON object is put into one."""
+    try:
+        value = load(arguments)
+        to_json(value).encode()  # also no lone surrogates
+    except ValueError:
+        value = None
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {"INVALID_JSON": arguments}

@@ -51,7 +51,7 @@ def fill_in_middle(
     `files` come before it, by the model's own marks where it has them (Qwen's form). `begun` is how the
     answer begins already. Raises `UnsupportedModelError` for a model without the tokens for it.
     """
-    family = next((each for each in _FAMILIES if _known(tokenizer, each)), None)
+    family = _family(tokenizer)
     if family is None:
         raise UnsupportedModelError(
             "this model cannot fill in the middle: its vocabulary has no tokens for it; "
@@ -77,6 +77,15 @@ def fill_in_middle(
     after = mark(family.suffix) + plain(suffix)
     ids += after + before if family.suffix_first else before + after
     return ids + mark(family.middle) + plain(begun)
+
+
+def can_fill_in_middle(tokenizer: Tokenizer) -> bool:
+    """Whether the model's vocabulary has tokens for it."""
+    return _family(tokenizer) is not None
+
+
+def _family(tokenizer: Tokenizer) -> _Marks | None:
+    return next((each for each in _FAMILIES if _known(tokenizer, each)), None)
 
 
 def _known(tokenizer: Tokenizer, family: _Marks) -> bool:

@@ -7,16 +7,14 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
-from outpace.server.answer import Progress, calls_in, new_call_id
+from outpace.server.answer import Progress, call_input, calls_in, new_call_id
 from outpace.server.anthropic.conversation import shows_thinking, wants_cache
 from outpace.server.anthropic.events import PING, SIGNATURE, MessageEvents
 from outpace.server.anthropic.schema import MessageRequest
-from outpace.server.encoding import to_json
 from outpace.server.generation import Generation, Usage
 from outpace.server.heartbeat import with_heartbeat
 from outpace.server.served import ServedModel
 from outpace.text.tool_calls.pieces import CallArguments, CallBegin, CallEnd, Piece, Text, Thinking, merged
-from outpace.text.tool_calls.sink import load
 from outpace.types import BLOCK_SIZE
 
 
@@ -63,7 +61,7 @@ class MessageAnswer:
                 case Thinking(text) if self._thinks:
                     content.append({"type": "thinking", "thinking": text, "signature": SIGNATURE})
                 case CallBegin(name):
-                    call = {"name": name, "input": _input(next(calls).arguments)}
+                    call = {"name": name, "input": call_input(next(calls).arguments)}
                     content.append({"type": "tool_use", "id": self._call_id(), **call})
                 case _:
                     pass
@@ -145,13 +143,3 @@ def _end(last: Progress) -> tuple[str, str | None]:
     if last.delta.stop is not None:
         return "stop_sequence", last.delta.stop
     return "end_turn", None
-
-
-def _input(arguments: str) -> dict[str, Any]:
-    """A call's arguments as the object that the wire wants; what is no JSON is put into one."""
-    try:
-        value = load(arguments)
-        to_json(value).encode()  # also no lone surrogates
-    except ValueError:
-        return {"INVALID_JSON": arguments}
-    return value

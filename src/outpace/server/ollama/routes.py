@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from outpace.server.answer import read_answer
 from outpace.server.body import read_json
 from outpace.server.client import client_scope
+from outpace.server.constraint import compiled_grammar, compiled_schema
+from outpace.server.conversation import Conversation, answer_params, answer_reader, encode_conversation
 from outpace.server.encoding import json_response
-from outpace.server.errors import from_exception
-from outpace.server.ollama.answer import NDJSON, Answer, error_line, message_field, response_field
-from outpace.server.ollama.params import RENAMED, chat_messages, generate_messages, sampling
+from outpace.server.errors import from_exception, unsupported
+from outpace.server.generation import Generation
+from outpace.server.ollama.answer import NDJSON, Answer, error_line
+from outpace.server.ollama.conversation import answer_schema, read_chat, read_prompt
+from outpace.server.ollama.params import RENAMED, sampling
 from outpace.server.ollama.schema import ChatRequest, Common, GenerateRequest, ShowRequest
 from outpace.server.openapi import body_of
 from outpace.server.served import ServedModel
 from outpace.server.sse import EventStream
-from outpace.text.fill_in_middle import fill_in_middle
+from outpace.text.fill_in_middle import can_fill_in_middle, fill_in_middle
 from outpace.types import DraftHints
 
 _VERSION = "0.12.6"
@@ -59,47 +65,65 @@ def ollama_router(served: ServedModel) -> APIRouter:
     async def chat(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction] - a route
         """Answer a conversation, a line of JSON for each piece."""
         body = await read_json(request, ChatRequest, served.settings)
-        messages = chat_messages(body)
-        num_chars = sum(len(message["content"]) for message in messages)
-        encode = lambda: served.llm.encode_chat(messages)  # noqa: E731 - the other route has another
-        return await _answer(served, request, body, num_chars, encode, message_field)
+        return await _converse(served, request, body, read_chat(body), "message")
 
     @router.post("/generate", openapi_extra=body_of(GenerateRequest), response_class=Response)
     async def generate(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction] - a route
         """Answer a prompt, complete it (`raw`) or fill in what comes before `suffix`."""
         body = await read_json(request, GenerateRequest, served.settings)
-        num_chars = len(body.prompt) + len(body.suffix or "")
-        return await _answer(
-            served, request, body, num_chars, lambda: _encode_prompt(served, body), response_field
-        )
+        if _is_raw(served, body):
+            return await _complete(served, request, body)
+        return await _converse(served, request, body, read_prompt(body), "response")
 
     return router
 
 
-def _encode_prompt(served: ServedModel, body: GenerateRequest) -> list[int]:
-    if body.suffix:
-        return fill_in_middle(served.llm.tokenizer, body.prompt, body.suffix)
-    if body.raw or served.llm.chat_template is None:
+def _is_raw(served: ServedModel, body: GenerateRequest) -> bool:
+    """Whether a prompt is completed as it stands."""
+    return bool(body.suffix or body.raw) or served.llm.chat_template is None
+
+
+async def _complete(served: ServedModel, request: Request, body: GenerateRequest) -> Response:
+    def encode() -> list[int]:
+        if body.suffix:
+            return fill_in_middle(served.llm.tokenizer, body.prompt, body.suffix)
         return served.llm.encode_prompt(body.prompt)
-    return served.llm.encode_chat(generate_messages(body))
 
-
-async def _answer(
-    served: ServedModel,
-    request: Request,
-    body: Common,
-    num_chars: int,
-    encode: Callable[[], list[int]],
-    field: Callable[[str], dict[str, Any]],
-) -> Response:
-    name = _resolve(served, body.model)
-    params = sampling(body)
+    name, params = _resolve(served, body.model), sampling(body)
+    if body.images:
+        raise unsupported("images", "this model reads text only")
     try:
-        prompt = await served.encode(num_chars, encode)
+        prompt = await served.encode(len(body.prompt) + len(body.suffix or ""), encode)
+        params = replace(params, grammar=await compiled_schema(served, answer_schema(body)))
         generation = await served.start([prompt], params, DraftHints(client_scope(request)))
     except Exception as error:
         raise from_exception(error, RENAMED) from error
-    answer = Answer(name, field)
+    read = partial(read_answer, new_parser=lambda: None, parallel=True)
+    return await _send(request, body, Answer(name, "response", read, thinks=False), generation)
+
+
+async def _converse(
+    served: ServedModel,
+    request: Request,
+    body: Common,
+    conversation: Conversation,
+    kind: Literal["message", "response"],
+) -> Response:
+    name, params = _resolve(served, body.model), sampling(body)
+    # The body's length is as good a measure of the work as the texts in it. Without one it came in chunks.
+    num_chars = int(request.headers.get("content-length", served.settings.max_body_bytes))
+    try:
+        prompt = await served.encode(num_chars, lambda: encode_conversation(served, conversation))
+        grammar = await compiled_grammar(served, conversation, prompt)
+        params = answer_params(served, conversation, params, grammar)
+        generation = await served.start([prompt.token_ids], params, DraftHints(client_scope(request)))
+    except Exception as error:
+        raise from_exception(error, RENAMED) from error
+    read = answer_reader(served, conversation, prompt)
+    return await _send(request, body, Answer(name, kind, read, thinks=body.think is not False), generation)
+
+
+async def _send(request: Request, body: Common, answer: Answer, generation: Generation) -> Response:
     if body.stream is not False:
         return EventStream(answer.lines(generation), generation, error_line, NDJSON)
     async with generation.cancelled_on_disconnect(request.receive):
@@ -150,5 +174,16 @@ def _description(served: ServedModel) -> dict[str, Any]:
         "template": "",
         "details": _details(served),
         "model_info": info,
-        "capabilities": ["completion"],
+        "capabilities": _capabilities(served),
     }
+
+
+def _capabilities(served: ServedModel) -> list[str]:
+    found = ["completion"]
+    if served.llm.chat_template is not None:
+        found.append("tools")
+    if can_fill_in_middle(served.llm.tokenizer):
+        found.append("insert")
+    if served.form.thoughts is not None:
+        found.append("thinking")
+    return found

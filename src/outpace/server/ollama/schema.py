@@ -31,6 +31,20 @@ class Common(Wire):
     stream: bool | None = None  # None: yes
     format: str | dict[str, Any] | None = None  # "json", or a JSON schema
     options: Options | None = None
+    think: bool | str | None = None  # whether the model thinks, perhaps how much; None: as it likes
+
+
+class CalledFunction(Wire):
+    """Which function a call is of, and its arguments."""
+
+    name: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class ToolCall(Wire):
+    """A call that an earlier answer made."""
+
+    function: CalledFunction
 
 
 class Message(Wire):
@@ -38,15 +52,32 @@ class Message(Wire):
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str = ""
+    thinking: str | None = None
     images: list[Any] | None = None
-    tool_calls: list[Any] | None = None
+    tool_calls: Annotated[list[ToolCall], FirstError()] | None = None
+    tool_name: str | None = None  # of a tool's message: the tool whose call it answers
+
+
+class Function(Wire):
+    """A function that the model may call; `parameters` is a JSON schema."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(Wire):
+    """A tool."""
+
+    type: Literal["function"] = "function"
+    function: Function
 
 
 class ChatRequest(Common):
     """The body of `POST /api/chat`."""
 
     messages: Annotated[list[Message], FirstError()] = Field(default_factory=list[Message])
-    tools: list[Any] | None = None
+    tools: Annotated[list[Tool], FirstError()] | None = None
 
 
 class GenerateRequest(Common):

@@ -1,0 +1,109 @@
+"""From the wire's messages and tools to those that chat templates read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from outpace.server.conversation import AnswerSchema, Conversation, ToolUse, check_tool_names
+from outpace.server.errors import APIError, unsupported
+from outpace.server.ollama.schema import ChatRequest, Common, GenerateRequest, Message, Tool
+
+
+def read_chat(request: ChatRequest) -> Conversation:
+    """The conversation of a chat. Raises `APIError` for what this model cannot be given."""
+    turns = _Turns()
+    for index, message in enumerate(request.messages):
+        if message.images:
+            raise unsupported(f"messages[{index}].images", "this model reads text only")
+        turns.add(message)
+    return Conversation(
+        turns.messages, _tool_use(request.tools), answer_schema(request), **_template(request)
+    )
+
+
+def read_prompt(request: GenerateRequest) -> Conversation:
+    """A prompt as the conversation that the template makes of it. Raises `APIError`."""
+    if request.images:
+        raise unsupported("images", "this model reads text only")
+    system = [{"role": "system", "content": request.system}] if request.system else []
+    messages = [*system, {"role": "user", "content": request.prompt}]
+    return Conversation(messages, schema=answer_schema(request), template=_template(request))
+
+
+def answer_schema(request: Common) -> AnswerSchema | None:
+    """The schema of the answer; None where it is text. Raises `APIError` for a format that is none."""
+    wanted = request.format
+    if wanted is None or wanted == "":
+        return None
+    if wanted == "json":
+        return AnswerSchema({"type": "object"}, "format")
+    if isinstance(wanted, dict):
+        return AnswerSchema(wanted, "format")
+    raise APIError(400, "'format' must be \"json\" or a JSON schema", param="format", code="invalid_value")
+
+
+def _template(request: Common) -> dict[str, Any]:
+    """Levels of thinking mean that there is some; where nothing is said the template decides."""
+    return {} if request.think is None else {"enable_thinking": bool(request.think)}
+
+
+class _Turns:
+    """Collects messages. Calls have no ids on the wire, but templates join results to them by such."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self._num_calls = 0
+        self._open: list[tuple[str, str]] = []  # (id, name) of calls without a result yet
+
+    def add(self, message: Message) -> None:
+        if message.role == "tool":
+            self.messages.append({"role": "tool", **self._answered(message), "content": message.content})
+            return
+        said: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.role == "assistant":
+            if message.thinking:
+                said["reasoning_content"] = message.thinking
+            if message.tool_calls:
+                self._open = []
+                said["tool_calls"] = [
+                    self._call(call.function.name, call.function.arguments) for call in message.tool_calls
+                ]
+        self.messages.append(said)
+
+    def _call(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        self._num_calls += 1
+        call_id = f"call_{self._num_calls}"
+        self._open.append((call_id, name))
+        return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+    def _answered(self, message: Message) -> dict[str, str]:
+        """The call that a result is of: the first open one of its tool, else the first open one."""
+        name = message.tool_name or ""
+        known = next((call for call in self._open if call[1] == name), None)
+        if known is None and not name and self._open:
+            known = self._open[0]
+        if known is None:
+            self._num_calls += 1
+            known = (f"call_{self._num_calls}", name)
+        else:
+            self._open.remove(known)
+        return {"tool_call_id": known[0], **({"name": known[1]} if known[1] else {})}
+
+
+def _tool_use(tools: list[Tool] | None) -> ToolUse | None:
+    """The tools that the model may call; None where it may call none. Raises `APIError`."""
+    if not tools:
+        return None
+    check_tool_names([tool.function.name for tool in tools], "tools[{}].function.name")
+    shown = [
+        {
+            "type": "function",
+            "function": {
+                "name": tool.function.name,
+                "description": tool.function.description or "",
+                "parameters": tool.function.parameters or {"type": "object", "properties": {}},
+            },
+        }
+        for tool in tools
+    ]
+    return ToolUse(shown, where="tools[{}].function.parameters")
