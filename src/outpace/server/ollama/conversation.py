@@ -17,7 +17,7 @@ def read_chat(request: ChatRequest) -> Conversation:
             raise unsupported(f"messages[{index}].images", "this model reads text only")
         turns.add(message)
     return Conversation(
-        turns.messages, _tool_use(request.tools), answer_schema(request), **_template(request)
+        turns.messages, _tool_use(request.tools), answer_schema(request), template=_template(request)
     )
 
 
