@@ -29,6 +29,11 @@ async def read_json(request: Request, schema: type[Model], settings: ServerSetti
     except TimeoutError:
         limit = f"{settings.read_timeout:g} s"
         raise APIError(408, f"the request's body did not arrive within {limit}", code="timeout") from None
+    return check_json(body, schema)
+
+
+def check_json(body: bytes, schema: type[Model]) -> Model:
+    """Check JSON text against `schema`. Raises `APIError` 400."""
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:

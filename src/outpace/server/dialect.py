@@ -56,7 +56,7 @@ class RequestIDs:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Name the request and pass on (ASGI)."""
-        if scope["type"] != "http":
+        if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
         scope.setdefault("state", {})["request_id"] = f"req_{uuid.uuid4().hex}"

@@ -16,6 +16,7 @@ from outpace.server.settings import is_loopback
 
 OPEN_PATHS = frozenset({"/", "/health"})
 """Answered without a key, for probes."""
+_REQUESTS = frozenset({"http", "websocket"})
 
 
 class LoopbackOnly:
@@ -31,7 +32,7 @@ class LoopbackOnly:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check and pass on (ASGI)."""
-        error = _check_local(Headers(scope=scope), self._origins) if scope["type"] == "http" else None
+        error = _check_local(Headers(scope=scope), self._origins) if scope["type"] in _REQUESTS else None
         await (error_response(error, scope) if error else self._app)(scope, receive, send)
 
 
@@ -74,7 +75,7 @@ class KeyAuth:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check and pass on (ASGI)."""
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+        if scope["type"] in _REQUESTS and scope["path"] not in OPEN_PATHS:
             key = find_key(self._keys, presented_keys(Headers(scope=scope)))
             if key is None:
                 await error_response(_unknown_key(), scope)(scope, receive, send)

@@ -66,6 +66,18 @@ class ResponseAnswer:
         text, response = self._finished(end, generation.usage)
         yield (text + write.event(f"response.{response['status']}", response=response)).encode()
 
+    async def warm_events(self, generation: Generation) -> AsyncGenerator[bytes]:
+        """The events of a response without output: its prompt is in the cache, and can be gone on from."""
+        write = self._writer
+        for kind in ("created", "in_progress"):
+            yield write.event(f"response.{kind}", response={**self._head, "output": []}).encode()
+        async for _ in self._read(generation):
+            pass
+        response: dict[str, Any] = {**self._head, "status": "completed", "output": []}
+        response["usage"] = _usage(generation.usage)
+        self._on_end(response)
+        yield write.event("response.completed", response=response).encode()
+
     def failed(self, error: APIError) -> str:
         """The terminal event of a response that fails."""
         said = {"code": error.code or "server_error", "message": error.message}

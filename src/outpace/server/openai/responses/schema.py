@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -80,3 +80,10 @@ class ResponseRequest(Wire):
     text: TextOptions | None = None
     metadata: dict[str, Any] | None = None
     background: bool | None = None
+
+
+class CreateMessage(ResponseRequest):
+    """A message of the websocket: a request for a response."""
+
+    type: Literal["response.create"]
+    generate: bool | None = None  # false: read the prompt into the cache, and answer nothing

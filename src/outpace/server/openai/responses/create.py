@@ -1,0 +1,80 @@
+"""From a request for a response to its running generation, whether it came as a body or as a message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from outpace.server.constraint import compiled_grammar
+from outpace.server.conversation import answer_params, answer_reader, encode_conversation
+from outpace.server.errors import APIError, from_exception, unsupported
+from outpace.server.generation import Generation
+from outpace.server.openai.responses.answer import ResponseAnswer
+from outpace.server.openai.responses.conversation import conversation_of, read_items
+from outpace.server.openai.responses.items import as_message
+from outpace.server.openai.responses.schema import ResponseRequest
+from outpace.server.openai.responses.store import StoredResponse
+from outpace.server.served import ServedModel
+from outpace.types import DraftHints, SamplingParams
+
+_RENAMED = {"max_tokens": "max_output_tokens", "messages": "input"}
+"""The engine's names for parameters that the wire spells differently."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Where a client's responses are kept: what `find` knows, requests may go on from."""
+
+    scope: str  # the client's
+    find: Callable[[str], StoredResponse | None]
+    keep: Callable[[dict[str, Any], list[dict[str, Any]]], None]  # (response, messages up to its end)
+
+
+async def start_response(
+    served: ServedModel, body: ResponseRequest, memory: Memory, num_chars: int
+) -> tuple[ResponseAnswer, Generation]:
+    """Start the answer to a request whose JSON has `num_chars` characters.
+
+    The answer is kept once it is whole. Raises `APIError`.
+    """
+    name = served.resolve_name(body.model)
+    if body.background:
+        raise unsupported("background", "'background' is not supported; wait for the answer or stream it")
+    earlier: list[dict[str, Any]] = []
+    if body.previous_response_id is not None:
+        earlier = found(memory, body.previous_response_id, "previous_response_id").messages
+    messages = read_items(body, earlier)
+    conversation = conversation_of(body, messages)
+    try:
+        prompt = await served.encode(num_chars, lambda: encode_conversation(served, conversation))
+        grammar = await compiled_grammar(served, conversation, prompt)
+        params = answer_params(served, conversation, _params(body), grammar)
+        generation = await served.start([prompt.token_ids], params, DraftHints(memory.scope))
+    except Exception as error:
+        raise from_exception(error, _RENAMED) from error
+
+    def on_end(response: dict[str, Any]) -> None:
+        said = [as_message(response["output"])] if response["output"] else []
+        memory.keep(response, [*messages, *said])
+
+    return ResponseAnswer(name, body, served, answer_reader(served, conversation, prompt), on_end), generation
+
+
+def found(memory: Memory, response_id: str, param: str) -> StoredResponse:
+    """A stored response. Raises `APIError` 404, which names `param`."""
+    stored = memory.find(response_id)
+    if stored is None:
+        message = (
+            f"no response {response_id[:80]!r} is stored here; it may have been dropped, or 'store' was false"
+        )
+        code = "previous_response_not_found" if param == "previous_response_id" else "response_not_found"
+        raise APIError(404, message, param=param, code=code)
+    return stored
+
+
+def _params(body: ResponseRequest) -> SamplingParams:
+    given: dict[str, Any] = {
+        name: value for name in ("temperature", "top_p") if (value := getattr(body, name)) is not None
+    }
+    return SamplingParams(max_tokens=body.max_output_tokens, **given)

@@ -1,0 +1,116 @@
+"""`/v1/responses` as a websocket: requests as messages in, the events of a stream as messages out.
+
+One connection lasts for many turns of an agent. Each message is a request for a response with `"type":
+"response.create"` in it; answers come one after the other. What the connection answered last can be gone on
+from by `previous_response_id` even where `store` is false, for as long as the connection lasts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any
+
+from starlette.websockets import WebSocket
+
+from outpace.server.body import check_json
+from outpace.server.encoding import to_json
+from outpace.server.errors import APIError, from_exception
+from outpace.server.generation import Generation
+from outpace.server.openai.responses.answer import ResponseAnswer
+from outpace.server.openai.responses.create import Memory, start_response
+from outpace.server.openai.responses.schema import CreateMessage
+from outpace.server.openai.responses.store import ResponseStore, StoredResponse
+from outpace.server.served import ServedModel
+
+MAX_WAITING = 8
+"""Messages that may wait while an answer runs; one more closes the connection."""
+_MAX_REMEMBERED = 4
+_POLICY_VIOLATION = 1008
+
+
+class ResponseSocket:
+    """One connection."""
+
+    def __init__(self, served: ServedModel, memory: Memory, socket: WebSocket) -> None:
+        self._served = served
+        self._shared = memory
+        self._own = ResponseStore(max_responses=_MAX_REMEMBERED)
+        self._socket = socket
+        self._waiting: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._gone = asyncio.Event()
+
+    async def run(self) -> None:
+        """Answer until the client leaves."""
+        await self._socket.accept()
+        reader = asyncio.create_task(self._read())
+        try:
+            while (message := await self._waiting.get()) is not None:
+                await self._answer(message)
+        finally:
+            reader.cancel()
+
+    async def _read(self) -> None:
+        """Take messages as they come, so that a client that leaves is noticed while an answer runs."""
+        while (event := await self._socket.receive())["type"] != "websocket.disconnect":
+            if self._waiting.qsize() >= MAX_WAITING:
+                await self._socket.close(_POLICY_VIOLATION, "too many requests wait for an answer")
+                break
+            text = event.get("text")
+            self._waiting.put_nowait(event.get("bytes", b"") if text is None else text.encode())
+        self._gone.set()
+        self._waiting.put_nowait(None)
+
+    async def _answer(self, message: bytes) -> None:
+        try:
+            body = check_json(message, CreateMessage)
+            memory = Memory(self._shared.scope, self._find, self._keeper(shared=body.store is not False))
+            if body.generate is False:
+                body = body.model_copy(update={"max_output_tokens": 1})
+            answer, generation = await start_response(self._served, body, memory, len(message))
+        except Exception as error:
+            await self._send([_error_event(from_exception(error))])
+            return
+        async with generation.cancelled_on_disconnect(self._disconnected):
+            await self._stream(answer, generation, whole=body.generate is not False)
+
+    async def _stream(self, answer: ResponseAnswer, generation: Generation, *, whole: bool) -> None:
+        events = answer.events(generation) if whole else answer.warm_events(generation)
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    await self._send(_messages(event.decode()))
+        except Exception as error:  # whatever it is, the client must learn that the answer has ended
+            await self._send(_messages(answer.failed(from_exception(error))))
+
+    async def _send(self, messages: list[str]) -> None:
+        for message in messages:
+            if self._gone.is_set():
+                return
+            await self._socket.send_text(message)
+
+    async def _disconnected(self) -> dict[str, Any]:
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    def _find(self, response_id: str) -> StoredResponse | None:
+        return self._own.get(response_id, self._shared.scope) or self._shared.find(response_id)
+
+    def _keeper(self, *, shared: bool) -> Callable[[dict[str, Any], list[dict[str, Any]]], None]:
+        def keep(response: dict[str, Any], messages: list[dict[str, Any]]) -> None:
+            self._own.put(response, messages, self._shared.scope)
+            if shared:
+                self._shared.keep(response, messages)
+
+        return keep
+
+
+def _messages(events: str) -> list[str]:
+    """The data of server-sent events. A comment, which keeps a stream alive, is none; the protocol pings."""
+    return [line.removeprefix("data: ") for line in events.split("\n") if line.startswith("data: ")]
+
+
+def _error_event(error: APIError) -> str:
+    return to_json({"type": "error", "status": error.status, **json.loads(error.body())})
