@@ -78,7 +78,7 @@ def metric(server: RunningServer, name: str) -> float:
 def refused(server: RunningServer) -> list[str]:
     """Requests that were answered with an error."""
     lines = httpx.get(f"{server.url}/metrics").text.splitlines()
-    counted = [line for line in lines if line.startswith("outpace_http_requests_total")]
+    counted = [line for line in lines if line.startswith("outpace:http_requests_total")]
     return [line for line in counted if 'status="2' not in line]
 
 
@@ -127,11 +127,11 @@ def test_claude_code_greets_and_writes_a_file_by_a_tool(agent: Agent) -> None:
     """With a short prompt of its own: a small model loses itself in Claude Code's."""
     briefly = ("--system-prompt", "You are a coding agent. Use the tools.")
     assert "hello" in agent.do("-p", "Say hello.", *briefly, "--tools", "").lower()
-    before = metric(agent.server, "outpace_prefix_cache_hit_tokens_total")
+    before = metric(agent.server, "outpace:prefix_cache_hits_total")
     task = f"Use the Write tool: write the text hello into the file {agent.folder}/hello.txt."
     agent.do("-p", task, *briefly, "--tools", "Write", "--permission-mode", "acceptEdits")
     assert (agent.folder / "hello.txt").read_text().strip() == "hello"
-    hits = metric(agent.server, "outpace_prefix_cache_hit_tokens_total") - before
+    hits = metric(agent.server, "outpace:prefix_cache_hits_total") - before
     assert hits >= 300, "the turn after the call begins as the one before"
 
 

@@ -151,20 +151,20 @@ def test_metrics(http: httpx.Client) -> None:
 
     path = "/v1/completions"
     before = {
-        status: value("outpace_http_requests_total", path=path, status=status) for status in ("200", "400")
+        status: value("outpace:http_requests_total", path=path, status=status) for status in ("200", "400")
     }
-    tokens = value("outpace_generated_tokens_total")
-    first_tokens = value("outpace_time_to_first_token_seconds_count")
+    tokens = value("outpace:generation_tokens_total")
+    first_tokens = value("outpace:time_to_first_token_seconds_count")
     http.post(path, json={"prompt": "metrics", "max_tokens": 5, "ignore_eos": True})
     http.post(path, json={})
     http.get("/some/address/that/nobody/knows")
-    assert value("outpace_http_requests_total", path=path, status="200") == before["200"] + 1
-    assert value("outpace_http_requests_total", path=path, status="400") == before["400"] + 1
-    assert value("outpace_http_requests_total", path="unmatched", status="404") >= 1
-    assert value("outpace_http_requests_total", path="/some/address/that/nobody/knows") == 0
-    assert value("outpace_generated_tokens_total") == tokens + 5
-    assert value("outpace_time_to_first_token_seconds_count") == first_tokens + 1
-    assert value("outpace_http_requests_in_progress") == 1
+    assert value("outpace:http_requests_total", path=path, status="200") == before["200"] + 1
+    assert value("outpace:http_requests_total", path=path, status="400") == before["400"] + 1
+    assert value("outpace:http_requests_total", path="unmatched", status="404") >= 1
+    assert value("outpace:http_requests_total", path="/some/address/that/nobody/knows") == 0
+    assert value("outpace:generation_tokens_total") == tokens + 5
+    assert value("outpace:time_to_first_token_seconds_count") == first_tokens + 1
+    assert value("outpace:http_requests_in_progress") == 1
 
 
 def test_openapi_page_describes_the_bodies(http: httpx.Client) -> None:

@@ -30,7 +30,7 @@ def ask(url: str, **changes: Any) -> tuple[str, float]:
 
 def blocks_on_disk(url: str) -> float:
     lines = httpx.get(f"{url}/metrics", timeout=20).text.splitlines()
-    (written,) = (line for line in lines if line.startswith("outpace_prefix_disk_bytes "))
+    (written,) = (line for line in lines if line.startswith("outpace:prefix_disk_bytes{"))
     return float(written.split()[1])
 
 

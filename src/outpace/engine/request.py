@@ -28,12 +28,14 @@ class Request:
     __slots__ = (
         "_digests",
         "_token_buffer",
+        "admitted_at",
         "answer_state",
         "block_ids",
         "block_version",
         "detokenizer",
         "draft_counts",
         "finish_reason",
+        "first_token_at",
         "hints",
         "index",
         "key",
@@ -47,6 +49,7 @@ class Request:
         "num_computed_tokens",
         "num_disk_tokens",
         "num_drafted",
+        "num_first_tokens",
         "num_prompt_tokens",
         "num_registered_blocks",
         "num_tokens",
@@ -99,6 +102,9 @@ class Request:
         self.draft_counts: dict[str, DraftCount] = {}  # by proposer
         self.last_token_id = int(prompt_token_ids[-1])
         self.submitted_at = 0.0  # time.perf_counter() seconds, as is
+        self.admitted_at = 0.0  # when it first got blocks
+        self.first_token_at = 0.0
+        self.num_first_tokens = 0  # that came then
         self.last_token_at = 0.0  # when the newest tokens came
         self.finish_reason: FinishReason | None = None
         self.queue_place: tuple[float, int] | None = None  # among those that wait; kept for a return

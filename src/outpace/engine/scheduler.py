@@ -198,6 +198,7 @@ class Scheduler:
             request.block_ids.append(block)
         self.waiting.take(request)
         self.running.append(request)
+        request.admitted_at = request.admitted_at or time.perf_counter()
         if not request.prompt_counted:
             request.num_cached_tokens = request.num_computed_tokens
         if not self._load(request, request.num_registered_blocks):

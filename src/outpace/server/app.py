@@ -9,6 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from outpace import __version__
+from outpace.engine.prometheus import registry_of
 from outpace.llm import LLM
 from outpace.server import dialect, errors
 from outpace.server.anthropic.routes import anthropic_router
@@ -33,6 +34,7 @@ def create_app(llm: LLM, *, model_name: str | None = None, settings: ServerSetti
     settings = settings or ServerSettings()
     served = ServedModel(llm, model_name, settings)
     http_registry = CollectorRegistry()
+    engine_registry = registry_of(lambda: {served.name: llm.loop.engine.metrics})
     middleware = [Middleware(dialect.RequestIDs), Middleware(HTTPMetrics, registry=http_registry)]
     if settings.is_loopback:
         middleware.append(Middleware(LoopbackOnly, origins=settings.cors_origins))
@@ -78,7 +80,7 @@ def create_app(llm: LLM, *, model_name: str | None = None, settings: ServerSetti
     @app.get("/metrics")
     async def metrics() -> Response:  # pyright: ignore[reportUnusedFunction] - a route
         """Metrics in Prometheus' text format."""
-        text = generate_latest(llm.loop.engine.metrics.registry) + generate_latest(http_registry)
+        text = generate_latest(engine_registry) + generate_latest(http_registry)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     return app

@@ -7,6 +7,8 @@ import time
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from outpace.engine.prometheus import PREFIX
+
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 """Seconds."""
 
@@ -18,16 +20,16 @@ class HTTPMetrics:
         self._app = app
         labels = ("method", "path", "status")
         self._requests = Counter(
-            "outpace_http_requests", "HTTP requests answered.", labels, registry=registry
+            PREFIX + "http_requests", "HTTP requests answered.", labels, registry=registry
         )
         self._seconds = Histogram(
-            "outpace_http_request_duration_seconds",
+            PREFIX + "http_request_duration_seconds",
             "From a request's head to the last byte of its answer.",
             ("method", "path"),
             buckets=BUCKETS,
             registry=registry,
         )
-        self._running = Gauge("outpace_http_requests_in_progress", "HTTP requests now.", registry=registry)
+        self._running = Gauge(PREFIX + "http_requests_in_progress", "HTTP requests now.", registry=registry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application and count (ASGI)."""

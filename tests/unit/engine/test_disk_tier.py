@@ -118,18 +118,20 @@ def test_memory_first_and_the_rest_from_disk(start: Start) -> None:
     answer(engine, long[:200])
     assert answer(engine, long) == (expected, 768)
     text = metrics(engine)
-    assert 'outpace_prefix_tier_hit_tokens_total{tier="memory"} 192.0' in text
+    assert 'outpace:prefix_tier_hit_tokens_total{model_name="m",tier="memory"} 192.0' in text
     # All but 8 of the first prompt and 576 of the second.
-    assert f'outpace_prefix_tier_hit_tokens_total{{tier="disk"}} {192 + 576}.0' in text
-    assert f'outpace_prefix_tier_miss_tokens_total{{tier="disk"}} {8 + 32}.0' in text
-    assert "outpace_prefix_disk_write_errors_total 0.0" in text
-    assert f"outpace_prefix_disk_bytes {25 * 128}.0" in text
+    assert f'outpace:prefix_tier_hit_tokens_total{{model_name="m",tier="disk"}} {192 + 576}.0' in text
+    assert f'outpace:prefix_tier_miss_tokens_total{{model_name="m",tier="disk"}} {8 + 32}.0' in text
+    assert 'outpace:prefix_disk_write_errors_total{model_name="m"} 0.0' in text
+    assert f'outpace:prefix_disk_bytes{{model_name="m"}} {25 * 128}.0' in text
 
 
 def metrics(engine: Engine) -> str:
     from prometheus_client import generate_latest
 
-    return generate_latest(engine.metrics.registry).decode()
+    from outpace.engine.prometheus import registry_of
+
+    return generate_latest(registry_of(lambda: {"m": engine.metrics})).decode()
 
 
 def test_short_ones_are_not_written_and_none_is_twice(start: Start) -> None:

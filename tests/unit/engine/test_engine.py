@@ -6,7 +6,6 @@ import logging
 from dataclasses import replace
 
 import pytest
-from prometheus_client import generate_latest
 
 from engine_harness import (
     FailingBackend,
@@ -346,24 +345,3 @@ def test_stats_of_a_step(plain: list[int]) -> None:
     assert (stats.num_rows, stats.num_requests, stats.num_draft_tokens) == (5, 1, 4)
     assert (stats.num_accepted_tokens, stats.num_new_tokens) == (4, 5)
     assert 0 < stats.backend_seconds < stats.step_seconds
-
-
-def test_metrics_count() -> None:
-    engine = make_engine()
-    run(engine, {"a": prompt_of(70), "b": prompt_of(5)}, replace(GREEDY, max_tokens=3))
-    run(engine, {"a": prompt_of(70)}, replace(GREEDY, max_tokens=3))
-    lines = generate_latest(engine.metrics.registry).decode().splitlines()
-    for line in (
-        "outpace_prompt_tokens_total 145.0",
-        "outpace_prefix_cache_hit_tokens_total 64.0",
-        "outpace_generated_tokens_total 9.0",
-        'outpace_requests_finished_total{finish_reason="length"} 3.0',
-        "outpace_steps_total 6.0",
-        "outpace_kv_blocks_held 0.0",
-        "outpace_prefix_cache_blocks 2.0",
-        "outpace_requests_running 0.0",
-        "outpace_time_to_first_token_seconds_count 3.0",
-        "outpace_time_per_output_token_seconds_count 6.0",
-        "outpace_request_seconds_count 3.0",
-    ):
-        assert line in lines
