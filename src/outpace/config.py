@@ -119,6 +119,32 @@ def huggingface_settings() -> HuggingFaceSettings:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class TracesSettings:
+    """How traces are sent, in the words of OpenTelemetry's variables."""
+
+    exporter: str
+    protocol: str
+
+
+def traces_settings() -> TracesSettings | None:
+    """What OpenTelemetry's variables say; None where they ask for no traces.
+
+    They do where `OTEL_TRACES_EXPORTER` names an exporter, or an address of OTLP is set.
+    """
+    addresses = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    given = any(_otel(name) for name in addresses)
+    exporter = _otel("OTEL_TRACES_EXPORTER") or ("otlp" if given else "none")
+    if exporter == "none" or _otel("OTEL_SDK_DISABLED") == "true":
+        return None
+    protocol = _otel("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or _otel("OTEL_EXPORTER_OTLP_PROTOCOL")
+    return TracesSettings(exporter, protocol or "http/protobuf")
+
+
+def _otel(variable: str) -> str:
+    return os.environ.get(variable, "").strip().lower()
+
+
 def child_environment(**changes: str) -> dict[str, str]:
     """The environment for a child process: this one's, with some variables set."""
     return {**os.environ, **changes}

@@ -21,6 +21,7 @@ from outpace.errors import BackendError
 from outpace.llm import LLM
 from outpace.server.run import listen, make_server, url_of
 from outpace.server.settings import ServerSettings
+from outpace.server.tracing import Tracing
 from outpace.types import StepBatch, StepOutput
 
 MAX_CONTEXT = 1024
@@ -54,11 +55,15 @@ class RunningServer:
 
 
 @contextmanager
-def running(llm: LLM, settings: ServerSettings | None = None) -> Iterator[RunningServer]:
+def running(
+    llm: LLM, settings: ServerSettings | None = None, tracing: Tracing | None = None
+) -> Iterator[RunningServer]:
     """Serve `llm` in a thread; at the end, shut down as a signal would."""
     settings = settings or ServerSettings(port=0, shutdown_grace=0.2)
     ready = threading.Event()
-    server = make_server(llm, settings, model_name="test-model", on_ready=lambda _: ready.set())
+    server = make_server(
+        llm, settings, model_name="test-model", on_ready=lambda _: ready.set(), tracing=tracing
+    )
     with listen(settings) as listener:
         state = RunningServer(url_of(listener), llm, "test-model")
 

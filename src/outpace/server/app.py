@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.middleware import Middleware
@@ -23,19 +25,34 @@ from outpace.server.openai.responses.routes import responses_router
 from outpace.server.openai.routes import openai_router
 from outpace.server.served import ServedModel
 from outpace.server.settings import ServerSettings
+from outpace.server.tracing import TraceContext, Tracing
+
+if TYPE_CHECKING:
+    from fastapi.telemetry import TelemetryConfig
+
+_NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+"""FastAPI would send spans, metrics and logs of its own, by variables that are meant for `tracing`."""
 
 
-def create_app(llm: LLM, *, model_name: str | None = None, settings: ServerSettings | None = None) -> FastAPI:
+def create_app(
+    llm: LLM,
+    *,
+    model_name: str | None = None,
+    settings: ServerSettings | None = None,
+    tracing: Tracing | None = None,
+) -> FastAPI:
     """The application over `llm`, which the caller closes.
 
     `model_name` is the model's id on the wire; by default it follows from what was loaded. The
     `ServedModel` is kept as `app.state.served`.
     """
     settings = settings or ServerSettings()
-    served = ServedModel(llm, model_name, settings)
+    served = ServedModel(llm, model_name, settings, tracing)
     http_registry = CollectorRegistry()
     engine_registry = registry_of(lambda: {served.name: llm.loop.engine.metrics})
     middleware = [Middleware(dialect.RequestIDs), Middleware(HTTPMetrics, registry=http_registry)]
+    if tracing is not None:
+        middleware.append(Middleware(TraceContext))
     if settings.is_loopback:
         middleware.append(Middleware(LoopbackOnly, origins=settings.cors_origins))
     if settings.cors_origins:  # before the keys, which preflights do not carry
@@ -51,7 +68,14 @@ def create_app(llm: LLM, *, model_name: str | None = None, settings: ServerSetti
     if settings.has_keys:
         middleware.append(Middleware(KeyAuth, api_key=settings.api_key, api_keys=settings.api_keys))
     # No interactive pages: they load scripts from elsewhere.
-    app = FastAPI(title="Outpace", version=__version__, docs_url=None, redoc_url=None, middleware=middleware)
+    app = FastAPI(
+        title="Outpace",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        middleware=middleware,
+        telemetry=_NO_TELEMETRY,
+    )
     app.state.served = served
     dialect.install(app)
     routers = (

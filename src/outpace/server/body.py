@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from outpace.server.errors import APIError
 from outpace.server.settings import ServerSettings
+from outpace.server.tracing import note_model
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -35,9 +36,11 @@ async def read_json(request: Request, schema: type[Model], settings: ServerSetti
 def check_json(body: bytes, schema: type[Model]) -> Model:
     """Check JSON text against `schema`. Raises `APIError` 400."""
     try:
-        return schema.model_validate_json(body)
+        checked = schema.model_validate_json(body)
     except ValidationError as error:
         raise _explain(body, error.errors(include_url=False, include_context=False)) from None
+    note_model(getattr(checked, "model", None))
+    return checked
 
 
 async def _read(request: Request, limit: int) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 
 from outpace.engine.loop import RequestStream
 from outpace.server.errors import SERVER_ERROR, APIError
+from outpace.server.tracing import GenerationSpan
 from outpace.types import FinishReason, TokenDelta
 
 PREDICTION = "prediction"
@@ -98,11 +99,13 @@ class Generation:
         live: LiveGenerations,
         *,
         num_predicted: int = 0,
+        span: GenerationSpan | None = None,
     ) -> None:
         self._streams = streams
         self._num_choices = num_choices
         self._live = live
         self._disconnected = False
+        self._span = span
         self.usage = Usage(
             [stream.num_prompt_tokens for stream in streams],
             [0] * len(streams),
@@ -124,6 +127,8 @@ class Generation:
         """The answer is out, or nobody wants it: cancel what still runs and forget the rest."""
         self.cancel()
         self._live.discard(self)
+        if self._span is not None:
+            self._span.end(self.usage)
 
     async def deltas(self) -> AsyncGenerator[tuple[int, TokenDelta]]:
         """The deltas as they come, each with its choice's index over all prompts.
@@ -135,14 +140,19 @@ class Generation:
         async for prompt, delta in self._merged():
             index = prompt * self._num_choices + delta.index
             usage.count(prompt, index, delta)
-            if delta.finish_reason is FinishReason.ERROR:
-                message = delta.error or "the engine failed"
-                raise APIError(500, message, type=SERVER_ERROR, code="engine_error")
-            if delta.finish_reason is FinishReason.ABORT:
-                raise self._aborted()
+            if self._span is not None:
+                self._span.count(index, delta)
+            if delta.finish_reason in {FinishReason.ERROR, FinishReason.ABORT}:
+                error = self._failure(delta)
+                if self._span is not None:
+                    self._span.fail(error)
+                raise error
             yield index, delta
 
-    def _aborted(self) -> APIError:
+    def _failure(self, delta: TokenDelta) -> APIError:
+        if delta.finish_reason is FinishReason.ERROR:
+            message = delta.error or "the engine failed"
+            return APIError(500, message, type=SERVER_ERROR, code="engine_error")
         if self._disconnected:
             return APIError(499, "the client closed the connection", code="client_disconnected")
         return APIError(503, "the server is shutting down", type=SERVER_ERROR, code="shutting_down")

@@ -16,6 +16,7 @@ from outpace.llm import LLM
 from outpace.server.app import create_app
 from outpace.server.served import ServedModel
 from outpace.server.settings import ServerSettings
+from outpace.server.tracing import Tracing, configured_tracing
 
 BACKLOG = 512
 KEEP_ALIVE = 75
@@ -68,7 +69,12 @@ def serve(
     `on_ready` is called with the model's name on the wire once requests are answered. A second signal ends
     at once.
     """
-    make_server(llm, settings, model_name=model_name, on_ready=on_ready).run([listener])
+    tracing = configured_tracing()
+    try:
+        make_server(llm, settings, model_name=model_name, on_ready=on_ready, tracing=tracing).run([listener])
+    finally:
+        if tracing is not None:
+            tracing.close()
 
 
 def make_server(
@@ -77,9 +83,10 @@ def make_server(
     *,
     model_name: str | None = None,
     on_ready: Callable[[str], None] = lambda _: None,
+    tracing: Tracing | None = None,
 ) -> GracefulServer:
     """The server, not yet running."""
-    app = create_app(llm, model_name=model_name, settings=settings)
+    app = create_app(llm, model_name=model_name, settings=settings, tracing=tracing)
     config = uvicorn.Config(
         app,
         log_config=None,

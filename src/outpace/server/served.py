@@ -14,6 +14,7 @@ from outpace.llm import LLM
 from outpace.server.errors import SERVER_ERROR, APIError
 from outpace.server.generation import Generation, LiveGenerations
 from outpace.server.settings import ServerSettings
+from outpace.server.tracing import Tracing
 from outpace.text.grammar import GrammarCompiler
 from outpace.text.tool_calls.form import AnswerForm
 from outpace.types import DraftHints, SamplingParams
@@ -33,12 +34,15 @@ class ServedModel:
     seconds; `settings`; `live`; `form`, how the model writes calls and thoughts.
     """
 
-    def __init__(self, llm: LLM, name: str | None, settings: ServerSettings) -> None:
+    def __init__(
+        self, llm: LLM, name: str | None, settings: ServerSettings, tracing: Tracing | None = None
+    ) -> None:
         self.llm = llm
         self.name = name or short_name(llm.model_name)
         self.created = self.created_now()
         self.settings = settings
         self.live = LiveGenerations()
+        self._tracing = tracing
         self.form = AnswerForm.of(llm.tokenizer)
         self.aliases = tuple(settings.aliases)
         self._names = {self.name, llm.model_name}
@@ -89,6 +93,19 @@ class ServedModel:
 
         Raises what `EngineLoop.submit` raises, and `APIError` 503 during shutdown.
         """
+        span = None if self._tracing is None else self._tracing.begin(self.name, params)
+        try:
+            streams = await self._submit(prompts, params, hints)
+        except BaseException as error:
+            if span is not None:
+                span.fail(error)
+                span.end()
+            raise
+        return Generation(streams, params.n, self.live, num_predicted=len(hints.prediction), span=span)
+
+    async def _submit(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, hints: DraftHints
+    ) -> list[RequestStream]:
         if params.grammar is not None:
             # Compiled on a thread, so that no stream waits for it; afterwards it is known.
             await asyncio.to_thread(self.grammars.start, params.grammar)
@@ -105,7 +122,7 @@ class ServedModel:
             for stream in streams:
                 stream.cancel()
             raise
-        return Generation(streams, params.n, self.live, num_predicted=len(hints.prediction))
+        return streams
 
 
 def short_name(model: str) -> str:
