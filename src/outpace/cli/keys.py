@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -19,26 +20,40 @@ KeyName = Annotated[str, typer.Argument(help="The key's name: whose it is.")]
 
 
 @app.command("add")
-def add(name: KeyName, *, file: KeysFile = None) -> None:
+def add(
+    name: KeyName,
+    *,
+    file: KeysFile = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="Requests in a minute; default: what the server says.")
+    ] = None,
+    tokens_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="Tokens in a minute, those read from the cache not counted.")
+    ] = None,
+    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Requests at once.")] = None,
+) -> None:
     """Make a key and show it, once: the file keeps its hash only.
 
     A server reads the file when it starts: outpace serve --api-keys FILE.
     """
     from outpace.server.keys import add_key
+    from outpace.server.limits import KeyLimits
 
     path = file or keys_file()
-    key = add_key(path, name)
+    key = add_key(path, name, KeyLimits(requests_per_minute, tokens_per_minute, max_concurrent))
     typer.echo(key)
     typer.echo(f"kept in {path} as a hash; this key is not shown again", err=True)
 
 
 @app.command("list")
 def list_(*, file: KeysFile = None) -> None:
-    """List the keys' names and when they were made."""
+    """List the keys' names, when they were made, and their limits."""
     from outpace.server.keys import read_keys
 
     for key in read_keys(file or keys_file()):
-        typer.echo(f"{key.name}\t{key.created}")
+        limits = {name: value for name, value in asdict(key.limits).items() if value is not None}
+        told = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in limits.items())
+        typer.echo("\t".join(filter(None, (key.name, key.created, told))))
 
 
 @app.command("rm")

@@ -120,6 +120,45 @@ def serve(
             rich_help_panel=SERVER_PANEL,
         ),
     ] = None,
+    head_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.1, help="Seconds that a request's head may take to come.", rich_help_panel=SERVER_PANEL
+        ),
+    ] = 20.0,
+    read_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.1, help="Seconds that a request's body may take to come.", rich_help_panel=SERVER_PANEL
+        ),
+    ] = 30.0,
+    request_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Seconds that an answer may take in all; 0: any.", rich_help_panel=SERVER_PANEL
+        ),
+    ] = 3600.0,
+    requests_per_minute: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Requests in a minute for each key that `outpace keys add` gave no limit; without keys, for "
+            "all clients together.",
+            rich_help_panel=SERVER_PANEL,
+        ),
+    ] = None,
+    tokens_per_minute: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="The same of tokens, those read from the cache not counted.",
+            rich_help_panel=SERVER_PANEL,
+        ),
+    ] = None,
+    max_concurrent: Annotated[
+        int | None,
+        typer.Option(min=1, help="The same of requests at once.", rich_help_panel=SERVER_PANEL),
+    ] = None,
     grace: Annotated[
         float,
         typer.Option(
@@ -161,6 +200,7 @@ def serve(
         typer.echo(describe_config(context))
         return
     from outpace.server.keys import read_keys
+    from outpace.server.limits import KeyLimits
     from outpace.server.prefix_rules import KNOWN_RULES, read_rules
     from outpace.server.run import listen, serve, url_of
     from outpace.server.settings import DEFAULT_MAX_BODY_BYTES, ServerSettings
@@ -175,6 +215,10 @@ def serve(
         tls_cert=tls_cert,
         tls_key=tls_key,
         max_body_bytes=DEFAULT_MAX_BODY_BYTES if max_body is None else max_body,
+        head_timeout=head_timeout,
+        read_timeout=read_timeout,
+        request_timeout=request_timeout,
+        limits=KeyLimits(requests_per_minute, tokens_per_minute, max_concurrent),
         shutdown_grace=grace,
         aliases=dict(_alias(text) for text in alias or ()),
         prefix_rules=(

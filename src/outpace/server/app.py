@@ -18,7 +18,7 @@ from outpace.server.anthropic.routes import anthropic_router
 from outpace.server.encoding import json_response
 from outpace.server.llama_cpp.infill import infill_router
 from outpace.server.metrics import HTTPMetrics
-from outpace.server.middleware import KeyAuth, LoopbackOnly
+from outpace.server.middleware import KeyAuth, LimitHeaders, LoopbackOnly
 from outpace.server.models import models_router
 from outpace.server.ollama.routes import ollama_router
 from outpace.server.openai.responses.routes import responses_router
@@ -67,6 +67,7 @@ def create_app(
         )
     if settings.has_keys:
         middleware.append(Middleware(KeyAuth, api_key=settings.api_key, api_keys=settings.api_keys))
+    middleware.append(Middleware(LimitHeaders, limits=served.limits))
     # No interactive pages: they load scripts from elsewhere.
     app = FastAPI(
         title="Outpace",

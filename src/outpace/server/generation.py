@@ -76,6 +76,12 @@ class Usage:
             }
         return usage
 
+    @property
+    def num_computed_tokens(self) -> int:
+        """Tokens that had to be computed: those of the prompts that no cache had, and the answers'."""
+        prompt = sum(self.prompt_tokens) - sum(self.cached_tokens)
+        return prompt + sum(self.completion_tokens.values())
+
     def count(self, prompt: int, index: int, delta: TokenDelta) -> None:
         """A delta of a prompt's choice passes; `index` is the choice's over all prompts."""
         self.prompt_tokens[prompt] = delta.num_prompt_tokens
@@ -89,7 +95,8 @@ class Usage:
 class Generation:
     """One or more prompts with the same number of choices each, merged into one stream of deltas.
 
-    Whatever happens, `release` must be called at the end; it gives the engine's memory back.
+    Whatever happens, `release` must be called at the end; it gives the engine's memory back, and tells
+    `on_end` once. After `timeout` seconds, if not 0, the generation is cancelled.
     """
 
     def __init__(
@@ -100,12 +107,16 @@ class Generation:
         *,
         num_predicted: int = 0,
         span: GenerationSpan | None = None,
+        timeout: float = 0.0,
+        on_end: Callable[[Usage], None] | None = None,
     ) -> None:
         self._streams = streams
         self._num_choices = num_choices
         self._live = live
-        self._disconnected = False
         self._span = span
+        self._disconnected = self._expired = False
+        self._on_end = on_end
+        self._timer = asyncio.get_running_loop().call_later(timeout, self._expire) if timeout else None
         self.usage = Usage(
             [stream.num_prompt_tokens for stream in streams],
             [0] * len(streams),
@@ -129,6 +140,15 @@ class Generation:
         self._live.discard(self)
         if self._span is not None:
             self._span.end(self.usage)
+        if self._timer is not None:
+            self._timer.cancel()
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            on_end(self.usage)
+
+    def _expire(self) -> None:
+        self._expired = True
+        self.cancel()
 
     async def deltas(self) -> AsyncGenerator[tuple[int, TokenDelta]]:
         """The deltas as they come, each with its choice's index over all prompts.
@@ -153,6 +173,9 @@ class Generation:
         if delta.finish_reason is FinishReason.ERROR:
             message = delta.error or "the engine failed"
             return APIError(500, message, type=SERVER_ERROR, code="engine_error")
+        if self._expired:
+            message = "the answer took longer than this server's limit (--request-timeout)"
+            return APIError(408, message, type=SERVER_ERROR, code="timeout")
         if self._disconnected:
             return APIError(499, "the client closed the connection", code="client_disconnected")
         return APIError(503, "the server is shutting down", type=SERVER_ERROR, code="shutting_down")

@@ -17,13 +17,14 @@ import secrets
 import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
 from outpace.errors import OutpaceError, UsageError
+from outpace.server.limits import KeyLimits
 
 _PREFIX = "sk-outpace-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -32,11 +33,12 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class NamedKey:
-    """A key as it is kept: its name, its SHA-256 in hexadecimal, when it was created (ISO 8601)."""
+    """A key as it is kept: its name, its SHA-256 in hexadecimal, when it was made (ISO 8601), its limits."""
 
     name: str
     sha256: str
     created: str
+    limits: KeyLimits = field(default_factory=KeyLimits)
 
 
 class _File(BaseModel):
@@ -82,7 +84,7 @@ def read_keys(path: Path) -> tuple[NamedKey, ...]:
     return tuple(content.keys)
 
 
-def add_key(path: Path, name: str) -> str:
+def add_key(path: Path, name: str, limits: KeyLimits | None = None) -> str:
     """Make a key and keep its hash under `name`; returns the key, which nothing can show again.
 
     Raises `UsageError` for a bad name or one that is taken, `OutpaceError` where the file can't be written.
@@ -95,7 +97,7 @@ def add_key(path: Path, name: str) -> str:
             raise UsageError(f"{path} has a key {name!r} already; outpace keys rm {name} removes it")
         secret = _PREFIX + secrets.token_urlsafe(32)
         created = datetime.now(UTC).isoformat(timespec="seconds")
-        _write(path, (*keys, NamedKey(name, digest_of(secret), created)))
+        _write(path, (*keys, NamedKey(name, digest_of(secret), created, limits or KeyLimits())))
     return secret
 
 

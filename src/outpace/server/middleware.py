@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from outpace.server.client import CLIENT, presented_keys, scope_of_key, scope_of_name
-from outpace.server.dialect import error_response
+from outpace.server.client import CLIENT, client_scope, presented_keys, scope_of_key, scope_of_name
+from outpace.server.dialect import error_response, speaks_anthropic
 from outpace.server.errors import APIError
 from outpace.server.keys import NamedKey, digest_of, find_key
-from outpace.server.settings import is_loopback
+from outpace.server.limits import ClientLimits, KeyLimits
+from outpace.server.settings import ServerSettings, is_loopback
 
 OPEN_PATHS = frozenset({"/", "/health"})
 """Answered without a key, for probes."""
@@ -56,6 +58,37 @@ def _hostname(url: str) -> str:
         return urlsplit(url).hostname or ""
     except ValueError:
         return ""
+
+
+class LimitHeaders:
+    """Tells in the head of an answer what is left of the client's limits."""
+
+    def __init__(self, app: ASGIApp, limits: ClientLimits) -> None:
+        self._app = app
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, and add to the head (ASGI)."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+
+        async def tell(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                client = client_scope(HTTPConnection(scope))
+                told = self._limits.headers(client, anthropic=speaks_anthropic(scope))
+                MutableHeaders(scope=message).update(told)
+            await send(message)
+
+        await self._app(scope, receive, tell)
+
+
+def limits_by_scope(settings: ServerSettings) -> dict[str, KeyLimits]:
+    """The limits of each key that the server lets in, by the scope of its client."""
+    found = {scope_of_name(key.name): key.limits for key in settings.api_keys}
+    if settings.api_key:
+        found.setdefault(scope_of_key(settings.api_key), KeyLimits())
+    return found
 
 
 class KeyAuth:

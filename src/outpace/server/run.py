@@ -16,6 +16,7 @@ from outpace.llm import LLM
 from outpace.server.app import create_app
 from outpace.server.served import ServedModel
 from outpace.server.settings import ServerSettings
+from outpace.server.slow_heads import protocol_with
 from outpace.server.tracing import Tracing, configured_tracing
 
 BACKLOG = 512
@@ -93,6 +94,7 @@ def make_server(
         access_log=False,  # would keep what users ask in the terminal's history
         server_header=False,
         lifespan="off",
+        http=protocol_with(settings.head_timeout),
         ws="websockets-sansio",
         ws_max_size=settings.max_body_bytes,
         ssl_certfile=settings.tls_cert,

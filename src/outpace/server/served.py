@@ -13,6 +13,8 @@ from outpace.errors import UsageError
 from outpace.llm import LLM
 from outpace.server.errors import SERVER_ERROR, APIError
 from outpace.server.generation import Generation, LiveGenerations
+from outpace.server.limits import ClientLimits
+from outpace.server.middleware import limits_by_scope
 from outpace.server.settings import ServerSettings
 from outpace.server.tracing import Tracing
 from outpace.text.grammar import GrammarCompiler
@@ -43,6 +45,7 @@ class ServedModel:
         self.settings = settings
         self.live = LiveGenerations()
         self._tracing = tracing
+        self.limits = ClientLimits(settings.limits, limits_by_scope(settings))
         self.form = AnswerForm.of(llm.tokenizer)
         self.aliases = tuple(settings.aliases)
         self._names = {self.name, llm.model_name}
@@ -91,7 +94,8 @@ class ServedModel:
     ) -> Generation:
         """Submit one request for each prompt; all of them or none. `hints` are those of each.
 
-        Raises what `EngineLoop.submit` raises, and `APIError` 503 during shutdown.
+        Raises what `EngineLoop.submit` raises, and `APIError`: 503 during shutdown, 429
+        over the client's limits.
         """
         span = None if self._tracing is None else self._tracing.begin(self.name, params)
         try:
@@ -101,7 +105,15 @@ class ServedModel:
                 span.fail(error)
                 span.end()
             raise
-        return Generation(streams, params.n, self.live, num_predicted=len(hints.prediction), span=span)
+        return Generation(
+            streams,
+            params.n,
+            self.live,
+            num_predicted=len(hints.prediction),
+            span=span,
+            timeout=self.settings.request_timeout,
+            on_end=lambda usage: self.limits.ended(hints.scope, usage.num_computed_tokens),
+        )
 
     async def _submit(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams, hints: DraftHints
@@ -114,6 +126,7 @@ class ServedModel:
             raise APIError(
                 503, message, type=SERVER_ERROR, code="shutting_down", headers={"retry-after": "5"}
             )
+        self.limits.admit(hints.scope)
         streams: list[RequestStream] = []
         try:
             for prompt in prompts:
@@ -121,6 +134,7 @@ class ServedModel:
         except BaseException:
             for stream in streams:
                 stream.cancel()
+            self.limits.ended(hints.scope, 0)
             raise
         return streams
 

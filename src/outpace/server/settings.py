@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from outpace.errors import UsageError
 from outpace.server.keys import NamedKey
+from outpace.server.limits import KeyLimits
 from outpace.server.prefix_rules import KNOWN_RULES, PrefixRule
 
 DEFAULT_MAX_BODY_BYTES = 32 << 20
@@ -30,7 +31,11 @@ class ServerSettings:
     tls_key: Path | None = None  # PEM; None: in the certificate's file
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES  # a longer request body is refused with 413
     max_choices: int = 512  # prompts times n in one request
+    head_timeout: float = 20.0  # seconds that a client may take to send a request's head
     read_timeout: float = 30.0  # seconds that a client may take to send a request's body
+    request_timeout: float = 3600.0  # seconds that an answer may take in all; 0: any
+    # Of each key that has none of its own; without keys, of all clients together.
+    limits: KeyLimits = field(default_factory=KeyLimits)
     shutdown_grace: float = 3.0  # seconds that running requests get to finish at shutdown
     heartbeat: float = 5.0  # seconds of silence after which a stream of Anthropic's dialect sends a ping
     prefix_rules: tuple[PrefixRule, ...] = KNOWN_RULES  # what is kept out of the beginning of prompts
