@@ -184,3 +184,18 @@ def failing_at(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(engine, "backend", Failing())
     return countdown
+
+
+def slowed(llm: LLM, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.01) -> None:
+    """Let every step take so much longer."""
+    step = llm.loop.engine.backend.step
+
+    class Slow:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(llm.backend, name)
+
+        def step(self, batch: StepBatch) -> StepOutput:
+            time.sleep(seconds)
+            return step(batch)
+
+    monkeypatch.setattr(llm.loop.engine, "backend", Slow())

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from serving import RunningServer, running
+from serving import RunningServer, running, slowed
 
 from outpace.errors import UsageError
 from outpace.llm import LLM
@@ -146,8 +146,11 @@ def test_the_anthropic_dialect_is_told(limited: tuple[RunningServer, dict[str, s
     assert second.headers["anthropic-ratelimit-tokens-remaining"] == "0"
 
 
-def test_one_request_at_once(limited: tuple[RunningServer, dict[str, str]]) -> None:
+def test_one_request_at_once(
+    limited: tuple[RunningServer, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     server, keys = limited
+    slowed(server.llm, monkeypatch)
     headers = {"Authorization": f"Bearer {keys['one']}"}
     long = {**HELLO, "stream": True, "max_tokens": 900, "ignore_eos": True}
     with httpx.Client(base_url=server.url, headers=headers, timeout=60) as client:
@@ -208,9 +211,10 @@ def test_a_head_that_does_not_come_is_not_waited_for(served_llm: LLM) -> None:
             assert client.post(CHAT, json=body).status_code == 200  # nor is an answer that takes longer
 
 
-def test_an_answer_that_takes_too_long_ends_once(served_llm: LLM) -> None:
+def test_an_answer_that_takes_too_long_ends_once(served_llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    slowed(served_llm, monkeypatch)
     body = {**HELLO, "max_tokens": 900, "ignore_eos": True}
-    settings = ServerSettings(port=0, shutdown_grace=0.2, request_timeout=0.02)
+    settings = ServerSettings(port=0, shutdown_grace=0.2, request_timeout=0.3)
     with running(served_llm, settings) as state, httpx.Client(base_url=state.url, timeout=60) as client:
         whole = client.post(CHAT, json=body)
         assert whole.status_code == 408

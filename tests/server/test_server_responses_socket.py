@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from scripted import saying
-from serving import RunningServer, failing_at, running, wait_until_busy
+from serving import RunningServer, failing_at, running, slowed, wait_until_busy
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -140,14 +140,21 @@ def test_a_failing_step_ends_the_answer_and_not_the_connection(
         assert ask(socket, max_output_tokens=2)["status"] == "incomplete"
 
 
-def test_a_client_that_leaves_is_cancelled(server: RunningServer) -> None:
+def test_a_client_that_leaves_is_cancelled(
+    server: RunningServer, served_llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowed(served_llm, monkeypatch)
     with connected(server) as socket:
         say(socket, max_output_tokens=900)
         wait_until_busy(server)
     server.wait_idle(10)
 
 
-def test_a_client_that_asks_too_much_is_sent_away(server: RunningServer) -> None:
+def test_a_client_that_asks_too_much_is_sent_away(
+    server: RunningServer, served_llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowed(served_llm, monkeypatch)
+
     def ask_on(socket: ClientConnection) -> None:
         for _ in range(20):
             say(socket, max_output_tokens=900)
