@@ -155,7 +155,8 @@ def test_one_request_at_once(
     long = {**HELLO, "stream": True, "max_tokens": 900, "ignore_eos": True}
     with httpx.Client(base_url=server.url, headers=headers, timeout=60) as client:
         with client.stream("POST", CHAT, json=long) as stream:
-            next(stream.iter_lines())
+            lines = stream.iter_lines()  # kept: without it the connection would be closed
+            assert next(lines).startswith("data: ")
             assert client.post(CHAT, json=HELLO).status_code == 429
         server.wait_idle()
         deadline = time.monotonic() + 30
