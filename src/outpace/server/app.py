@@ -23,6 +23,7 @@ from outpace.server.models import models_router
 from outpace.server.ollama.routes import ollama_router
 from outpace.server.openai.responses.routes import responses_router
 from outpace.server.openai.routes import openai_router
+from outpace.server.openapi import OPENAI_ERRORS, described
 from outpace.server.served import ServedModel
 from outpace.server.settings import ServerSettings
 from outpace.server.tracing import TraceContext, Tracing
@@ -76,6 +77,7 @@ def create_app(
         redoc_url=None,
         middleware=middleware,
         telemetry=_NO_TELEMETRY,
+        responses=OPENAI_ERRORS,
     )
     app.state.served = served
     dialect.install(app)
@@ -86,12 +88,12 @@ def create_app(
         app.include_router(router(served))
 
     @app.head("/", include_in_schema=False)
-    @app.get("/")
+    @app.get("/", openapi_extra=described("server", "version"))
     async def root() -> Response:  # pyright: ignore[reportUnusedFunction] - a route
         """Tell a client that probes the address that somebody is there."""
         return json_response({"server": "outpace", "version": __version__})
 
-    @app.get("/health")
+    @app.get("/health", openapi_extra=described("status", "model"))
     async def health() -> Response:  # pyright: ignore[reportUnusedFunction] - a route
         """200 while requests are served; 503 during shutdown and where the engine's thread is gone."""
         if served.live.draining:
@@ -102,7 +104,9 @@ def create_app(
             )
         return json_response({"status": "ok", "model": served.name})
 
-    @app.get("/metrics")
+    page = {"200": {"description": "The page", "content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+    @app.get("/metrics", openapi_extra={"responses": page}, response_class=Response)
     async def metrics() -> Response:  # pyright: ignore[reportUnusedFunction] - a route
         """Metrics in Prometheus' text format."""
         text = generate_latest(engine_registry) + generate_latest(http_registry)

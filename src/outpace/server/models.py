@@ -9,14 +9,15 @@ from fastapi import APIRouter
 from starlette.requests import Request
 
 from outpace.server.dialect import speaks_anthropic
+from outpace.server.openapi import EITHER_ERRORS, described
 from outpace.server.served import ServedModel
 
 
 def models_router(served: ServedModel) -> APIRouter:
     """The routes that list what `served` answers to: the model that is loaded, then its aliases."""
-    router = APIRouter(prefix="/v1")
+    router = APIRouter(prefix="/v1", responses=EITHER_ERRORS)
 
-    @router.get("/models")
+    @router.get("/models", openapi_extra=described("data"))
     async def models(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction] - a route
         """List the models, in the dialect of the request's headers."""
         names = (served.name, *served.aliases)
@@ -25,7 +26,7 @@ def models_router(served: ServedModel) -> APIRouter:
         data = [_anthropic_model(served, name) for name in names]
         return {"data": data, "has_more": False, "first_id": names[0], "last_id": names[-1]}
 
-    @router.get("/models/{model:path}")
+    @router.get("/models/{model:path}", openapi_extra=described("id"))
     async def model(model: str, request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         """Describe a model."""
         describe = _anthropic_model if speaks_anthropic(request.scope) else _openai_model

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from test_controller import Asking
 
 from outpace.draft.log import TokenLog, model_folder, remove_orphans, tidy
@@ -212,6 +214,39 @@ def test_a_file_of_something_else_is_begun_anew(tmp_path: Path, content: bytes) 
     assert read(path) == []
     log_with(tmp_path, text_of(50))
     assert read(path) == [text_of(50)]
+
+
+SOUND = [text_of(length, length) for length in (3, 1, 20, 7)]
+NUM_BYTES = 16 + sum(8 + 4 * len(record) for record in SOUND)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    flips=st.lists(st.tuples(st.integers(0, NUM_BYTES - 1), st.integers(1, 255)), max_size=3),
+    removed=st.tuples(st.integers(0, NUM_BYTES), st.integers(0, 60)),
+    inserted=st.binary(max_size=24),
+)
+def test_a_log_gives_what_was_written_up_to_the_damage(
+    tmp_path: Path, flips: list[tuple[int, int]], removed: tuple[int, int], inserted: bytes
+) -> None:
+    path = tmp_path / "x.tokens"
+    path.unlink(missing_ok=True)
+    log_with(tmp_path, *SOUND)
+    data = bytearray(path.read_bytes())
+    for at, change in flips:
+        data[at] ^= change
+    start, length = removed
+    data[start : start + length] = inserted
+    path.write_bytes(data)
+    first = min([start, *(at for at, _ in flips)])
+    ends = [16 + sum(8 + 4 * len(record) for record in SOUND[: count + 1]) for count in range(len(SOUND))]
+    whole = sum(end <= first for end in ends)
+    records = read(path)
+    assert records[:whole] == SOUND[:whole]
+    assert all(record in SOUND or record == [] for record in records), "nothing that was never written"
+    assert read(path) == records, "what is damaged is cut off for good"
+    log_with(tmp_path, text_of(9))
+    assert read(path) == [*records, text_of(9)]
 
 
 def test_another_vocabulary_begins_anew(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from outpace.server.encoding import json_response, to_json
 from outpace.server.errors import from_exception
 from outpace.server.generation import Generation
 from outpace.server.llama_cpp.schema import InfillRequest
-from outpace.server.openapi import body_of
+from outpace.server.openapi import EVENTS, OPENAI_ERRORS, described
 from outpace.server.served import ServedModel
 from outpace.server.sse import EventStream
 from outpace.server.timings import Timings, timed_text
@@ -28,9 +28,11 @@ _TEMPERATURE = 0.8
 
 def infill_router(served: ServedModel) -> APIRouter:
     """The route over `served`."""
-    router = APIRouter()
+    router = APIRouter(responses=OPENAI_ERRORS)
 
-    @router.post("/infill", openapi_extra=body_of(InfillRequest), response_class=Response)
+    @router.post(
+        "/infill", openapi_extra=described(body=InfillRequest, stream=EVENTS), response_class=Response
+    )
     async def infill(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction] - a route
         """Fill in the middle; a stream of server-sent events with `stream`."""
         return await _infill(served, request)

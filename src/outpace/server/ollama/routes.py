@@ -23,7 +23,7 @@ from outpace.server.ollama.answer import NDJSON, Answer, error_line
 from outpace.server.ollama.conversation import answer_schema, read_chat, read_prompt
 from outpace.server.ollama.params import RENAMED, sampling
 from outpace.server.ollama.schema import ChatRequest, Common, GenerateRequest, ShowRequest
-from outpace.server.openapi import body_of
+from outpace.server.openapi import OLLAMA_ERRORS, described
 from outpace.server.served import ServedModel
 from outpace.server.sse import EventStream
 from outpace.text.fill_in_middle import can_fill_in_middle, fill_in_middle
@@ -35,39 +35,47 @@ _VERSION = "0.12.6"
 
 def ollama_router(served: ServedModel) -> APIRouter:
     """The dialect's routes over `served`."""
-    router = APIRouter(prefix="/api")
+    router = APIRouter(prefix="/api", responses=OLLAMA_ERRORS)
 
-    @router.get("/version")
+    @router.get("/version", openapi_extra=described("version"))
     async def version() -> dict[str, str]:  # pyright: ignore[reportUnusedFunction] - a route
         """The version of the dialect."""
         return {"version": _VERSION}
 
-    @router.get("/tags")
+    @router.get("/tags", openapi_extra=described("models"))
     async def tags() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction] - a route
         """List the models: the one that is loaded, then its aliases."""
         return {"models": [_model(served, name) for name in (served.name, *served.aliases)]}
 
-    @router.get("/ps")
+    @router.get("/ps", openapi_extra=described("models"))
     async def running() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction] - a route
         """List the models in memory."""
         size = served.llm.backend.weight_bytes
         loaded = {"expires_at": "0001-01-01T00:00:00Z", "size_vram": 0, "context_length": served.max_context}
         return {"models": [{**_model(served, served.name), **loaded, "size": size}]}
 
-    @router.post("/show", openapi_extra=body_of(ShowRequest))
+    @router.post("/show", openapi_extra=described("details", "model_info", "capabilities", body=ShowRequest))
     async def show(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction] - a route
         """Describe a model."""
         body = await read_json(request, ShowRequest, served.settings)
         _resolve(served, body.model or body.name)
         return json_response(_description(served))
 
-    @router.post("/chat", openapi_extra=body_of(ChatRequest), response_class=Response)
+    @router.post(
+        "/chat",
+        openapi_extra=described("model", "message", "done", body=ChatRequest, stream=NDJSON),
+        response_class=Response,
+    )
     async def chat(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction] - a route
         """Answer a conversation, a line of JSON for each piece."""
         body = await read_json(request, ChatRequest, served.settings)
         return await _converse(served, request, body, read_chat(body), "message")
 
-    @router.post("/generate", openapi_extra=body_of(GenerateRequest), response_class=Response)
+    @router.post(
+        "/generate",
+        openapi_extra=described("model", "response", "done", body=GenerateRequest, stream=NDJSON),
+        response_class=Response,
+    )
     async def generate(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction] - a route
         """Answer a prompt, complete it (`raw`) or fill in what comes before `suffix`."""
         body = await read_json(request, GenerateRequest, served.settings)

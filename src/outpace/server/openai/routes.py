@@ -9,20 +9,23 @@ from starlette.responses import Response
 from outpace.server.openai.chat import create_chat_completion
 from outpace.server.openai.completions import create_completion
 from outpace.server.openai.schema import ChatRequest, CompletionRequest
-from outpace.server.openapi import body_of
+from outpace.server.openapi import EVENTS, OPENAI_ERRORS, described
 from outpace.server.served import ServedModel
 
 
 def openai_router(served: ServedModel) -> APIRouter:
     """The OpenAI dialect's own routes over `served`."""
-    router = APIRouter(prefix="/v1")
+    router = APIRouter(prefix="/v1", responses=OPENAI_ERRORS)
 
-    @router.post("/chat/completions", openapi_extra=body_of(ChatRequest), response_class=Response)
+    answer = ("id", "object", "created", "model", "choices", "usage")
+    chat, text = (described(*answer, body=body, stream=EVENTS) for body in (ChatRequest, CompletionRequest))
+
+    @router.post("/chat/completions", openapi_extra=chat, response_class=Response)
     async def chat_completions(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction] - a route
         """Answer a conversation; a stream of server-sent events with `stream`."""
         return await create_chat_completion(served, request)
 
-    @router.post("/completions", openapi_extra=body_of(CompletionRequest), response_class=Response)
+    @router.post("/completions", openapi_extra=text, response_class=Response)
     async def completions(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction] - a route
         """Complete a text; a stream of server-sent events with `stream`."""
         return await create_completion(served, request)

@@ -15,14 +15,14 @@ from outpace.server.openai.responses.create import Memory, found, start_response
 from outpace.server.openai.responses.schema import ResponseRequest
 from outpace.server.openai.responses.socket import ResponseSocket
 from outpace.server.openai.responses.store import ResponseStore
-from outpace.server.openapi import body_of
+from outpace.server.openapi import EVENTS, OPENAI_ERRORS, described
 from outpace.server.served import ServedModel
 from outpace.server.sse import EventStream
 
 
 def responses_router(served: ServedModel) -> APIRouter:
     """The routes over `served`."""
-    router = APIRouter(prefix="/v1/responses")
+    router = APIRouter(prefix="/v1/responses", responses=OPENAI_ERRORS)
     store = ResponseStore()
 
     def memory(connection: HTTPConnection, *, keeps: bool = True) -> Memory:
@@ -34,7 +34,10 @@ def responses_router(served: ServedModel) -> APIRouter:
 
         return Memory(scope, lambda response_id: store.get(response_id, scope), keep)
 
-    @router.post("", openapi_extra=body_of(ResponseRequest), response_class=Response)
+    fields = ("id", "object", "created_at", "status", "model", "output")
+    extra = described(*fields, body=ResponseRequest, stream=EVENTS)
+
+    @router.post("", openapi_extra=extra, response_class=Response)
     async def create(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction] - a route
         """Answer; a stream of server-sent events with `stream`."""
         body = await read_json(request, ResponseRequest, served.settings)
@@ -52,12 +55,12 @@ def responses_router(served: ServedModel) -> APIRouter:
         """Answer one `response.create` after the other on one connection."""
         await ResponseSocket(served, memory(socket), socket).run()
 
-    @router.get("/{response_id}")
+    @router.get("/{response_id}", openapi_extra=described(*fields))
     async def get(response_id: str, request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         """A stored response."""
         return json_response(found(memory(request), response_id, "response_id").response)
 
-    @router.delete("/{response_id}")
+    @router.delete("/{response_id}", openapi_extra=described("id", "object", "deleted"))
     async def remove(response_id: str, request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         """Forget a stored response."""
         found(memory(request), response_id, "response_id")
