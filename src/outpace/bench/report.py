@@ -13,13 +13,16 @@ from outpace.bench.drafts import DraftReport
 from outpace.bench.generate import GenerateReport, RequestFigures
 from outpace.bench.peer import Figures, PeerReport
 from outpace.bench.roofline import GROUP_MACS, OpFigures, RooflineReport, StepFigures
+from outpace.bench.serve import Percentiles, ServeReport
 from outpace.bench.speculation import SpeculationReport
 from outpace.bench.step import StepReport
 
 MISSING = "-"
 
 
-Report = StepReport | GenerateReport | DraftReport | SpeculationReport | PeerReport | RooflineReport
+Report = (
+    StepReport | GenerateReport | DraftReport | SpeculationReport | PeerReport | RooflineReport | ServeReport
+)
 
 
 def as_json(report: Report) -> str:
@@ -51,6 +54,33 @@ def step_table(report: StepReport) -> Group:
     table.add_row("load", f"{report.load_s:.2f} s")
     table.add_row("peak memory", f"{report.peak_rss_bytes / 1e6:.0f} MB")
     return Group(title, table)
+
+
+def serve_table(report: ServeReport) -> Group:
+    """`bench serve` for people."""
+    how = f"{report.concurrency} at once" if report.rate is None else f"{report.rate:g} a second"
+    title = f"{report.model} at {report.url}: {report.workload}, {how}"
+    table = Table("milliseconds", "p50", "p90", "p99", "max")
+    figures: dict[str, Percentiles | None] = {
+        "TTFT": report.ttft, "TPOT": report.tpot, "ITL": report.itl, "E2E": report.e2e,
+    }  # fmt: skip
+    for name, values in figures.items():
+        cells = [MISSING] * 4
+        if values is not None:
+            cells = [f"{value:.1f}" for value in (values.p50, values.p90, values.p99, values.max)]
+        table.add_row(name, *cells)
+    counted = "" if report.tokens_counted else " (pieces: the server does not count tokens)"
+    errors = ", ".join(f"{count} x {kind}" for kind, count in report.errors.items())
+    each = _number(report.stream_tok_s, "{:.1f}")
+    lines = [
+        f"{report.num_whole} of {report.num_requests} answers whole{f'; {errors}' if errors else ''}",
+        f"{report.tok_s:.1f} tokens/s in all{counted}, {each} a stream (median)",
+        f"{report.prompt_tokens} prompt tokens, {report.cached_tokens} of them from the server's cache",
+        f"goodput {report.goodput_rps:.2f} requests/s",
+    ]
+    if report.client_cpu_share > 0.5:
+        lines.append(f"this client took {report.client_cpu_share:.0%} of a core, which shows in the times")
+    return Group(title, table, *lines)
 
 
 def generate_table(report: GenerateReport) -> Group:

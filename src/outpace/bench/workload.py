@@ -1,6 +1,7 @@
 """Workloads: JSON lines of requests.
 
-`{"messages": [...], "max_tokens": N, "temperature"?: T, "prediction"?: TEXT, "json_schema"?: {...}}`
+`{"messages": [...], "max_tokens": N, "temperature"?: T, "prediction"?: TEXT, "json_schema"?: {...},
+"tools"?: [...]}`
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from outpace.errors import UsageError
 from outpace.types import Grammar, SamplingParams
 
 SHIPPED = Path(__file__).parent / "workloads"
-KEYS = {"messages", "max_tokens", "temperature", "prediction", "json_schema"}
+KEYS = {"messages", "max_tokens", "temperature", "prediction", "json_schema", "tools"}
 SEED = 0  # a workload with a temperature must still give the same tokens every time
 
 
@@ -27,6 +28,20 @@ class WorkloadRequest:
     temperature: float = 0.0
     prediction: str = ""  # what the answer is expected to resemble
     json_schema: str = ""  # of the answer, as JSON text; "": none
+    tools: tuple[dict[str, Any], ...] = ()  # in OpenAI's form; only servers read them
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What a request over HTTP says beyond messages, tokens and temperature, in OpenAI's form."""
+        said: dict[str, Any] = {}
+        if self.prediction:
+            said["prediction"] = {"type": "content", "content": self.prediction}
+        if self.json_schema:
+            schema = {"name": "answer", "schema": json.loads(self.json_schema), "strict": True}
+            said["response_format"] = {"type": "json_schema", "json_schema": schema}
+        if self.tools:
+            said["tools"] = list(self.tools)
+        return said
 
     @property
     def params(self) -> SamplingParams:
@@ -77,6 +92,7 @@ def _parse(line: str, where: str) -> WorkloadRequest:
         _temperature(record.get("temperature", 0.0), where),
         _prediction(record.get("prediction", ""), where),
         _json_schema(record.get("json_schema"), where),
+        _tools(record.get("tools", []), where),
     )
 
 
@@ -105,6 +121,12 @@ def _json_schema(value: Any, where: str) -> str:
     if value is not None and not isinstance(value, dict):
         raise UsageError(f"{where}: json_schema: must be an object")
     return "" if value is None else json.dumps(value)
+
+
+def _tools(value: Any, where: str) -> tuple[dict[str, Any], ...]:
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in cast("list[Any]", value)):
+        raise UsageError(f"{where}: tools: must be a list of objects")
+    return tuple(cast("list[dict[str, Any]]", value))
 
 
 def _temperature(value: Any, where: str) -> float:

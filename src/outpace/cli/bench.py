@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from outpace.cli.bench_serve import serve
 from outpace.cli.loading import download_progress, open_llm
 from outpace.cli.options import EngineFlags, flatten
 from outpace.errors import UsageError
@@ -210,6 +211,9 @@ def speculation(
             openvino = stack.enter_context(closing(OpenVinoProcess(path, threads)))
         result = bench_speculation(llm, process, openvino, workloads, on_turn=_say)
     _print(report.as_json(result) if as_json else report.speculation_table(result))
+
+
+bench.command("serve")(serve)
 
 
 def _gguf(name: str) -> Path:

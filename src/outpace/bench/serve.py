@@ -1,0 +1,235 @@
+"""`bench serve`: what a server's clients see, for any OpenAI-compatible address.
+
+Of each request: TTFT, from sending it to the first piece of its answer; E2E, to its end; TPOT = (last piece -
+first piece) / (output tokens - 1). ITL are the gaps between pieces, of all requests together: tokens that
+come together are one piece. Total tokens/s are all output tokens over the time from the first request to
+the last answer's end. Goodput is the requests a second that were whole and kept to the limits asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from outpace.bench.chat_stream import ChatTiming, timed_chat
+from outpace.bench.workload import WorkloadRequest
+from outpace.errors import OutpaceError, UsageError
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["Limits", "Load", "Percentiles", "ServeReport", "bench_serve", "percentile"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How requests are sent: `concurrency` at once, or at random `rate` a second (Poisson, `seed`)."""
+
+    num_requests: int
+    concurrency: int = 1
+    rate: float | None = None
+    num_warmup: int = 1
+    max_tokens: int | None = None  # None: as the workload says
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a good answer keeps to, in milliseconds; None: any."""
+
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Percentiles:
+    """Of one figure, in milliseconds."""
+
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeReport:
+    """The figures of `bench serve`; the field names are keys of the JSON and stay. None: not measured."""
+
+    url: str
+    model: str
+    workload: str
+    concurrency: int
+    rate: float | None
+    num_requests: int
+    num_whole: int
+    errors: dict[str, int]  # by kind
+    seconds: float
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    tokens_counted: bool  # by the server; else each piece counts as a token
+    tok_s: float  # of all streams together
+    stream_tok_s: float | None  # the median of 1 / TPOT
+    ttft: Percentiles | None
+    tpot: Percentiles | None
+    itl: Percentiles | None
+    e2e: Percentiles | None
+    goodput_rps: float
+    client_cpu_share: float  # of one core, in this program: high, and the figures are its own
+
+
+def bench_serve(
+    url: str,
+    requests: Sequence[WorkloadRequest],
+    load: Load,
+    *,
+    model: str | None = None,
+    workload: str = "",
+    api_key: str | None = None,
+    limits: Limits | None = None,
+    timeout: float = 600.0,
+    on_request: Callable[[int, ChatTiming], None] = lambda _number, _timing: None,
+) -> ServeReport:
+    """Send the workload, over and over until `load` is done, and report.
+
+    `url` ends in `/v1` or what stands for it; `model` None is the first that the server lists. Raises
+    `UsageError` where httpx is missing, `OutpaceError` where nobody answers.
+    """
+    try:
+        import httpx
+    except ImportError:
+        raise UsageError("bench serve needs httpx: pip install 'outpace[bench]'") from None
+    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    pool = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+
+    async def run() -> ServeReport:
+        async with httpx.AsyncClient(
+            base_url=url.rstrip("/") + "/", headers=headers, timeout=timeout, limits=pool
+        ) as client:
+            name = model or await _first_model(client)
+            bodies = [_body(request, name, load.max_tokens) for request in requests]
+            for number in range(load.num_warmup):
+                await timed_chat(client, bodies[number % len(bodies)])
+            cpu, start = time.process_time(), time.perf_counter()
+            timings = await _send(client, bodies, load, on_request)
+            seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        return _report(url, name, workload, load, timings, seconds, cpu, limits or Limits())
+
+    return asyncio.run(run())
+
+
+async def _first_model(client: httpx.AsyncClient) -> str:
+    import httpx
+
+    try:
+        answer = await client.get("models")
+        answer.raise_for_status()
+        return str(answer.json()["data"][0]["id"])
+    except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise OutpaceError(
+            f"{client.base_url}models: {error or type(error).__name__}; is the address right (it ends in "
+            "/v1)? --model names a model that a server does not list"
+        ) from None
+
+
+def _body(request: WorkloadRequest, model: str, max_tokens: int | None) -> dict[str, Any]:
+    return {
+        "model": model,
+        "messages": list(request.messages),
+        "max_tokens": max_tokens or request.max_tokens,
+        "temperature": request.temperature,
+        "seed": 0,
+        **request.extra,
+    }
+
+
+async def _send(
+    client: httpx.AsyncClient,
+    bodies: Sequence[dict[str, Any]],
+    load: Load,
+    on_request: Callable[[int, ChatTiming], None],
+) -> list[ChatTiming]:
+    timings: list[ChatTiming] = []
+
+    async def ask(number: int) -> None:
+        timing = await timed_chat(client, bodies[number % len(bodies)])
+        timings.append(timing)
+        on_request(number, timing)
+
+    if load.rate is None:
+        numbers = iter(range(load.num_requests))
+
+        async def client_loop() -> None:
+            for number in numbers:
+                await ask(number)
+
+        await asyncio.gather(*(client_loop() for _ in range(min(load.concurrency, load.num_requests))))
+        return timings
+    draw = random.Random(load.seed)  # noqa: S311 - a schedule, no secret
+    async with asyncio.TaskGroup() as group:
+        for number in range(load.num_requests):
+            group.create_task(ask(number))
+            await asyncio.sleep(draw.expovariate(load.rate))
+    return timings
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least `share` of all are not above."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def _percentiles(seconds: Sequence[float]) -> Percentiles | None:
+    if not seconds:
+        return None
+    p50, p90, p99, top = (1e3 * percentile(seconds, share) for share in (0.5, 0.9, 0.99, 1.0))
+    return Percentiles(p50=p50, p90=p90, p99=p99, max=top)
+
+
+def _report(
+    url: str,
+    model: str,
+    workload: str,
+    load: Load,
+    timings: Sequence[ChatTiming],
+    seconds: float,
+    cpu_seconds: float,
+    limits: Limits,
+) -> ServeReport:
+    whole = [timing for timing in timings if not timing.error]
+    tpots = [timing.tpot for timing in whole if timing.tpot is not None]
+    completion = sum(timing.completion_tokens for timing in whole)
+    return ServeReport(
+        url=url,
+        model=model,
+        workload=workload,
+        concurrency=load.concurrency,
+        rate=load.rate,
+        num_requests=len(timings),
+        num_whole=len(whole),
+        errors=dict(Counter(timing.error for timing in timings if timing.error)),
+        seconds=seconds,
+        prompt_tokens=sum(timing.prompt_tokens for timing in whole),
+        cached_tokens=sum(timing.cached_tokens for timing in whole),
+        completion_tokens=completion,
+        tokens_counted=all(timing.counted for timing in whole),
+        tok_s=completion / seconds,
+        stream_tok_s=1 / percentile(tpots, 0.5) if tpots and percentile(tpots, 0.5) > 0 else None,
+        ttft=_percentiles([timing.ttft for timing in whole if timing.ttft is not None]),
+        tpot=_percentiles(tpots),
+        itl=_percentiles([gap for timing in whole for gap in timing.gaps]),
+        e2e=_percentiles([timing.end for timing in whole]),
+        goodput_rps=sum(_keeps(timing, limits) for timing in whole) / seconds,
+        client_cpu_share=cpu_seconds / seconds,
+    )
+
+
+def _keeps(timing: ChatTiming, limits: Limits) -> bool:
+    checks = ((timing.ttft, limits.ttft_ms), (timing.tpot, limits.tpot_ms))
+    return all(limit is None or value is None or 1e3 * value <= limit for value, limit in checks)

@@ -1,0 +1,102 @@
+"""`outpace bench serve`: a server as its clients see it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+LOAD_PANEL = "Load"
+
+
+def serve(
+    url: Annotated[
+        str, typer.Option(help="The server's address, with /v1.", envvar="OPENAI_BASE_URL")
+    ] = "http://127.0.0.1:8000/v1",
+    *,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Its model; default: the first that it lists.")
+    ] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="Its key.")] = None,
+    workload: Annotated[
+        str,
+        typer.Option(help="A file of JSON lines, or a shipped one: chat, write_code, agent_session, ..."),
+    ] = "chat",
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="How many; default: the workload once, or once each.", rich_help_panel=LOAD_PANEL
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", "-c", min=1, help="Requests at once.", rich_help_panel=LOAD_PANEL)
+    ] = 1,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6,
+            help="Instead: requests a second, at random times (Poisson).",
+            rich_help_panel=LOAD_PANEL,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of those times.", rich_help_panel=LOAD_PANEL)] = 0,
+    warmup: Annotated[
+        int, typer.Option(min=0, help="Requests before, not counted.", rich_help_panel=LOAD_PANEL)
+    ] = 1,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Longest answer; default: as the workload says.", rich_help_panel=LOAD_PANEL
+        ),
+    ] = None,
+    ttft_ms: Annotated[
+        float | None, typer.Option(min=0, help="Goodput: the longest TTFT of a good answer.")
+    ] = None,
+    tpot_ms: Annotated[float | None, typer.Option(min=0, help="Goodput: the longest TPOT.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as JSON, on the last line.")
+    ] = False,
+) -> None:
+    """Measure a running server of any make: Outpace, llama.cpp, Ollama, vLLM.
+
+    TTFT: from sending a request to the first piece of its answer. E2E: to its end. TPOT: (last piece - first
+    piece) / (output tokens - 1). ITL: the gaps between pieces. Total tokens/s: all output tokens over the
+    time of all requests. Goodput: whole answers a second that keep to --ttft-ms and --tpot-ms.
+
+    Tokens are those that the server counts (stream_options.include_usage); where it does not, a piece counts
+    as a token, and the report says so.
+    """
+    from outpace.bench import report
+    from outpace.bench.serve import Limits, Load, bench_serve
+    from outpace.bench.workload import load as load_workload
+
+    asked = load_workload(workload)
+    load = Load(
+        num_requests=requests or max(len(asked), concurrency),
+        concurrency=concurrency,
+        rate=rate,
+        num_warmup=warmup,
+        max_tokens=max_tokens,
+        seed=seed,
+    )
+    result = bench_serve(
+        url,
+        asked,
+        load,
+        model=model,
+        workload=workload,
+        api_key=api_key,
+        limits=Limits(ttft_ms, tpot_ms),
+        on_request=lambda number, timing: print(
+            f"{number + 1}/{load.num_requests}: {timing.error or f'{timing.end:.2f} s'}", file=sys.stderr
+        ),
+    )
+    if as_json:
+        print(report.as_json(result))
+    else:
+        from rich.console import Console
+
+        Console().print(report.serve_table(result))
+    if not result.num_whole:
+        raise typer.Exit(1)
