@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from scripted import saying
 from serving import RunningServer, failing_at, running, slowed, wait_until_busy
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -196,3 +198,35 @@ def test_a_shutdown_closes_idle_connections(served_llm: LLM) -> None:
         state.stop()
         with pytest.raises(ConnectionClosed):
             socket.recv(timeout=60)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = ("model", "instructions", "tools", "tool_choice", "text", "store", "metadata", "generate")
+requests = st.fixed_dictionaries(
+    {"type": st.just("response.create"), "input": st.text(max_size=8) | anything},
+    optional={
+        **dict.fromkeys(FIELDS, anything),
+        "previous_response_id": st.text(max_size=8),
+        "temperature": st.floats() | anything,
+    },
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(messages=st.lists(requests | anything | st.binary(max_size=30), max_size=4))
+def test_no_message_breaks_the_connection(
+    server: RunningServer, messages: list[dict[str, Any] | bytes | None]
+) -> None:
+    with connected(server) as socket:
+        for message in messages:
+            short = {**message, "max_output_tokens": 2} if isinstance(message, dict) else message
+            socket.send(short if isinstance(short, bytes) else json.dumps(short))
+            end = hear(socket)[-1]
+            status = end.get("status", 400) if end["type"] == "error" else 400
+            assert status in {400, 404}, "one end, and no error of ours"
+            assert end["type"] != "response.failed"
+        assert ask(socket, max_output_tokens=2)["object"] == "response"

@@ -68,6 +68,9 @@ class TraceContext:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Keep it and pass on (ASGI)."""
+        if scope["type"] not in {"http", "websocket"}:
+            await self._app(scope, receive, send)
+            return
         token = _incoming.set(
             _Incoming(
                 scope["path"],
