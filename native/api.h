@@ -124,6 +124,7 @@ struct StepOutput {
   int32_t* top_token_ids = nullptr;  // [num_requests, width, num_top] or null
   float* top_logprobs = nullptr;     // [num_requests, width, num_top] or null
   float* logits = nullptr;           // [num_rows, vocab_size] or null
+  float* hidden = nullptr;           // [num_rows, hidden_size] or null
 };
 
 // A trained draft head (draft_head.h): its layers, as a model's whose vocabulary is `token_ids`, those of the

@@ -217,7 +217,8 @@ void step(Model& model, const Array<const int32_t>& token_ids, const Array<const
           const nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig>& out_token_ids,
           const Array<int32_t>& out_num_accepted, const Optional<float>& out_logprobs,
           const Optional<int32_t>& out_top_token_ids, const Optional<float>& out_top_logprobs,
-          const Optional<float>& out_logits, int64_t num_top, int64_t vocab_size) {
+          const Optional<float>& out_logits, const Optional<float>& out_hidden, int64_t num_top,
+          int64_t vocab_size, int64_t hidden_size) {
   StepBatch b;
   b.num_rows = static_cast<int64_t>(token_ids.size());
   const size_t requests = num_computed_tokens.size();
@@ -247,6 +248,7 @@ void step(Model& model, const Array<const int32_t>& token_ids, const Array<const
   out.top_token_ids = pointer(out_top_token_ids, tokens * static_cast<size_t>(num_top), "out_top_token_ids");
   out.top_logprobs = pointer(out_top_logprobs, tokens * static_cast<size_t>(num_top), "out_top_logprobs");
   out.logits = pointer(out_logits, static_cast<size_t>(b.num_rows * vocab_size), "out_logits");
+  out.hidden = pointer(out_hidden, static_cast<size_t>(b.num_rows * hidden_size), "out_hidden");
   const nb::gil_scoped_release nogil;
   model.step(b, out);
 }
@@ -326,7 +328,7 @@ NB_MODULE(_native, m) {
         nb::arg("bias_token_ids").none(), nb::arg("bias_values").none(), nb::arg("token_masks").none(),
         nb::arg("out_token_ids"), nb::arg("out_num_accepted"), nb::arg("out_logprobs").none(),
         nb::arg("out_top_token_ids").none(), nb::arg("out_top_logprobs").none(), nb::arg("out_logits").none(),
-        nb::arg("num_top"), nb::arg("vocab_size"));
+        nb::arg("out_hidden").none(), nb::arg("num_top"), nb::arg("vocab_size"), nb::arg("hidden_size"));
   m.def("attach_head", &attach_head, nb::arg("model"), nb::arg("layers"), nb::arg("tensors"),
         nb::arg("token_ids"), nb::arg("options"));
   m.def("guess", &guess, nb::arg("model"), nb::arg("token_ids"), nb::arg("row_start"), nb::arg("positions"),

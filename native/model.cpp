@@ -81,6 +81,7 @@ struct Model::Impl {
   void sample_row(const StepBatch& batch, StepOutput& output, int64_t row, float* row_logits);
   void accept(const StepBatch& batch, StepOutput& output);
   void keep_states(const StepBatch& batch);
+  void copy_hidden(int64_t num_rows, float* hidden);
   static void move_choice(StepOutput& output, int64_t from, int64_t to);
 
   // The first row of a request that yields a token: the one before its drafts.
@@ -152,6 +153,7 @@ void Model::Impl::step(const StepBatch& batch, StepOutput& output) {
   }
   accept(batch, output);
   if (head) keep_states(batch);
+  if (output.hidden != nullptr) copy_hidden(batch.num_rows, output.hidden);
   mark(Op::other);
   if (tracing) count_work(spec, weights, cache.layout, rows, total, clock.trace());
 }
@@ -236,6 +238,16 @@ void Model::Impl::keep_states(const StepBatch& b) {
         const KeptState& at = kept[static_cast<size_t>(k)];
         head->states.store(at.block, at.slot, forward.normalized(at.row));
       }
+    });
+  });
+}
+
+// hidden: [num_rows, hidden_size], the final states after the output norm.
+void Model::Impl::copy_hidden(int64_t num_rows, float* hidden) {
+  pool.run([&](int) {
+    pool.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
+      for (int64_t r = first; r < last; ++r)
+        std::copy_n(forward.normalized(r), spec.hidden_size, hidden + r * spec.hidden_size);
     });
   });
 }

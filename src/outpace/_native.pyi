@@ -63,8 +63,10 @@ def step(
     out_top_token_ids: NDArray[np.int32] | None,
     out_top_logprobs: NDArray[np.float32] | None,
     out_logits: NDArray[np.float32] | None,
+    out_hidden: NDArray[np.float32] | None,
     num_top: int,
     vocab_size: int,
+    hidden_size: int,
 ) -> None: ...
 def attach_head(
     model: Model,

@@ -72,6 +72,7 @@ class SamplingParams:
     shown_token_ids: tuple[int, ...] = ()  # special tokens that the text shows; others are left out
     logprobs: int | None = None  # None: none; k: that of the token and of the k likeliest
     grammar: Grammar | None = None  # what the answer must look like; None: anything
+    embed: bool = False  # the first delta brings the prompt's embedding; the whole prompt is computed
 
 
 SAMPLING_DTYPE = np.dtype(
@@ -257,6 +258,7 @@ class StepBatch:
     token_masks: list[UInt32Array | None] | None = None
     draft_parents: Int32Array | None = None  # [num_rows]; None: every draft is a chain
     want_logits: bool = False  # return the logits of every row (oracle, perplexity)
+    want_hidden: bool = False  # return the final hidden states of every row (embeddings)
 
     @property
     def num_rows(self) -> int:
@@ -285,6 +287,7 @@ class StepOutput:
     top_token_ids: Int32Array | None = None  # [num_requests, 1 + max draft, k] likeliest first
     top_logprobs: Float32Array | None = None  # [num_requests, 1 + max draft, k]
     logits: Float32Array | None = None  # [num_rows, vocab_size], when the batch asks
+    hidden: Float32Array | None = None  # [num_rows, hidden_size], after the output norm, when it asks
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,6 +345,7 @@ class TokenDelta:
     proposer: str = ""  # by whom
     draft_counts: tuple[DraftCount, ...] = ()  # with the finish_reason: over the whole request
     stop: str | None = None  # with FinishReason.STOP: the stop string that came; None: a stop id
+    embedding: tuple[float, ...] | None = None  # with `SamplingParams.embed`: see `outpace.engine.embedding`
 
 
 class Backend(Protocol):

@@ -109,7 +109,9 @@ def test_a_format_is_kept_to(real_friend: ollama.Client) -> None:
         ("generate", {"model": "test-model", "prompt": "x", "suffix": "y"}, 400, "fill in the middle"),
         ("generate", {"prompt": "x"}, 400, "model"),
         ("show", {"model": "other"}, 404, "not served here"),
-        ("embed", {"model": "test-model"}, 404, "no such address"),
+        ("embed", {"model": "test-model"}, 400, "input"),
+        ("embeddings", {"model": "other", "prompt": "x"}, 404, "not served here"),
+        ("nothing", {"model": "test-model"}, 404, "no such address"),
     ],
 )
 def test_errors_have_the_dialects_form(

@@ -149,6 +149,8 @@ class NativeBackend:
             output.top_logprobs = np.full((num_requests, width, num_top), -np.inf, np.float32)
         if batch.want_logits:
             output.logits = np.empty((batch.num_rows, self._spec.vocab_size), np.float32)
+        if batch.want_hidden:
+            output.hidden = np.empty((batch.num_rows, self._spec.hidden_size), np.float32)
         bias_token_ids, bias_values = _split(batch.logit_bias)
         try:
             _native.step(
@@ -171,8 +173,10 @@ class NativeBackend:
                 output.top_token_ids,
                 output.top_logprobs,
                 output.logits,
+                output.hidden,
                 max(num_top, 0),
                 self._spec.vocab_size,
+                self._spec.hidden_size,
             )
         except _native.NativeError as error:
             raise BackendError(str(error)) from error

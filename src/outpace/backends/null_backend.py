@@ -92,6 +92,7 @@ class NullBackend:
             self._store(batch, i, first, starts[i], starts[i + 1])
         sampled = Sampled.empty(batch)
         wanted: list[Float32Array] = []
+        hidden: list[Float32Array] = []
         plain = (batch.sampling["temperature"] == 0) & (batch.sampling["num_logprobs"] < 0)
         adjusted = batch.history or batch.logit_bias or batch.token_masks
         quick: list[bool] = [False] * len(plain) if adjusted else plain.tolist()
@@ -99,6 +100,8 @@ class NullBackend:
             num_rows = starts[i + 1] - starts[i]
             if batch.want_logits:
                 wanted += self._logits(self._prefix_hashes(batch, i, first, num_rows, num_rows))
+            if batch.want_hidden:
+                hidden.append(self._hidden(self._prefix_hashes(batch, i, first, num_rows, num_rows)))
             if not batch.sample[i]:
                 continue
             hashes = self._prefix_hashes(batch, i, first, num_rows, drafts[i] + 1)
@@ -108,7 +111,10 @@ class NullBackend:
                 path = verify(sampled, i, np.stack(self._logits(hashes)))
             if batch.draft_parents is not None:
                 self._move_accepted(batch, i, first + num_rows - drafts[i], path)
-        return sampled.output(np.stack(wanted) if batch.want_logits else None)
+        output = sampled.output(np.stack(wanted) if batch.want_logits else None)
+        if batch.want_hidden:
+            output.hidden = np.concatenate(hidden)
+        return output
 
     def _store(self, batch: StepBatch, request: int, first: int, start: int, end: int) -> None:
         if end - start == 1:
@@ -176,6 +182,13 @@ class NullBackend:
         sampled.token_ids[request, : len(path) + 1] = [chosen[draft + 1] for draft in (-1, *path)]
         sampled.num_accepted[request] = len(path)
         return path
+
+    def _hidden(self, hashes: NDArray[np.uint64]) -> Float32Array:
+        """Pseudo-states in [-1, 1) for each prefix, [prefixes, hidden_size]."""
+        salt = mix(np.arange(self._spec.hidden_size, dtype=np.uint64))
+        return (mix(hashes[:, np.newaxis] ^ salt) >> np.uint64(40)).astype(np.float32) * np.float32(
+            2.0**-23
+        ) - 1
 
     def _logits(self, hashes: NDArray[np.uint64]) -> list[Float32Array]:
         """Pseudo-logits in [0, 4) for each prefix; the argmax, with 4.5, is token `hash % vocab_size`."""

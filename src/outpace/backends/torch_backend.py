@@ -128,7 +128,9 @@ class TorchBackend:
             num_drafts = int(batch.num_draft_tokens[request])
             path = verify(sampled, request, logits[past - 1 - num_drafts : past])
             self._move_accepted(rows, int(batch.row_start[request + 1]) - num_drafts, path)
-        return sampled.output(logits if batch.want_logits else None)
+        output = sampled.output(logits if batch.want_logits else None)
+        output.hidden = hidden.numpy() if batch.want_hidden else None
+        return output
 
     # --- the forward pass -----------------------------------------------------------------------
 

@@ -255,6 +255,7 @@ class Engine:
         self, plan: StepPlan, drafts: Sequence[Draft], out: StepOutput, now: float
     ) -> tuple[int, int]:
         """Append what was chosen, advance, finish. Returns how many tokens are new, and drafts accepted."""
+        _pool(plan, drafts, out)
         chosen: list[list[int]] = out.token_ids.tolist()
         accepted: list[int] = out.num_accepted.tolist()
         num_new = num_accepted = 0
@@ -333,3 +334,14 @@ class Engine:
         choices.remove(request)
         if not choices:
             del self._open[request.request_id]
+
+
+def _pool(plan: StepPlan, drafts: Sequence[Draft], out: StepOutput) -> None:
+    """Add the step's hidden states to the embeddings that requests ask for."""
+    if out.hidden is None:
+        return
+    row = 0
+    for request, num_new, draft in zip(plan.requests, plan.num_new, drafts, strict=True):
+        if request.pooled is not None:
+            request.pooled.add(request.num_computed_tokens, out.hidden[row : row + num_new])
+        row += num_new + len(draft.token_ids)

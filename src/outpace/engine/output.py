@@ -76,6 +76,7 @@ def token_delta(
         proposer if num_from_draft else "",
         tuple(request.draft_counts.values()) if request.finish_reason is not None else (),
         request.stop_matcher.found if request.stop_matcher is not None else None,
+        request.pooled.mean() if request.pooled is not None and request.pooled.is_whole else None,
     )
 
 

@@ -43,7 +43,7 @@ class BatchPacker:
         starts = [0]
         computed: list[int] = []
         row = 0
-        needs_history = needs_bias = branches = False
+        needs_history = needs_bias = branches = needs_hidden = False
         for i, request in enumerate(plan.requests):
             first, new, draft = request.num_computed_tokens, plan.num_new[i], drafts[i].token_ids
             if new == 1 and plan.sample[i]:
@@ -60,6 +60,7 @@ class BatchPacker:
             self._write_row(i, request)
             needs_history |= request.sampling.needs_history
             needs_bias |= request.sampling.logit_bias is not None
+            needs_hidden |= request.pooled is not None
         n = len(computed)
         self._row_start[: n + 1] = starts
         self._num_computed[:n] = computed
@@ -77,6 +78,7 @@ class BatchPacker:
             logit_bias=_biases(plan) if needs_bias else None,
             token_masks=token_masks,
             draft_parents=self._parents(starts, drafts) if branches else None,
+            want_hidden=needs_hidden,
         )
 
     def _parents(self, starts: Sequence[int], drafts: Sequence[Draft]) -> Int32Array:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outpace.engine.disk_tier import Load
+from outpace.engine.embedding import PooledStates
 from outpace.engine.prefix_cache import extend_digests
 from outpace.engine.sampling import PackedSampling
 from outpace.errors import InvalidParameterError
@@ -54,6 +55,7 @@ class Request:
         "num_registered_blocks",
         "num_tokens",
         "params",
+        "pooled",
         "prefix_scope",
         "prompt_counted",
         "queue_place",
@@ -100,6 +102,8 @@ class Request:
         self.num_drafted = 0
         self.num_accepted = 0
         self.draft_counts: dict[str, DraftCount] = {}  # by proposer
+        # Of the prompt's embedding, as far as it is computed; None where none is asked for.
+        self.pooled = PooledStates(self.num_prompt_tokens) if params.embed else None
         self.last_token_id = int(prompt_token_ids[-1])
         self.submitted_at = 0.0  # time.perf_counter() seconds, as is
         self.admitted_at = 0.0  # when it first got blocks

@@ -206,7 +206,7 @@ class Scheduler:
         return True
 
     def _find_cached(self, request: Request) -> list[int]:
-        if self.pool.cache is None:
+        if self.pool.cache is None or request.params.embed:  # an embedding is of all states
             return []
         # The last token is always computed: its logits choose the next one.
         limit = (request.num_tokens - 1) // BLOCK_SIZE
@@ -214,7 +214,7 @@ class Scheduler:
 
     def _is_on_its_way(self, request: Request, prefilling: Sequence[Request]) -> bool:
         """Whether the next of the prompt's blocks is in memory soon: computed, or loaded, for another."""
-        if self.pool.cache is None:
+        if self.pool.cache is None or request.params.embed:
             return False
         if is_being_computed(request, prefilling):
             return True
@@ -228,7 +228,7 @@ class Scheduler:
 
     def _load(self, request: Request, start: int) -> bool:
         """Begin to read the blocks from `start` on that are on disk; whether there are any."""
-        if self.disk is None:
+        if self.disk is None or request.params.embed:
             return False
         limit = (request.num_tokens - 1) // BLOCK_SIZE
         end = start + self.disk.find(request.digests(limit), start, limit)

@@ -20,6 +20,7 @@ from outpace.server.llama_cpp.infill import infill_router
 from outpace.server.metrics import HTTPMetrics
 from outpace.server.middleware import KeyAuth, LimitHeaders, LoopbackOnly
 from outpace.server.models import models_router
+from outpace.server.ollama.embed import embed_router
 from outpace.server.ollama.routes import ollama_router
 from outpace.server.openai.responses.routes import responses_router
 from outpace.server.openai.routes import openai_router
@@ -82,7 +83,8 @@ def create_app(
     app.state.served = served
     dialect.install(app)
     routers = (
-        openai_router, responses_router, anthropic_router, models_router, ollama_router, infill_router,
+        openai_router, responses_router, anthropic_router, models_router, ollama_router, embed_router,
+        infill_router,
     )  # fmt: skip
     for router in routers:
         app.include_router(router(served))

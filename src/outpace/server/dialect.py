@@ -16,7 +16,7 @@ from outpace.server.anthropic.errors import anthropic_error
 from outpace.server.errors import APIError, from_exception, internal_error
 from outpace.server.ollama.answer import error_line
 
-_OPENAI_PATHS = ("/v1/chat/", "/v1/completions", "/v1/responses")
+_OPENAI_PATHS = ("/v1/chat/", "/v1/completions", "/v1/responses", "/v1/embeddings")
 _ANTHROPIC_PATHS = ("/v1/messages",)
 _OLLAMA_PATHS = ("/api/",)
 

@@ -21,7 +21,7 @@ from outpace.server.errors import from_exception, unsupported
 from outpace.server.generation import Generation
 from outpace.server.ollama.answer import NDJSON, Answer, error_line
 from outpace.server.ollama.conversation import answer_schema, read_chat, read_prompt
-from outpace.server.ollama.params import RENAMED, sampling
+from outpace.server.ollama.params import RENAMED, resolve, sampling
 from outpace.server.ollama.schema import ChatRequest, Common, GenerateRequest, ShowRequest
 from outpace.server.openapi import OLLAMA_ERRORS, described
 from outpace.server.served import ServedModel
@@ -58,7 +58,7 @@ def ollama_router(served: ServedModel) -> APIRouter:
     async def show(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction] - a route
         """Describe a model."""
         body = await read_json(request, ShowRequest, served.settings)
-        _resolve(served, body.model or body.name)
+        resolve(served, body.model or body.name)
         return json_response(_description(served))
 
     @router.post(
@@ -97,7 +97,7 @@ async def _complete(served: ServedModel, request: Request, body: GenerateRequest
             return fill_in_middle(served.llm.tokenizer, body.prompt, body.suffix)
         return served.llm.encode_prompt(body.prompt)
 
-    name, params = _resolve(served, body.model), sampling(body)
+    name, params = resolve(served, body.model), sampling(body)
     if body.images:
         raise unsupported("images", "this model reads text only")
     try:
@@ -117,7 +117,7 @@ async def _converse(
     conversation: Conversation,
     kind: Literal["message", "response"],
 ) -> Response:
-    name, params = _resolve(served, body.model), sampling(body)
+    name, params = resolve(served, body.model), sampling(body)
     # The body's length is as good a measure of the work as the texts in it. Without one it came in chunks.
     num_chars = int(request.headers.get("content-length", served.settings.max_body_bytes))
     try:
@@ -136,11 +136,6 @@ async def _send(request: Request, body: Common, answer: Answer, generation: Gene
         return EventStream(answer.lines(generation), generation, error_line, NDJSON)
     async with generation.cancelled_on_disconnect(request.receive):
         return json_response(await answer.whole(generation))
-
-
-def _resolve(served: ServedModel, model: str | None) -> str:
-    """As `ServedModel.resolve_name`; a tag that says nothing (":latest") is left out."""
-    return served.resolve_name(model.removesuffix(":latest") if model else None)
 
 
 def _model(served: ServedModel, name: str) -> dict[str, Any]:

@@ -95,3 +95,19 @@ class ShowRequest(Wire):
 
     model: str | None = None
     name: str | None = None  # an older name of the same
+
+
+class EmbedRequest(Wire):
+    """The body of `POST /api/embed`."""
+
+    model: str
+    input: str | Annotated[list[str], FirstError()]
+    truncate: bool | None = None  # cut what is too long; None: refuse it
+    dimensions: int | None = None
+
+
+class EmbeddingsRequest(Wire):
+    """The body of `POST /api/embeddings`, the older form."""
+
+    model: str
+    prompt: str

@@ -22,6 +22,7 @@ from outpace.server.openai.choices import Choice, collect
 from outpace.server.openai.events import EventText
 from outpace.server.openai.logprobs import CompletionLogprobs
 from outpace.server.openai.params import completion_params
+from outpace.server.openai.prompts import Prompt, checked_prompts
 from outpace.server.openai.response_format import answer_schema
 from outpace.server.openai.schema import CompletionRequest
 from outpace.server.served import ServedModel
@@ -29,15 +30,15 @@ from outpace.server.sse import DONE, EventStream
 from outpace.text.fill_in_middle import fill_in_middle
 from outpace.types import DraftHints, TokenDelta
 
-Prompt = str | list[int]
-
 
 async def create_completion(served: ServedModel, request: Request) -> Response:
     """Complete one prompt or several, in one piece or as a stream. Raises `APIError`."""
     body = await read_json(request, CompletionRequest, served.settings)
     name = served.resolve_name(body.model)
     wire = completion_params(body)
-    prompts = _prompts(body, served)
+    prompts = checked_prompts(
+        body.prompt, served, "prompt", served.settings.max_choices // max(1, body.n or 1)
+    )
     num_chars = sum(len(prompt) for prompt in prompts)
     decode = served.llm.tokenizer.decode
 
@@ -67,26 +68,6 @@ async def create_completion(served: ServedModel, request: Request) -> Response:
     async with generation.cancelled_on_disconnect(request.receive):
         choices = await collect(generation)
     return json_response(answer.whole(choices, generation))
-
-
-def _prompts(body: CompletionRequest, served: ServedModel) -> list[Prompt]:
-    """The prompts, each text or token ids. A list of numbers is one prompt."""
-    prompt, vocab_size = body.prompt, served.llm.spec.vocab_size
-    limit = served.settings.max_choices // max(1, body.n or 1)
-    prompts: list[Prompt]
-    if isinstance(prompt, str):
-        prompts = [prompt]
-    elif prompt and isinstance(prompt[0], int):
-        prompts = [[token_id for token_id in prompt if isinstance(token_id, int)]]
-    else:
-        prompts = [each for each in prompt if not isinstance(each, int)]
-    if not 0 < len(prompts) <= limit:
-        message = f"'prompt' must hold 1 to {limit} prompts (for this 'n'), not {len(prompts)}"
-        raise APIError(400, message, param="prompt", code="invalid_value")
-    if any(not 0 <= token < vocab_size for each in prompts if isinstance(each, list) for token in each):
-        message = f"'prompt': token ids are from 0 to {vocab_size - 1}"
-        raise APIError(400, message, param="prompt", code="invalid_value")
-    return prompts
 
 
 class CompletionAnswer:

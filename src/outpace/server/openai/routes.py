@@ -8,7 +8,8 @@ from starlette.responses import Response
 
 from outpace.server.openai.chat import create_chat_completion
 from outpace.server.openai.completions import create_completion
-from outpace.server.openai.schema import ChatRequest, CompletionRequest
+from outpace.server.openai.embeddings import create_embeddings
+from outpace.server.openai.schema import ChatRequest, CompletionRequest, EmbeddingRequest
 from outpace.server.openapi import EVENTS, OPENAI_ERRORS, described
 from outpace.server.served import ServedModel
 
@@ -19,6 +20,7 @@ def openai_router(served: ServedModel) -> APIRouter:
 
     answer = ("id", "object", "created", "model", "choices", "usage")
     chat, text = (described(*answer, body=body, stream=EVENTS) for body in (ChatRequest, CompletionRequest))
+    vectors = described("object", "data", "model", "usage", body=EmbeddingRequest)
 
     @router.post("/chat/completions", openapi_extra=chat, response_class=Response)
     async def chat_completions(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction] - a route
@@ -29,5 +31,10 @@ def openai_router(served: ServedModel) -> APIRouter:
     async def completions(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction] - a route
         """Complete a text; a stream of server-sent events with `stream`."""
         return await create_completion(served, request)
+
+    @router.post("/embeddings", openapi_extra=vectors, response_class=Response)
+    async def embeddings(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction] - a route
+        """Vectors of texts: the means of their tokens' final hidden states."""
+        return await create_embeddings(served, request)
 
     return router

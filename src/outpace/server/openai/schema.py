@@ -156,3 +156,17 @@ class CompletionRequest(SamplingFields):
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = None
+
+
+class EmbeddingRequest(Wire):
+    """The body of `POST /v1/embeddings`."""
+
+    model: str | None = None
+    input: (
+        str
+        | Annotated[list[str], FirstError()]
+        | Annotated[list[int], FirstError()]
+        | Annotated[list[Annotated[list[int], FirstError()]], FirstError()]
+    )
+    encoding_format: Literal["float", "base64"] | None = None  # None: float
+    dimensions: int | None = None  # None: all

@@ -1,0 +1,55 @@
+"""`POST /api/embed`, and the older `/api/embeddings`."""
+
+from __future__ import annotations
+
+from time import perf_counter_ns
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from outpace.server.body import read_json
+from outpace.server.embedding import embed
+from outpace.server.encoding import json_response
+from outpace.server.ollama.params import resolve
+from outpace.server.ollama.schema import EmbeddingsRequest, EmbedRequest
+from outpace.server.openapi import OLLAMA_ERRORS, described
+from outpace.server.served import ServedModel
+
+
+def embed_router(served: ServedModel) -> APIRouter:
+    """The routes over `served`."""
+    router = APIRouter(prefix="/api", responses=OLLAMA_ERRORS)
+
+    @router.post(
+        "/embed", openapi_extra=described("model", "embeddings", body=EmbedRequest), response_class=Response
+    )
+    async def many(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction] - a route
+        """Vectors of texts, each of length 1."""
+        start = perf_counter_ns()
+        body = await read_json(request, EmbedRequest, served.settings)
+        name = resolve(served, body.model)
+        inputs = [body.input] if isinstance(body.input, str) else body.input
+        # One token is left for the answer that nobody reads.
+        most = served.llm.loop.engine.max_context - 1 if body.truncate else None
+        found = await embed(served, request, inputs, dimensions=body.dimensions, most_tokens=most)
+        answer = {
+            "model": name,
+            "embeddings": [vector.tolist() for vector in found.vectors],
+            "total_duration": perf_counter_ns() - start,
+            "load_duration": 0,
+            "prompt_eval_count": found.num_tokens,
+        }
+        return json_response(answer)
+
+    @router.post(
+        "/embeddings", openapi_extra=described("embedding", body=EmbeddingsRequest), response_class=Response
+    )
+    async def one(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction] - a route
+        """The vector of one text."""
+        body = await read_json(request, EmbeddingsRequest, served.settings)
+        resolve(served, body.model)
+        found = await embed(served, request, [body.prompt], dimensions=None)
+        return json_response({"embedding": found.vectors[0].tolist()})
+
+    return router
