@@ -216,6 +216,9 @@ class Proposal:
     parents: Sequence[int] | None = None
 
 
+Lane = Literal["priority", "default", "flex"]
+
+
 @dataclass(frozen=True, slots=True)
 class DraftHints:
     """What a caller may tell about a request that changes when its tokens come, never which."""
@@ -226,6 +229,7 @@ class DraftHints:
     prediction: Sequence[int] = ()  # token ids that the output is expected to resemble
     drafts: bool = True  # False: plain decoding, and nothing of it is kept to draft from
     pin_seconds: float = 0.0  # how long its prompt's blocks leave memory after all others, from its end on
+    lane: Lane = "default"  # how soon it begins where requests wait
 
 
 @dataclass(slots=True)

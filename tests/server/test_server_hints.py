@@ -187,3 +187,35 @@ def test_wrong_predictions(drafting: RunningServer, prediction: Any, param: str,
 def test_no_prediction_is_none(drafting: RunningServer) -> None:
     for prediction in (None, {"type": "content", "content": ""}, {"type": "content", "content": []}):
         assert "completion_tokens_details" not in answer_to(drafting, prediction=prediction)["usage"]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "lane"),
+    [
+        (CHAT, {"messages": USER}, "default"),
+        (CHAT, {"messages": USER, "service_tier": "auto"}, "default"),
+        (CHAT, {"messages": USER, "service_tier": "priority"}, "priority"),
+        ("/v1/completions", {"prompt": "a", "service_tier": "flex"}, "flex"),
+        ("/v1/responses", {"input": "a", "service_tier": "flex"}, "flex"),
+        ("/v1/messages", {"model": "claude-x", "messages": USER, "speed": "fast"}, "priority"),
+        ("/v1/messages", {"model": "claude-x", "messages": USER, "speed": "standard"}, "default"),
+    ],
+)
+def test_lanes_reach_the_engine_and_are_told(
+    drafting: RunningServer, drafter: FromPrediction, path: str, fields: dict[str, Any], lane: str
+) -> None:
+    length = "max_output_tokens" if path.endswith("responses") else "max_tokens"
+    answer = httpx.post(drafting.url + path, json={**fields, length: 2}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert drafter.hints[-1].lane == lane
+    if path != "/v1/messages":
+        assert answer.json()["service_tier"] == lane
+    else:
+        assert answer.json()["usage"]["speed"] == fields["speed"]
+
+
+def test_an_unknown_lane_is_refused(drafting: RunningServer) -> None:
+    body = {"messages": USER, "service_tier": "scale"}
+    answer = httpx.post(drafting.url + CHAT, json=body, timeout=60)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "service_tier"

@@ -4,6 +4,9 @@ Fair queueing by prompt tokens (Demers, Keshav and Shenker, 1989). A request's t
 its client's work would be done if all clients were served at once, and the lowest tag goes first. So one
 client's fifty requests keep another's one waiting for about one of them, and whoever waits is served: those
 who come later get later tags.
+
+A lane weighs its requests: one of "priority" counts as a quarter of its tokens, one of "flex" as four times
+as many. So lanes pass each other, and nobody starves.
 """
 
 from __future__ import annotations
@@ -12,8 +15,11 @@ from bisect import insort
 from collections.abc import Iterator
 
 from outpace.engine.request import Request
+from outpace.types import Lane
 
 __all__ = ["FairQueue", "share_rows"]
+
+_WEIGHTS: dict[Lane, float] = {"priority": 4.0, "default": 1.0, "flex": 0.25}
 
 
 class FairQueue:
@@ -21,7 +27,7 @@ class FairQueue:
 
     def __init__(self) -> None:
         self._queue: list[tuple[float, int, Request]] = []  # sorted; the number keeps equal tags in order
-        self._last_tags: dict[str, float] = {}  # client -> of its latest request
+        self._last_tags: dict[tuple[str, Lane], float] = {}  # client and lane -> of its latest request
         self._now = 0.0  # virtual time: the highest tag that has left
         self._num_added = 0
 
@@ -36,10 +42,11 @@ class FairQueue:
     def add(self, request: Request) -> None:
         """Queue a new request, or one that was taken before, which keeps its place."""
         if request.queue_place is None:
-            client = request.hints.scope
+            lane = request.hints.lane
+            client = request.hints.scope, lane
             if not self._queue:  # nobody is owed anything
                 self._last_tags.clear()
-            tag = max(self._now, self._last_tags.get(client, 0.0)) + request.num_tokens
+            tag = max(self._now, self._last_tags.get(client, 0.0)) + request.num_tokens / _WEIGHTS[lane]
             self._last_tags[client] = tag
             self._num_added += 1
             request.queue_place = tag, self._num_added

@@ -27,6 +27,21 @@ def test_one_request_does_not_wait_for_another_clients_fifty() -> None:
     assert [name for name in ends if name != "one"] == [f"many-{number}" for number in range(50)]
 
 
+def test_lanes_pass_each_other_and_nobody_starves() -> None:
+    engine = make_engine(max_num_seqs=1)
+    for lane in ("flex", "default", "priority"):
+        for number in range(8):
+            engine.submit(prompt_of(20, number), GREEDY, f"{lane}-{number}", DraftHints("a", lane=lane))
+    ends = order_of_ends(engine)
+    at = {name: place for place, name in enumerate(ends)}
+    assert at["priority-0"] <= 1, "one may run already"
+    assert at["priority-3"] < at["default-1"] < at["priority-7"]
+    assert at["default-3"] < at["flex-1"]
+    assert at["flex-0"] < at["default-7"], "flex is not last of all"
+    for lane in ("flex", "default", "priority"):
+        assert [name for name in ends if name.startswith(lane)] == [f"{lane}-{i}" for i in range(8)]
+
+
 def test_a_client_with_long_prompts_is_served_in_spite_of_many_clients_with_short_ones() -> None:
     engine = make_engine(max_num_seqs=1)
     engine.submit(prompt_of(200), GREEDY, "long", DraftHints("long"))

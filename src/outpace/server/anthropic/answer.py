@@ -34,6 +34,7 @@ class MessageAnswer:
         self._heartbeat = served.settings.heartbeat
         self._fills_cache = served.llm.config.prefix_cache and wants_cache(request)
         self._thinks = shows_thinking(request)
+        self._speed = {} if request.speed is None else {"speed": request.speed}
         self._short_ids = served.form.family.short_ids
 
     async def whole(self, generation: Generation) -> dict[str, Any]:
@@ -119,8 +120,7 @@ class MessageAnswer:
         created = max(0, prompt // BLOCK_SIZE * BLOCK_SIZE - cached) if self._fills_cache else 0
         return self._wire_usage(prompt, cached, created, sum(usage.completion_tokens.values()))
 
-    @staticmethod
-    def _wire_usage(prompt: int, cached: int, created: int, output: int) -> dict[str, Any]:
+    def _wire_usage(self, prompt: int, cached: int, created: int, output: int) -> dict[str, Any]:
         """The `usage` object. Its three kinds of input tokens add up to the prompt.
 
         All full blocks of a prompt are cached; they are counted as created where the client asked for it.
@@ -131,6 +131,7 @@ class MessageAnswer:
             "cache_read_input_tokens": cached,
             "output_tokens": output,
             "service_tier": "standard",
+            **self._speed,
         }
 
 

@@ -26,7 +26,7 @@ from outpace.server.encoding import json_response
 from outpace.server.errors import APIError
 from outpace.server.served import ServedModel
 from outpace.server.sse import EventStream
-from outpace.types import DraftHints
+from outpace.types import DraftHints, Lane
 
 
 async def create_message(served: ServedModel, request: Request, request_id: str) -> Response:
@@ -35,7 +35,8 @@ async def create_message(served: ServedModel, request: Request, request_id: str)
     name = served.resolve_name(body.model)
     conversation = read_conversation(body)
     prompt = await _encode(served, request, conversation)
-    hints = DraftHints(client_scope(request), pin_seconds=cache_seconds(body))
+    lane: Lane = "priority" if body.speed == "fast" else "default"
+    hints = DraftHints(client_scope(request), pin_seconds=cache_seconds(body), lane=lane)
     try:
         grammar = await compiled_grammar(served, conversation, prompt)
         params = answer_params(served, conversation, message_params(body), grammar)

@@ -118,4 +118,5 @@ class MessageRequest(CountRequest):
     top_p: float | None = None
     top_k: int | None = None
     stop_sequences: list[str] | None = None
-    speed: str | None = None
+    speed: Literal["standard", "fast"] | None = None
+    service_tier: Literal["auto", "standard_only"] | None = None

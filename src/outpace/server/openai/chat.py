@@ -19,6 +19,7 @@ from outpace.server.conversation import Prompt, answer_params, answer_reader, en
 from outpace.server.encoding import json_response, to_json
 from outpace.server.errors import from_exception
 from outpace.server.generation import Generation
+from outpace.server.lanes import lane_of
 from outpace.server.openai.conversation import read_conversation
 from outpace.server.openai.events import EventText
 from outpace.server.openai.logprobs import chat_logprobs
@@ -28,7 +29,7 @@ from outpace.server.openai.schema import ChatRequest
 from outpace.server.served import ServedModel
 from outpace.server.sse import DONE, EventStream
 from outpace.text.tool_calls.pieces import CallArguments, CallBegin, CallEnd, Piece, Text, Thinking
-from outpace.types import DraftHints, TokenLogprob
+from outpace.types import DraftHints, Lane, TokenLogprob
 
 
 async def create_chat_completion(served: ServedModel, request: Request) -> Response:
@@ -46,12 +47,12 @@ async def create_chat_completion(served: ServedModel, request: Request) -> Respo
         prompt, prediction = await served.encode(num_chars, encode)
         grammar = await compiled_grammar(served, conversation, prompt)
         params = answer_params(served, conversation, wire.params, grammar)
-        hints = DraftHints(client_scope(request), prediction)
+        hints = DraftHints(client_scope(request), prediction, lane=lane_of(body.service_tier))
         generation = await served.start([prompt.token_ids], params, hints)
     except Exception as error:
         raise from_exception(error, wire.renamed) from error
     read = answer_reader(served, conversation, prompt)
-    answer = ChatAnswer(served, name, read, with_logprobs=params.logprobs is not None)
+    answer = ChatAnswer(served, name, read, hints.lane, with_logprobs=params.logprobs is not None)
     if body.stream:
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
         return EventStream(answer.events(generation, with_usage=with_usage), generation)
@@ -76,6 +77,7 @@ class ChatAnswer:
         served: ServedModel,
         name: str,
         read: Callable[[Generation], AsyncIterator[Progress]],
+        lane: Lane,
         *,
         with_logprobs: bool,
     ) -> None:
@@ -87,6 +89,7 @@ class ChatAnswer:
             "object": "chat.completion",
             "created": served.created_now(),
             "model": name,
+            "service_tier": lane,
         }
 
     async def whole(self, generation: Generation) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from outpace.server.constraint import compiled_schema
 from outpace.server.encoding import json_response
 from outpace.server.errors import APIError, from_exception
 from outpace.server.generation import Generation
+from outpace.server.lanes import lane_of
 from outpace.server.openai.choices import Choice, collect
 from outpace.server.openai.events import EventText
 from outpace.server.openai.logprobs import CompletionLogprobs
@@ -28,7 +29,7 @@ from outpace.server.openai.schema import CompletionRequest
 from outpace.server.served import ServedModel
 from outpace.server.sse import DONE, EventStream
 from outpace.text.fill_in_middle import fill_in_middle
-from outpace.types import DraftHints, TokenDelta
+from outpace.types import DraftHints, Lane, TokenDelta
 
 
 async def create_completion(served: ServedModel, request: Request) -> Response:
@@ -54,13 +55,14 @@ async def create_completion(served: ServedModel, request: Request) -> Response:
             [decode(p) if isinstance(p, list) else p for p in prompts] if body.echo else [""] * len(prompts)
         )
         params = replace(wire.params, grammar=await compiled_schema(served, answer_schema(body)))
-        generation = await served.start(encoded, params, DraftHints(client_scope(request)))
+        hints = DraftHints(client_scope(request), lane=lane_of(body.service_tier))
+        generation = await served.start(encoded, params, hints)
     except UnsupportedModelError as error:
         raise APIError(400, str(error), param="suffix", code="unsupported_by_model") from error
     except Exception as error:
         raise from_exception(error, {"messages": "prompt", **wire.renamed}) from error
     answer = CompletionAnswer(
-        served, name, echoes, wire.params.n, with_logprobs=wire.params.logprobs is not None
+        served, name, hints.lane, echoes, wire.params.n, with_logprobs=wire.params.logprobs is not None
     )
     if body.stream:
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -77,7 +79,14 @@ class CompletionAnswer:
     """
 
     def __init__(
-        self, served: ServedModel, name: str, echoes: list[str], num_choices: int, *, with_logprobs: bool
+        self,
+        served: ServedModel,
+        name: str,
+        lane: Lane,
+        echoes: list[str],
+        num_choices: int,
+        *,
+        with_logprobs: bool,
     ) -> None:
         self._served = served
         self._head = {
@@ -85,6 +94,7 @@ class CompletionAnswer:
             "object": "text_completion",
             "created": served.created_now(),
             "model": name,
+            "service_tier": lane,
         }
         self._echoes = [echo for echo in echoes for _ in range(num_choices)]
         self._logprobs: list[CompletionLogprobs] | None = None

@@ -125,6 +125,7 @@ class SamplingFields(Wire):
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     response_format: ResponseFormat | None = None
+    service_tier: Literal["auto", "default", "flex", "priority"] | None = None
 
 
 class ChatRequest(SamplingFields):

@@ -11,6 +11,7 @@ from outpace.server.answer import EndReason, Progress
 from outpace.server.errors import APIError
 from outpace.server.generation import Generation, Usage
 from outpace.server.heartbeat import with_heartbeat
+from outpace.server.lanes import lane_of
 from outpace.server.openai.responses.conversation import custom_tools
 from outpace.server.openai.responses.items import ItemWriter
 from outpace.server.openai.responses.schema import ResponseRequest
@@ -123,7 +124,7 @@ def _head(name: str, request: ResponseRequest, served: ServedModel) -> dict[str,
         "top_p": 1.0 if request.top_p is None else request.top_p,
         "truncation": "disabled",
         "usage": None,
-        "service_tier": "default",
+        "service_tier": lane_of(request.service_tier),
         "user": None,
         "max_context": served.max_context,
     }

@@ -10,6 +10,7 @@ from outpace.server.constraint import compiled_grammar
 from outpace.server.conversation import answer_params, answer_reader, encode_conversation
 from outpace.server.errors import APIError, from_exception, unsupported
 from outpace.server.generation import Generation
+from outpace.server.lanes import lane_of
 from outpace.server.openai.responses.answer import ResponseAnswer
 from outpace.server.openai.responses.conversation import conversation_of, read_items
 from outpace.server.openai.responses.items import as_message
@@ -50,7 +51,8 @@ async def start_response(
         prompt = await served.encode(num_chars, lambda: encode_conversation(served, conversation))
         grammar = await compiled_grammar(served, conversation, prompt)
         params = answer_params(served, conversation, _params(body), grammar)
-        generation = await served.start([prompt.token_ids], params, DraftHints(memory.scope))
+        hints = DraftHints(memory.scope, lane=lane_of(body.service_tier))
+        generation = await served.start([prompt.token_ids], params, hints)
     except Exception as error:
         raise from_exception(error, _RENAMED) from error
 

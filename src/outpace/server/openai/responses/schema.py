@@ -80,6 +80,7 @@ class ResponseRequest(Wire):
     text: TextOptions | None = None
     metadata: dict[str, Any] | None = None
     background: bool | None = None
+    service_tier: Literal["auto", "default", "flex", "priority"] | None = None
 
 
 class CreateMessage(ResponseRequest):
