@@ -31,6 +31,8 @@ OPERATIONS = {
     ("POST", "/api/show"),
     ("POST", "/api/chat"),
     ("POST", "/api/generate"),
+    ("POST", "/api/embed"),
+    ("POST", "/v1/embeddings"),
     ("POST", "/infill"),
 }
 

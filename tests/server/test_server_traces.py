@@ -142,6 +142,8 @@ def test_choices_of_several_prompts(traced_http: httpx.Client, spans: Spans) -> 
             {"model": "test-model", "prompt": SECRET, "options": {"num_predict": 4}},
             "text_completion test-model",
         ),
+        ("/v1/embeddings", {"model": "test-model", "input": SECRET}, "embeddings test-model"),
+        ("/api/embed", {"model": "test-model", "input": SECRET}, "embeddings test-model"),
     ],
 )
 def test_every_dialect(

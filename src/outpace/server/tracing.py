@@ -29,8 +29,14 @@ if TYPE_CHECKING:
 
     from outpace.server.generation import Usage
 
-_CHAT, _TEXT = "chat", "text_completion"
-_OPERATIONS = {"/v1/completions": _TEXT, "/api/generate": _TEXT, "/infill": _TEXT}
+_CHAT, _TEXT, _EMBED = "chat", "text_completion", "embeddings"
+_OPERATIONS = {
+    "/v1/completions": _TEXT,
+    "/api/generate": _TEXT,
+    "/infill": _TEXT,
+    "/v1/embeddings": _EMBED,
+    "/api/embed": _EMBED,
+}
 """What an address does, as `gen_ai.operation.name`; the others chat."""
 
 logger = logging.getLogger(__name__)
