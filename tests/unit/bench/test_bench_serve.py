@@ -70,6 +70,29 @@ def test_requests_come_at_random_times(url: str) -> None:
     assert bench_serve(url, [HELLO], Load(num_requests=2), limits=Limits(ttft_ms=1e-6)).goodput_rps == 0
 
 
+def test_a_rate_of_one_request_waits_for_nothing(url: str) -> None:
+    report = bench_serve(url, [HELLO], Load(num_requests=1, rate=0.01, num_warmup=0))
+    assert report.e2e is not None
+    assert report.seconds * 1e3 < report.e2e.max + 5_000
+
+
+def test_no_proxy_comes_between(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    assert bench_serve(url, [HELLO], Load(num_requests=1)).num_whole == 1
+
+
+@pytest.mark.parametrize("wrong", ["http://127.0.0.1:99999/v1", "localhost:8000", "http://", "ftp://x/v1"])
+def test_an_address_that_is_none(wrong: str) -> None:
+    with pytest.raises(UsageError, match="no address"):
+        bench_serve(wrong, [HELLO], Load(num_requests=1), model="m")
+
+
+def test_an_empty_answer_is_not_good() -> None:
+    with answering("[DONE]") as url:
+        load = Load(num_requests=1, num_warmup=0)
+        assert bench_serve(url, [HELLO], load, model="m", limits=Limits(ttft_ms=1e6)).goodput_rps == 0
+
+
 def test_tools_and_formats_are_sent(url: str, tmp_path: Path) -> None:
     function = {"name": "f", "description": "D", "parameters": {"type": "object", "properties": {}}}
     record = {
