@@ -120,7 +120,7 @@ _NAMES = {"json_schema": "JSON schema", "regex": "regular expression", "lark": "
 
 
 def _source(grammar: Grammar) -> str:
-    """The grammar as llguidance takes it. Raises `InvalidParameterError` for a schema that is no object."""
+    """The grammar as llguidance takes it. Raises `InvalidParameterError` for a schema that cannot be one."""
     from llguidance import LLMatcher
 
     match grammar.kind:
@@ -131,7 +131,12 @@ def _source(grammar: Grammar) -> str:
                 raise InvalidParameterError(f"the JSON schema is no JSON: {error}", "grammar") from None
             if not isinstance(schema, dict):
                 raise InvalidParameterError("the JSON schema must be an object", "grammar")
-            return LLMatcher.grammar_from_json_schema(cast("dict[str, Any]", schema), defaults=_JSON_STYLE)
+            try:
+                return LLMatcher.grammar_from_json_schema(
+                    cast("dict[str, Any]", schema), defaults=_JSON_STYLE
+                )
+            except ValueError as error:  # whole numbers beyond 64 bits
+                raise InvalidParameterError(f"the JSON schema cannot be used: {error}", "grammar") from None
         case "regex":
             return LLMatcher.grammar_from_regex(grammar.source)
         case "lark":

@@ -99,6 +99,8 @@ def test_a_grammar_of_lark_may_nest(compiler: GrammarCompiler) -> None:
         (Grammar("regex", "(a"), "unclosed group"),
         (Grammar("json_schema", "{"), "no JSON"),
         (Grammar("json_schema", "[1]"), "must be an object"),
+        (Grammar("json_schema", '{"minimum": -1535030082244784569712640}'), "cannot be used"),
+        (Grammar("json_schema", '{"minimum": 1e999}'), "cannot be used"),
         (Grammar("json_schema", '{"type": "thing"}'), "thing"),
         (Grammar("json_schema", '{"$ref": "https://example.org/schema"}'), "JSON schema cannot be used"),
         (Grammar("lark", "start: nothing"), "nothing"),
