@@ -138,6 +138,16 @@ def serve(
             min=0, help="Seconds that an answer may take in all; 0: any.", rich_help_panel=SERVER_PANEL
         ),
     ] = 3600.0,
+    stream_interval_ms: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1000,
+            help="Milliseconds between a stream's events: tokens that come faster share one. 0: an event for "
+            "each step.",
+            rich_help_panel=SERVER_PANEL,
+        ),
+    ] = 16.0,
     requests_per_minute: Annotated[
         int | None,
         typer.Option(
@@ -218,6 +228,7 @@ def serve(
         head_timeout=head_timeout,
         read_timeout=read_timeout,
         request_timeout=request_timeout,
+        stream_interval=stream_interval_ms / 1000,
         limits=KeyLimits(requests_per_minute, tokens_per_minute, max_concurrent),
         shutdown_grace=grace,
         aliases=dict(_alias(text) for text in alias or ()),

@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,7 @@ class RequestStream:
         self.num_open = params.n  # choices that have not ended
         self._lock = threading.Lock()
         self._wake: Callable[[], object] | None = None
+        self._quiet_until = 0.0  # until then only the end wakes the consumer
 
     @property
     def finished(self) -> bool:
@@ -62,15 +63,18 @@ class RequestStream:
 
     def push(self, delta: TokenDelta) -> None:
         """Add a delta and wake the consumer if it waits. The loop's thread calls this."""
+        now = time.perf_counter()
+        wake = None
         if self.first_token_at is None and delta.token_ids:
-            self.first_token_at = time.perf_counter()
+            self.first_token_at = now
         with self._lock:
             self._deltas.append(delta)
             if delta.finish_reason is not None:
                 self.num_open -= 1
                 if self.num_open == 0:
-                    self.finished_at = time.perf_counter()
-            wake, self._wake = self._wake, None
+                    self.finished_at = now
+            if now >= self._quiet_until or self.finished:
+                wake, self._wake = self._wake, None
         if wake is not None:
             wake()
 
@@ -80,7 +84,7 @@ class RequestStream:
             if self._deltas:
                 return self._deltas.popleft()
             if not self.finished:
-                self._wake = wake
+                self._wake, self._quiet_until = wake, 0.0
             return None
 
     def __iter__(self) -> RequestStream:
@@ -120,16 +124,54 @@ class RequestStream:
                 raise StopAsyncIteration
             await arrived
 
+    async def batches(self, interval: float) -> AsyncGenerator[list[TokenDelta]]:
+        """What has come, all of it at once, but at most one batch in `interval` seconds.
+
+        The first batch does not wait, nor does the last. Where tokens come faster than that, their reader
+        then takes its share of the processor once for several of them, and does not wake for each.
+        """
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        due = 0.0
+        while True:
+            arrived: asyncio.Future[None] = loop.create_future()
+            batch = self._take_or_wait(partial(_wake_task, loop, arrived), due)
+            if batch:
+                yield batch
+                due = time.perf_counter() + interval
+                continue
+            if batch is not None:
+                return
+            wait = due - time.perf_counter()
+            timer = loop.call_later(wait, _resolve, arrived) if wait > 0 else None
+            await arrived
+            if timer is not None:
+                timer.cancel()
+
+    def _take_or_wait(self, wake: Callable[[], object], due: float) -> list[TokenDelta] | None:
+        """What has come; empty after the end; None before `due` or where nothing has: then `wake` is called.
+
+        Before `due` it is called at the end alone.
+        """
+        with self._lock:
+            if self.finished or (self._deltas and time.perf_counter() >= due):
+                batch = list(self._deltas)
+                self._deltas.clear()
+                return batch
+            self._wake, self._quiet_until = wake, due
+            return None
+
+
+def _resolve(arrived: asyncio.Future[None]) -> None:
+    if not arrived.done():
+        arrived.set_result(None)
+
 
 def _wake_task(loop: asyncio.AbstractEventLoop, arrived: asyncio.Future[None]) -> None:
     """Resolve a future of another thread's event loop, if that loop still runs."""
-
-    def resolve() -> None:
-        if not arrived.done():
-            arrived.set_result(None)
-
     try:
-        loop.call_soon_threadsafe(resolve)
+        loop.call_soon_threadsafe(_resolve, arrived)
     except RuntimeError:  # the consumer's event loop is closed: nobody is left to wake
         _log.debug("a stream's event loop closed before its request ended")
 

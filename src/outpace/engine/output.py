@@ -6,10 +6,13 @@ request exactly where plain decoding would.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from outpace.engine.request import Request
 from outpace.types import FinishReason, StepOutput, TokenDelta, TokenLogprob
 
-__all__ = ["take_tokens", "terminal_delta", "token_delta", "token_logprobs"]
+__all__ = ["join_deltas", "take_tokens", "terminal_delta", "token_delta", "token_logprobs"]
 
 
 def take_tokens(request: Request, token_ids: list[int]) -> tuple[list[int], str]:
@@ -116,4 +119,23 @@ def token_logprobs(out: StepOutput, row: int, taken: list[int], k: int) -> tuple
     return tuple(
         TokenLogprob(token_id, chosen[i], tuple(zip(ids[i], values[i], strict=True)))
         for i, token_id in enumerate(taken)
+    )
+
+
+def join_deltas(deltas: Sequence[TokenDelta]) -> list[TokenDelta]:
+    """One delta of each choice, for all of its `deltas`, which follow on each other; who drafted is left out."""
+    by_choice: dict[int, list[TokenDelta]] = {}
+    for delta in deltas:
+        by_choice.setdefault(delta.index, []).append(delta)
+    return [each[0] if len(each) == 1 else _joined(each) for each in by_choice.values()]
+
+
+def _joined(deltas: Sequence[TokenDelta]) -> TokenDelta:
+    return replace(
+        deltas[-1],
+        token_ids=tuple(token_id for delta in deltas for token_id in delta.token_ids),
+        text="".join([delta.text for delta in deltas]),
+        logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
+        num_from_draft=0,
+        proposer="",
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from outpace.engine.loop import RequestStream
+from outpace.engine.output import join_deltas
 from outpace.server.errors import SERVER_ERROR, APIError
 from outpace.server.tracing import GenerationSpan
 from outpace.types import FinishReason, TokenDelta
@@ -96,7 +97,8 @@ class Generation:
     """One or more prompts with the same number of choices each, merged into one stream of deltas.
 
     Whatever happens, `release` must be called at the end; it gives the engine's memory back, and tells
-    `on_end` once. After `timeout` seconds, if not 0, the generation is cancelled.
+    `on_end` once. After `timeout` seconds, if not 0, the generation is cancelled. What comes within
+    `interval` seconds is one delta.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class Generation:
         num_predicted: int = 0,
         span: GenerationSpan | None = None,
         timeout: float = 0.0,
+        interval: float = 0.0,
         on_end: Callable[[Usage], None] | None = None,
     ) -> None:
         self._streams = streams
@@ -116,6 +119,7 @@ class Generation:
         self._span = span
         self._disconnected = self._expired = False
         self._on_end = on_end
+        self._interval = interval
         self._timer = asyncio.get_running_loop().call_later(timeout, self._expire) if timeout else None
         self.usage = Usage(
             [stream.num_prompt_tokens for stream in streams],
@@ -182,15 +186,18 @@ class Generation:
 
     async def _merged(self) -> AsyncIterator[tuple[int, TokenDelta]]:
         if len(self._streams) == 1:
-            async for delta in self._streams[0]:
-                yield 0, delta
+            async with aclosing(self._streams[0].batches(self._interval)) as batches:
+                async for batch in batches:
+                    for delta in join_deltas(batch):
+                        yield 0, delta
             return
         queue: asyncio.Queue[tuple[int, TokenDelta | None]] = asyncio.Queue()
 
         async def pump(prompt: int, stream: RequestStream) -> None:
             try:
-                async for delta in stream:
-                    queue.put_nowait((prompt, delta))
+                async for batch in stream.batches(self._interval):
+                    for delta in join_deltas(batch):
+                        queue.put_nowait((prompt, delta))
             finally:
                 queue.put_nowait((prompt, None))
 

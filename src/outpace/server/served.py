@@ -112,6 +112,7 @@ class ServedModel:
             num_predicted=len(hints.prediction),
             span=span,
             timeout=self.settings.request_timeout,
+            interval=self.settings.stream_interval,
             on_end=lambda usage: self.limits.ended(hints.scope, usage.num_computed_tokens),
         )
 

@@ -37,6 +37,7 @@ class ServerSettings:
     # Of each key that has none of its own; without keys, of all clients together.
     limits: KeyLimits = field(default_factory=KeyLimits)
     shutdown_grace: float = 3.0  # seconds that running requests get to finish at shutdown
+    stream_interval: float = 0.016  # seconds between a stream's events; what comes meanwhile is one event
     heartbeat: float = 5.0  # seconds of silence after which a stream of Anthropic's dialect sends a ping
     prefix_rules: tuple[PrefixRule, ...] = KNOWN_RULES  # what is kept out of the beginning of prompts
     aliases: Mapping[str, str | None] = field(

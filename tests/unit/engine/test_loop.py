@@ -7,11 +7,13 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 
 from engine_harness import FailingBackend, make_engine, null_backend, prompt_of, run
 from outpace.engine.loop import EngineLoop
+from outpace.engine.output import join_deltas
 from outpace.errors import (
     ContextLengthError,
     InvalidParameterError,
@@ -95,6 +97,54 @@ def test_many_readers_at_once(loop: EngineLoop, plain: list[int]) -> None:
 
     assert asyncio.run(main()) == [plain] * 20
     wait_idle(loop)
+
+
+def test_batches_join_what_comes_within_their_interval(loop: EngineLoop, plain: list[int]) -> None:
+    interval = 0.03
+    times: list[float] = []
+
+    async def read() -> list[list[int]]:
+        said: list[list[int]] = []
+        async for batch in loop.submit(PROMPT, GREEDY).batches(interval):
+            times.append(time.perf_counter())
+            said.append([token for delta in batch for token in delta.token_ids])
+        return said
+
+    said = asyncio.run(read())
+    assert [token for batch in said for token in batch] == plain
+    assert len(said[0]) == 1, "the first token does not wait"
+    assert 2 <= len(said) <= 8, "20 steps of 2 ms or more, in batches of 30 ms"
+    gaps = [later - earlier for earlier, later in pairwise(times[:-1])]
+    assert all(gap > 0.9 * interval for gap in gaps), "at most one batch in an interval, but for the end"
+
+
+def test_batches_end_at_once(loop: EngineLoop, plain: list[int]) -> None:
+    async def read() -> list[int]:
+        batches = loop.submit(PROMPT, GREEDY).batches(60.0)
+        return [token async for batch in batches for delta in batch for token in delta.token_ids]
+
+    assert asyncio.run(asyncio.wait_for(read(), 30)) == plain
+
+
+def test_batches_do_not_hold_back_slow_tokens(plain: list[int]) -> None:
+    async def read(loop: EngineLoop) -> list[int]:
+        return [len(batch) async for batch in loop.submit(PROMPT, GREEDY).batches(0.001)]
+
+    with EngineLoop(make_engine(SlowBackend(0.02))) as loop:
+        assert sum(size == 1 for size in asyncio.run(read(loop))) > len(plain) // 2
+
+
+def test_joined_deltas_say_what_theirs_said(loop: EngineLoop) -> None:
+    params = SamplingParams(temperature=1.5, seed=1, n=3, max_tokens=30, logprobs=2, ignore_eos=True)
+    deltas = list(loop.submit(PROMPT, params))
+    joined = join_deltas(deltas)
+    assert {delta.index for delta in joined} == {0, 1, 2}
+    for delta in joined:
+        parts = [each for each in deltas if each.index == delta.index]
+        assert delta.token_ids == tuple(token for each in parts for token in each.token_ids)
+        assert delta.text == "".join(each.text for each in parts)
+        assert [entry.token_id for entry in delta.logprobs] == list(delta.token_ids)
+        assert (delta.finish_reason, delta.num_output_tokens) == (FinishReason.LENGTH, 30)
 
 
 def test_a_stream_with_choices_ends_after_the_last(loop: EngineLoop) -> None:
