@@ -123,7 +123,7 @@ def token_logprobs(out: StepOutput, row: int, taken: list[int], k: int) -> tuple
 
 
 def join_deltas(deltas: Sequence[TokenDelta]) -> list[TokenDelta]:
-    """One delta of each choice, for all of its `deltas`, which follow on each other; who drafted is left out."""
+    """One delta of each choice, for all of its `deltas`, which follow on each other; not who drafted."""
     by_choice: dict[int, list[TokenDelta]] = {}
     for delta in deltas:
         by_choice.setdefault(delta.index, []).append(delta)
