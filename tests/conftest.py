@@ -16,6 +16,10 @@ os.environ.setdefault("OUTPACE_PACKED_CACHE_BYTES", "0")
 os.environ.setdefault("OUTPACE_PREFIX_CACHE_BYTES", "0")
 os.environ.setdefault("OUTPACE_DRAFT_PERSIST", "0")
 
+# Nor do a developer's own settings of servers change what tests see: this folder does not exist.
+os.environ["XDG_CONFIG_HOME"] = str(Path(__file__).parent / "no-settings")
+os.environ.pop("OUTPACE_CONFIG", None)
+
 # A shell's background job ignores Ctrl-C, and so would the processes that tests start and then interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -88,6 +88,19 @@ def draft_persist() -> bool:
     return os.environ.get("OUTPACE_DRAFT_PERSIST", "").upper() not in ("0", "OFF", "NO", "FALSE")
 
 
+def serve_environment() -> dict[str, str]:
+    """What variables say of options of `outpace serve`: names of `EngineConfig`, values as a user types them.
+
+    Raises `UsageError` for one that can't be read.
+    """
+    said: dict[str, str] = {}
+    if os.environ.get("OUTPACE_PREFIX_CACHE_BYTES"):
+        said["prefix_cache_disk_bytes"] = str(prefix_cache_bytes())
+    if os.environ.get("OUTPACE_DRAFT_PERSIST"):
+        said["draft_persist"] = str(draft_persist())
+    return said
+
+
 def state_dir() -> Path:
     """Where what a user typed is kept: `$XDG_STATE_HOME/outpace` or `~/.local/state/outpace`."""
     return (_path("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "outpace"

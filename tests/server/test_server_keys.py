@@ -17,11 +17,16 @@ import httpx
 import pytest
 from serving import running
 from starlette.requests import HTTPConnection
+from websockets.exceptions import ConnectionClosedError
+from websockets.sync.client import connect
 
 from outpace.errors import OutpaceError, UsageError
 from outpace.llm import LLM
 from outpace.server.client import client_scope, scope_of_key, scope_of_name
-from outpace.server.keys import add_key, find_key, read_keys, remove_key
+from outpace.server.errors import APIError
+from outpace.server.key_ring import KeyRing
+from outpace.server.keys import KeyFile, add_key, find_key, read_keys, remove_key
+from outpace.server.limits import ClientLimits, KeyLimits
 from outpace.server.middleware import KeyAuth
 from outpace.server.settings import ServerSettings
 
@@ -101,7 +106,7 @@ def test_files_that_will_not_do(tmp_path: Path) -> None:
 def test_a_server_with_named_keys(served_llm: LLM, tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     alice, bob = add_key(path, "alice"), add_key(path, "bob")
-    settings = ServerSettings(port=0, api_key="sk-single", api_keys=read_keys(path))
+    settings = ServerSettings(port=0, api_key="sk-single", api_keys=KeyFile(path))
     assert "sha256" not in repr(settings)
     with running(served_llm, settings) as server, httpx.Client(base_url=server.url, timeout=30) as http:
         for key in (alice, bob, "sk-single"):
@@ -119,9 +124,8 @@ def test_a_name_is_the_clients_identity(tmp_path: Path) -> None:
     """Not the key: a renewed one finds what the old one left; and no other header changes who asks."""
     path = tmp_path / "keys.json"
     old = add_key(path, "alice")
-    remaining = read_keys(path)
-    remove_key(path, "alice")
-    new = add_key(path, "alice")
+    now = [0.0]
+    ring = KeyRing(ServerSettings(api_key="sk-single", api_keys=KeyFile(path, lambda: now[0])))
     seen: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -130,11 +134,78 @@ def test_a_name_is_the_clients_identity(tmp_path: Path) -> None:
     async def nothing(message: Any = None) -> None:
         raise AssertionError(message)
 
-    for keys, key in ((remaining, old), (read_keys(path), new), ((), "sk-single")):
-        door = KeyAuth(app, "sk-single", keys)
+    def ask(key: str) -> None:
         headers = [(b"authorization", b"Bearer unknown"), (b"x-api-key", key.encode())]
+        door = KeyAuth(app, ring)
         asyncio.run(door({"type": "http", "path": "/v1/models", "headers": headers}, nothing, nothing))
+
+    ask(old)
+    remove_key(path, "alice")
+    new = add_key(path, "alice")
+    now[0] += 1.0
+    ask(new)
+    ask("sk-single")
     assert seen == [scope_of_name("alice"), scope_of_name("alice"), scope_of_key("sk-single")]
+
+
+def test_the_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, now = tmp_path / "keys.json", [0.0]
+    alice, bob = add_key(path, "alice"), add_key(path, "bob", KeyLimits(max_concurrent=2))
+    ring = KeyRing(ServerSettings(api_key="sk-single", api_keys=KeyFile(path, lambda: now[0])))
+    limits = ClientLimits(KeyLimits(), ring.limits)
+    limits.admit(scope_of_name("bob"))
+    remove_key(path, "alice")
+    assert ring.scope_of([alice]) == scope_of_name("alice")  # within the second
+    now[0] = 1.0
+    assert ring.scope_of([alice]) is None
+    assert ring.scope_of([bob]) == scope_of_name("bob")
+    remove_key(path, "bob")
+    changed = add_key(path, "bob", KeyLimits(max_concurrent=1))
+    now[0] = 2.0
+    assert ring.scope_of([bob]) is None
+    with pytest.raises(APIError, match="1 requests of this key run"):  # the one from before
+        limits.admit(scope_of_name("bob"))
+    path.chmod(0o666)
+    now[0] = 3.0
+    assert ring.scope_of([changed]) is None
+    assert "chmod 600" in caplog.text
+    limits.ended(scope_of_name("bob"), 0)  # though nobody knows it just now
+    path.chmod(0o600)
+    now[0] = 4.0
+    assert ring.scope_of([changed]) == scope_of_name("bob")
+    limits.admit(scope_of_name("bob"))
+    path.unlink()
+    now[0] = 5.0
+    assert ring.scope_of([changed]) is None
+    assert ring.scope_of(["sk-single"]) == scope_of_key("sk-single")
+    assert "sk-" not in caplog.text
+
+
+def test_a_revoked_key_ends_at_a_running_server(served_llm: LLM, tmp_path: Path) -> None:
+    path, now = tmp_path / "keys.json", [0.0]
+    alice, bob = add_key(path, "alice"), add_key(path, "bob")
+    settings = ServerSettings(port=0, api_keys=KeyFile(path, lambda: now[0]))
+    with (
+        running(served_llm, settings) as server,
+        httpx.Client(base_url=server.url, timeout=30, headers={"x-api-key": alice}) as http,
+        connect(
+            server.url.replace("http", "ws") + "/v1/responses",
+            additional_headers={"authorization": f"Bearer {alice}"},
+        ) as socket,
+    ):
+        assert http.get("/v1/models").status_code == 200
+        socket.send("{}")
+        assert "error" in socket.recv()
+        remove_key(path, "alice")
+        now[0] += 1.0
+        assert http.get("/v1/models").status_code == 401
+        socket.send("{}")
+        with pytest.raises(ConnectionClosedError, match="1008"):
+            socket.recv()
+        assert http.get("/v1/models", headers={"x-api-key": bob}).status_code == 200
+        carol = add_key(path, "carol")
+        now[0] += 1.0
+        assert http.get("/v1/models", headers={"x-api-key": carol}).status_code == 200
 
 
 def test_the_verb(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from serving import RunningServer, running, slowed
 from outpace.errors import UsageError
 from outpace.llm import LLM
 from outpace.server.errors import APIError
-from outpace.server.keys import add_key, read_keys
+from outpace.server.keys import KeyFile, add_key
 from outpace.server.limits import ClientLimits, KeyLimits
 from outpace.server.settings import ServerSettings
 
@@ -43,7 +43,9 @@ def refusal(limits: ClientLimits, scope: str) -> int:
 
 def test_requests_come_back_steadily() -> None:
     clock = Clock()
-    limits = ClientLimits(KeyLimits(requests_per_minute=2), {"a": KeyLimits(), "b": KeyLimits()}, clock)
+    limits = ClientLimits(
+        KeyLimits(requests_per_minute=2), lambda: {"a": KeyLimits(), "b": KeyLimits()}, clock
+    )
     for _ in range(2):
         limits.admit("a")
         limits.ended("a", 0)
@@ -59,7 +61,7 @@ def test_requests_come_back_steadily() -> None:
 
 def test_tokens_are_taken_at_the_end() -> None:
     clock = Clock()
-    limits = ClientLimits(KeyLimits(), {"a": KeyLimits(tokens_per_minute=600)}, clock)
+    limits = ClientLimits(KeyLimits(), lambda: {"a": KeyLimits(tokens_per_minute=600)}, clock)
     limits.admit("a")
     limits.admit("a")
     limits.ended("a", 500)
@@ -74,7 +76,7 @@ def test_tokens_are_taken_at_the_end() -> None:
 
 
 def test_requests_at_once() -> None:
-    limits = ClientLimits(KeyLimits(max_concurrent=1), {"a": KeyLimits(max_concurrent=2)}, Clock())
+    limits = ClientLimits(KeyLimits(max_concurrent=1), lambda: {"a": KeyLimits(max_concurrent=2)}, Clock())
     limits.admit("a")
     limits.admit("a")
     refusal(limits, "a")
@@ -84,7 +86,7 @@ def test_requests_at_once() -> None:
 
 
 def test_where_no_key_is_asked_for_a_new_one_brings_nothing() -> None:
-    limits = ClientLimits(KeyLimits(requests_per_minute=1), {}, Clock())
+    limits = ClientLimits(KeyLimits(requests_per_minute=1), lambda: {}, Clock())
     limits.admit("one")
     refusal(limits, "another")
 
@@ -93,17 +95,17 @@ def test_limits_are_kept_with_the_key(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     add_key(path, "plain")
     add_key(path, "slow", KeyLimits(requests_per_minute=3, max_concurrent=1))
-    plain, slow = read_keys(path)
+    plain, slow = KeyFile(path)()
     assert plain.limits == KeyLimits()
     assert slow.limits.or_else(KeyLimits(9, 8, 7)) == KeyLimits(3, 8, 1)
     old = json.loads(path.read_text())
     del old["keys"][0]["limits"]
     path.write_text(json.dumps(old))
-    assert read_keys(path)[0].limits == KeyLimits()
+    assert KeyFile(path)()[0].limits == KeyLimits()
     old["keys"][1]["limits"]["max_concurrent"] = 0
     path.write_text(json.dumps(old))
     with pytest.raises(UsageError, match="no file of keys"):
-        read_keys(path)
+        KeyFile(path)
 
 
 @pytest.fixture
@@ -114,7 +116,7 @@ def limited(served_llm: LLM, tmp_path: Path) -> Iterator[tuple[RunningServer, di
         "one": add_key(path, "one", KeyLimits(max_concurrent=1)),
         "spent": add_key(path, "spent", KeyLimits(tokens_per_minute=1)),
     }
-    settings = ServerSettings(port=0, shutdown_grace=0.2, api_keys=read_keys(path))
+    settings = ServerSettings(port=0, shutdown_grace=0.2, api_keys=KeyFile(path))
     with running(served_llm, settings) as state:
         yield state, keys
 

@@ -41,7 +41,7 @@ def step(model: ModelFlag = None, *, as_json: JsonFlag = False, engine: EngineFl
     from outpace.bench import report
     from outpace.bench.step import bench_step
 
-    with open_llm(_or_default(model), engine) as llm:
+    with open_llm(_or_default(model), _forgetful(engine)) as llm:
         result = bench_step(
             llm.model_name,
             llm.backend,
@@ -67,7 +67,7 @@ def roofline(
     from outpace.bench.roofline import bench_roofline
 
     row_counts = _numbers(rows, "--rows")
-    with open_llm(_or_default(model), engine) as llm:
+    with open_llm(_or_default(model), _forgetful(engine)) as llm:
         result = bench_roofline(
             llm.model_name,
             llm.backend,
@@ -88,13 +88,17 @@ def generate(
     as_json: JsonFlag = False,
     engine: EngineFlags,
 ) -> None:
-    """Run a workload's requests one after the other: TTFT, tokens/s, acceptance length, output hash."""
+    """Run a workload's requests one after the other: TTFT, tokens/s, acceptance length, output hash.
+
+    Requests draft from those before them in the same run; --draft-persist lets them draft from what other
+    runs and servers answered too, and keeps theirs.
+    """
     from outpace.bench import report
     from outpace.bench.generate import bench_generate
     from outpace.bench.workload import load
 
     requests = load(workload)
-    with open_llm(_or_default(model), engine) as llm:
+    with open_llm(_or_default(model), _forgetful(engine)) as llm:
         result = bench_generate(
             lambda request: llm.stream(request.messages, request.params),
             requests,
@@ -164,7 +168,7 @@ def peer(
     requests = load(workload)
     name = _or_default(model)
     path = _gguf(name)
-    plain = replace(engine, draft="off", prefix_cache=False)
+    plain = replace(_forgetful(engine), draft="off", prefix_cache=False)
     with open_llm(name, plain) as llm:
         result = bench_peer(
             llm, path, requests, workload=workload, rounds=rounds, max_tokens=max_tokens, on_turn=_say
@@ -225,6 +229,11 @@ def _gguf(name: str) -> Path:
     if path.suffix != ".gguf":
         raise UsageError(f"{path} is no GGUF file; llama.cpp reads nothing else")
     return path
+
+
+def _forgetful(engine: EngineFlags) -> EngineFlags:
+    """Without what earlier runs and servers said, unless it is asked for: figures must not depend on it."""
+    return engine if engine.draft_persist is not None else replace(engine, draft_persist=False)
 
 
 def _or_default(model: str | None) -> str:

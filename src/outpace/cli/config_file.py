@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import tomllib
 from pathlib import Path
 from typing import Any, cast
 
 import typer
 
-from outpace.config import serve_config_file
+from outpace.config import serve_config_file, serve_environment
 from outpace.errors import UsageError
 
 _NOT_KEYS = frozenset({"config", "print_config", "help"})
@@ -20,19 +21,26 @@ _SOURCES = {
     "ENVIRONMENT": "environment",
     "DEFAULT_MAP": "file",
 }
+_FROM_ENVIRONMENT = "outpace.environment"  # in a context's meta: the options that variables of ours set
 
 
 def use_config_file(context: typer.Context, path: Path | None) -> Path | None:
     """Make the file's values the verb's defaults; `path` None is the default place, if there is a file.
 
-    The callback of an eager option. Raises `UsageError` for a file that can't be read, is no TOML, or has
-    keys or values that are no option's.
+    Variables that are no option's own (`serve_environment`) go before the file. A file with a key in it that
+    others may read is used, with a warning. The callback of an eager option. Raises `UsageError` for a file
+    that can't be read, is no TOML, or has keys or values that are no option's.
     """
+    environment = serve_environment()
+    context.meta[_FROM_ENVIRONMENT] = frozenset(environment)
+    context.default_map = environment
     found = path or serve_config_file()
     if path is None and not found.exists():
         return None
     try:
-        values = tomllib.loads(found.read_text(encoding="utf-8"))
+        with found.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            values = tomllib.loads(file.read().decode())
     except OSError as error:
         raise UsageError(f"--config {found}: can't be read: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -49,18 +57,23 @@ def use_config_file(context: typer.Context, path: Path | None) -> Path | None:
             option.type_cast_value(context, defaults[option.name])  # so that the error names the file
         except typer.BadParameter as error:
             raise UsageError(f"{found}: {key}: {error.message}") from None
-    context.default_map = defaults
+    if mode & 0o077 and not _SECRET.isdisjoint(defaults):
+        typer.echo(f"warning: {found} has a key in it and is open to others; chmod 600 it", err=True)
+    context.default_map = {**defaults, **environment}
     return found
 
 
 def describe_config(context: typer.Context) -> str:
     """The resolved options as TOML, each with where it comes from; secrets are left out."""
     lines: list[str] = []
+    environment: frozenset[str] = context.meta.get(_FROM_ENVIRONMENT, frozenset())
     for key, option in _options(context).items():
         name: str = option.name
         value = context.params[name]
         source = context.get_parameter_source(name)
         where = _SOURCES.get(source.name, "default") if source else "default"
+        if where == "file" and name in environment:
+            where = "environment"
         if value is None or value == ():
             lines.append(f"# {key}: not set")
         elif name in _SECRET:

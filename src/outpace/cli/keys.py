@@ -34,7 +34,7 @@ def add(
 ) -> None:
     """Make a key and show it, once: the file keeps its hash only.
 
-    A server reads the file when it starts: outpace serve --api-keys FILE.
+    A server lets it in: outpace serve --api-keys FILE; one that runs knows it a second later.
     """
     from outpace.server.keys import add_key
     from outpace.server.limits import KeyLimits
@@ -58,7 +58,7 @@ def list_(*, file: KeysFile = None) -> None:
 
 @app.command("rm")
 def rm(name: KeyName, *, file: KeysFile = None) -> None:
-    """Remove a key. A running server knows it until it is restarted."""
+    """Remove a key. A running server lets it in for a second more; what it answers then, it ends."""
     from outpace.server.keys import remove_key
 
     remove_key(file or keys_file(), name)

@@ -18,7 +18,7 @@ from outpace.errors import UsageError
 from outpace.models.hub import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from outpace.server.keys import NamedKey
+    from outpace.server.keys import KeyFile
 
 SERVER_PANEL = "Server"
 
@@ -209,7 +209,7 @@ def serve(
     if print_config:
         typer.echo(describe_config(context))
         return
-    from outpace.server.keys import read_keys
+    from outpace.server.keys import KeyFile
     from outpace.server.limits import KeyLimits
     from outpace.server.prefix_rules import KNOWN_RULES, read_rules
     from outpace.server.run import listen, serve, url_of
@@ -219,7 +219,7 @@ def serve(
         host=host,
         port=port,
         api_key=_clean_key(api_key),
-        api_keys=() if api_keys is None else _some(read_keys(api_keys), api_keys),
+        api_keys=None if api_keys is None else _some(KeyFile(api_keys), api_keys),
         allow_open=allow_open,
         cors_origins=tuple(cors_origin or ()),
         tls_cert=tls_cert,
@@ -256,9 +256,9 @@ def serve(
     typer.echo("stopped", err=True)
 
 
-def _some(keys: tuple[NamedKey, ...], path: Path) -> tuple[NamedKey, ...]:
+def _some(keys: KeyFile, path: Path) -> KeyFile:
     """The keys. Raises `UsageError` where there are none: nobody could come in, or everybody."""
-    if not keys:
+    if not keys():
         raise UsageError(f"--api-keys {path}: there are no keys in it; outpace keys add NAME makes one")
     return keys
 

@@ -16,6 +16,7 @@ from outpace.llm import LLM
 from outpace.server import dialect, errors
 from outpace.server.anthropic.routes import anthropic_router
 from outpace.server.encoding import json_response
+from outpace.server.key_ring import KeyRing
 from outpace.server.llama_cpp.infill import infill_router
 from outpace.server.metrics import HTTPMetrics
 from outpace.server.middleware import KeyAuth, LimitHeaders, LoopbackOnly
@@ -68,7 +69,7 @@ def create_app(
             )
         )
     if settings.has_keys:
-        middleware.append(Middleware(KeyAuth, api_key=settings.api_key, api_keys=settings.api_keys))
+        middleware.append(Middleware(KeyAuth, keys=KeyRing(settings)))
     middleware.append(Middleware(LimitHeaders, limits=served.limits))
     # No interactive pages: they load scripts from elsewhere.
     app = FastAPI(

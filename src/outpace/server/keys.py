@@ -11,11 +11,13 @@ import fcntl
 import hashlib
 import hmac
 import json
+import logging
 import os
 import re
 import secrets
 import tempfile
-from collections.abc import Generator, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -25,6 +27,8 @@ from pydantic import BaseModel, ValidationError
 
 from outpace.errors import OutpaceError, UsageError
 from outpace.server.limits import KeyLimits
+
+_log = logging.getLogger("outpace.server")
 
 _PREFIX = "sk-outpace-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -82,6 +86,52 @@ def read_keys(path: Path) -> tuple[NamedKey, ...]:
     if content.version != 1 or not sound or len(set(names)) != len(names):
         raise UsageError(f"{path}: this is no file of keys that this version of Outpace writes")
     return tuple(content.keys)
+
+
+class KeyFile:
+    """The keys of a file as it is now: it is looked at once a second at most, and read where it has changed.
+
+    A file that can't be read any more lets nobody in, and the log says why: who removes it, or a key, wants
+    that nobody comes in by it.
+    """
+
+    _LOOK_EVERY = 1.0  # seconds
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        """Raises `UsageError` as `read_keys` does."""
+        self._path = path
+        self._clock = clock
+        self._looked_at = clock()
+        self._stamp = _stamp(path)  # before it is read: what changes meanwhile is seen later
+        self._keys = read_keys(path)
+
+    def __call__(self) -> tuple[NamedKey, ...]:
+        """The keys; the same object while the file is the same."""
+        now = self._clock()
+        if now - self._looked_at >= self._LOOK_EVERY:
+            self._looked_at = now
+            self._look()
+        return self._keys
+
+    def _look(self) -> None:
+        stamp = _stamp(self._path)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._keys = read_keys(self._path)
+        except UsageError as error:
+            self._keys = ()
+            _log.error("its keys let nobody in: %s", error)
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """Changes with the file's content and its mode; None where there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def add_key(path: Path, name: str, limits: KeyLimits | None = None) -> str:

@@ -57,6 +57,7 @@ class _Bucket:
 
 class _Client:
     def __init__(self, limits: KeyLimits, now: float) -> None:
+        self.limits = limits
         self.max_concurrent = limits.max_concurrent
         self.num_running = 0
         self.buckets = {
@@ -70,16 +71,19 @@ class _Client:
 
 
 class ClientLimits:
-    """The limits of all clients, by the scope of their keys. One event loop uses it."""
+    """The limits of all clients, by the scope of their keys; `known` tells them as they are at the moment.
+
+    One event loop uses it. Where a client's limits change, it begins anew with those.
+    """
 
     def __init__(
         self,
         default: KeyLimits,
-        by_scope: Mapping[str, KeyLimits],
+        known: Callable[[], Mapping[str, KeyLimits]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._default = default
-        self._by_scope = by_scope
+        self._known = known
         self._clock = clock
         self._clients: dict[str, _Client] = {}
 
@@ -121,12 +125,19 @@ class ClientLimits:
         return told
 
     def _client(self, scope: str) -> _Client:
-        # Where no key is asked for, anyone could present a new one with each request.
-        scope = scope if scope in self._by_scope else ""
+        known = self._known()
         client = self._clients.get(scope)
-        if client is None:
-            limits = self._by_scope.get(scope, KeyLimits()).or_else(self._default)
-            client = self._clients[scope] = _Client(limits, self._clock())
+        if scope not in known:
+            if client is not None:  # its key was removed, and its requests come to their ends
+                return client
+            # Where no key is asked for, anyone could present a new one with each request.
+            scope = ""
+            client = self._clients.get(scope)
+        limits = known.get(scope, KeyLimits()).or_else(self._default)
+        if client is None or client.limits != limits:
+            before, client = client, _Client(limits, self._clock())
+            client.num_running = before.num_running if before is not None else 0
+            self._clients[scope] = client
         return client
 
 

@@ -9,16 +9,17 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from outpace.server.client import CLIENT, client_scope, presented_keys, scope_of_key, scope_of_name
+from outpace.server.client import CLIENT, client_scope, presented_keys
 from outpace.server.dialect import error_response, speaks_anthropic
 from outpace.server.errors import APIError
-from outpace.server.keys import NamedKey, digest_of, find_key
-from outpace.server.limits import ClientLimits, KeyLimits
-from outpace.server.settings import ServerSettings, is_loopback
+from outpace.server.key_ring import KeyRing
+from outpace.server.limits import ClientLimits
+from outpace.server.settings import is_loopback
 
 OPEN_PATHS = frozenset({"/", "/health"})
 """Answered without a key, for probes."""
 _REQUESTS = frozenset({"http", "websocket"})
+_POLICY = 1008  # RFC 6455: a websocket that may not go on
 
 
 class LoopbackOnly:
@@ -83,38 +84,39 @@ class LimitHeaders:
         await self._app(scope, receive, tell)
 
 
-def limits_by_scope(settings: ServerSettings) -> dict[str, KeyLimits]:
-    """The limits of each key that the server lets in, by the scope of its client."""
-    found = {scope_of_name(key.name): key.limits for key in settings.api_keys}
-    if settings.api_key:
-        found.setdefault(scope_of_key(settings.api_key), KeyLimits())
-    return found
-
-
 class KeyAuth:
     """Asks every request, but those to `OPEN_PATHS`, for `Authorization: Bearer KEY` or `x-api-key: KEY`.
 
-    Whose key it was is left in the request's state for `client_scope`.
+    Whose key it was is left in the request's state for `client_scope`. A websocket is asked again with each
+    message: it may outlive its key.
     """
 
-    def __init__(self, app: ASGIApp, api_key: str | None, api_keys: Sequence[NamedKey]) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
         self._app = app
-        self._keys = list(api_keys)
-        self._scopes = {key.sha256: scope_of_name(key.name) for key in api_keys}
-        if api_key:
-            nameless = NamedKey("", digest_of(api_key), "")
-            self._keys.append(nameless)
-            self._scopes.setdefault(nameless.sha256, scope_of_key(api_key))
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check and pass on (ASGI)."""
         if scope["type"] in _REQUESTS and scope["path"] not in OPEN_PATHS:
-            key = find_key(self._keys, presented_keys(Headers(scope=scope)))
-            if key is None:
+            presented = presented_keys(Headers(scope=scope))
+            client = self._keys.scope_of(presented)
+            if client is None:
                 await error_response(_unknown_key(), scope)(scope, receive, send)
                 return
-            scope.setdefault("state", {})[CLIENT] = self._scopes[key.sha256]
+            scope.setdefault("state", {})[CLIENT] = client
+            if scope["type"] == "websocket":
+                receive = self._while_known(presented, receive, send)
         await self._app(scope, receive, send)
+
+    def _while_known(self, presented: Sequence[str], receive: Receive, send: Send) -> Receive:
+        async def checked() -> Message:
+            message = await receive()
+            if message["type"] == "websocket.receive" and self._keys.scope_of(presented) is None:
+                await send({"type": "websocket.close", "code": _POLICY, "reason": "the key was revoked"})
+                return {"type": "websocket.disconnect", "code": _POLICY}
+            return message
+
+        return checked
 
 
 def _unknown_key() -> APIError:

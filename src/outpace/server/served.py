@@ -13,8 +13,8 @@ from outpace.errors import UsageError
 from outpace.llm import LLM
 from outpace.server.errors import SERVER_ERROR, APIError
 from outpace.server.generation import Generation, LiveGenerations
+from outpace.server.key_ring import KeyRing
 from outpace.server.limits import ClientLimits
-from outpace.server.middleware import limits_by_scope
 from outpace.server.settings import ServerSettings
 from outpace.server.tracing import Tracing
 from outpace.text.grammar import GrammarCompiler
@@ -45,7 +45,7 @@ class ServedModel:
         self.settings = settings
         self.live = LiveGenerations()
         self._tracing = tracing
-        self.limits = ClientLimits(settings.limits, limits_by_scope(settings))
+        self.limits = ClientLimits(settings.limits, KeyRing(settings).limits)
         self.form = AnswerForm.of(llm.tokenizer)
         self.aliases = tuple(settings.aliases)
         self._names = {self.name, llm.model_name}

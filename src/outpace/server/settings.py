@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from outpace.errors import UsageError
-from outpace.server.keys import NamedKey
+from outpace.server.keys import KeyFile
 from outpace.server.limits import KeyLimits
 from outpace.server.prefix_rules import KNOWN_RULES, PrefixRule
 
@@ -24,7 +24,7 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 8000  # 0: any free one
     api_key: str | None = field(default=None, repr=False)  # None: no authentication
-    api_keys: tuple[NamedKey, ...] = field(default=(), repr=False)  # further keys, of which hashes are known
+    api_keys: KeyFile | None = field(default=None, repr=False)  # further keys, of which hashes are known
     allow_open: bool = False  # whether anyone may use a server that other machines can reach
     cors_origins: tuple[str, ...] = ()  # sites whose pages may use the server, e.g. https://chat.example
     tls_cert: Path | None = None  # PEM, the chain; None: plain HTTP
@@ -58,7 +58,7 @@ class ServerSettings:
     @property
     def has_keys(self) -> bool:
         """Whether clients are asked for a key."""
-        return bool(self.api_key or self.api_keys)
+        return bool(self.api_key) or self.api_keys is not None
 
     @property
     def is_loopback(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from outpace import LLM, SamplingParams
+from outpace.config import child_environment
 
 NULL = ("--backend", "null", "--kv-cache", "64MiB")
 
@@ -23,9 +24,10 @@ STEP_KEYS = [
 FIGURES = ["prompt_tokens", "completion_tokens", "ttft_ms", "tok_s", "acceptance_length", "output_sha256"]
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+def bench(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "outpace.cli.main", "bench", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    environment = child_environment(**environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> Any:
@@ -121,6 +123,21 @@ def test_generate_agrees_with_the_library(model_135m: Path, workload: Path) -> N
         assert request["ttft_ms"] > 0
     assert report["completion_tokens"] == sum(r["completion_tokens"] for r in report["requests"])
     assert report["draft"] == "off"
+
+
+@pytest.mark.parametrize("verb", ["generate", "drafts", "step"])
+def test_nothing_is_kept_to_draft_from(model_135m: Path, workload: Path, tmp_path: Path, verb: str) -> None:
+    """Nor read: a file of drafts is made where a run begins. Though all else of this machine keeps them."""
+    kept = {"OUTPACE_CACHE": str(tmp_path / "cache"), "OUTPACE_DRAFT_PERSIST": "1"}
+    arguments = [verb, "-m", str(model_135m), *NULL]
+    if verb != "step":
+        arguments += ["--workload", str(workload)]
+    done = bench(*arguments, **kept)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "cache" / "drafts").exists()
+    if verb == "generate":
+        assert bench(*arguments, "--draft-persist", **kept).returncode == 0
+        assert any((tmp_path / "cache" / "drafts").iterdir())
 
 
 def test_tables_are_for_people(model_135m: Path, workload: Path) -> None:

@@ -59,6 +59,40 @@ def test_what_it_prints_is_a_file_for_it(tmp_path: Path) -> None:
     assert (named["port"], named["host"]) == (7, "127.0.0.1")
 
 
+def test_the_environment_goes_before_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "outpace" / "serve.toml"
+    file.parent.mkdir()
+    file.write_text('prefix-cache-disk = "5MB"\ndraft-persist = true\n')
+    assert "prefix-cache-disk = 5000000  # file\n" in show(tmp_path).stdout
+    variables = {"OUTPACE_PREFIX_CACHE_BYTES": "7", "OUTPACE_DRAFT_PERSIST": "0"}
+    seen = show(tmp_path, **variables).stdout
+    assert "prefix-cache-disk = 7  # environment\n" in seen
+    assert "draft-persist = false  # environment\n" in seen
+    seen = show(tmp_path, "--prefix-cache-disk", "9", "--draft-persist", **variables).stdout
+    assert "prefix-cache-disk = 9  # command line\n" in seen
+    assert "draft-persist = true  # command line\n" in seen
+    file.unlink()
+    assert "draft-persist = false  # environment\n" in show(tmp_path, **variables).stdout
+    wrong = show(tmp_path, OUTPACE_PREFIX_CACHE_BYTES="7GB")
+    assert wrong.returncode == 2
+    assert "OUTPACE_PREFIX_CACHE_BYTES is '7GB'" in wrong.stderr
+
+
+def test_a_key_that_others_may_read(tmp_path: Path) -> None:
+    file = tmp_path / "serve.toml"
+    for content, mode, warned in (
+        ('api-key = "sk-x"', 0o640, True),
+        ('api-key = "sk-x"', 0o600, False),
+        ("port = 7", 0o644, False),
+    ):
+        file.write_text(content)
+        file.chmod(mode)
+        done = show(tmp_path, "--config", str(file))
+        assert done.returncode == 0
+        assert (f"{file} has a key in it and is open to others; chmod 600 it" in done.stderr) == warned
+        assert "sk-x" not in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
