@@ -1,8 +1,9 @@
 """The invariant as a check over any backend: speed never changes an answer.
 
 `check_invariant(factory, tokenizer, scenario)` runs a random scenario (batch mix, chunks, KV budget, drafts,
-cancellations, failing steps) and compares every choice with the same request alone, without drafts, prefix
-cache or chunks: token ids, text, log probabilities and finish reasons, bit for bit. All blocks must be back.
+lanes, deadlines, cancellations, failing steps) and compares every choice with the same request alone, without
+drafts, prefix cache or chunks: token ids, text, log probabilities and finish reasons, bit for bit. All blocks
+must be back.
 With a disk tier the scenario runs twice over one folder: up to some step, where the engine ends, and then,
 perhaps with damaged files, as a whole.
 """
@@ -38,6 +39,7 @@ from outpace.types import (
     EngineConfig,
     FinishReason,
     Grammar,
+    Lane,
     SamplingParams,
 )
 
@@ -50,6 +52,7 @@ class Arrival:
     params: SamplingParams
     at_step: int
     cancel_at_step: int | None
+    seconds: float | None  # to its deadline
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,7 @@ def scenarios(
                 params=draw(sampling_params(vocab_size, max_tokens)),
                 at_step=draw(st.one_of(st.just(0), st.integers(0, 30))),
                 cancel_at_step=draw(st.one_of(st.none(), st.none(), st.integers(0, 60))),
+                seconds=draw(st.sampled_from([None, None, None, 0.0001, 0.003, 60.0])),
             )
         )
     smallest = max(len(arrival.prompt) for arrival in arrivals) // BLOCK_SIZE + 1
@@ -212,8 +216,9 @@ def _compare_all(
     scenario: Scenario, answers: Answers, expected: Answers, *, cancelled: bool, failed: bool
 ) -> None:
     for key, answer in answers.items():
-        left = cancelled or scenario.arrivals[int(key[0])].cancel_at_step is not None
-        _compare(answer, expected[key], cancelled=left, failed=failed)
+        arrival = scenario.arrivals[int(key[0])]
+        left = cancelled or arrival.cancel_at_step is not None
+        _compare(answer, expected[key], cancelled=left, failed=failed, overdue=arrival.seconds is not None)
 
 
 class UnsteadyStore(BlockStore):
@@ -310,11 +315,17 @@ def _drafter(
     return DraftController([OracleProposer(oracle)], costs, models)
 
 
-def _hints(number: int, expected: Answers) -> DraftHints:
-    """Several scopes; every other request comes with a prediction, which is nearly right."""
+LANES: tuple[Lane, ...] = ("default", "priority", "flex", "default")
+
+
+def _hints(number: int, arrival: Arrival, expected: Answers) -> DraftHints:
+    """Several scopes, lanes and deadlines; every other request has a prediction, which is nearly right."""
     prediction = list(expected[str(number), 0].token_ids) if number % 2 else []
     del prediction[5:7]
-    return DraftHints(scope=str(number % 3), prediction=prediction)
+    deadline = time.perf_counter() + arrival.seconds if arrival.seconds is not None else 0.0
+    return DraftHints(
+        scope=str(number % 3), prediction=prediction, lane=LANES[number % len(LANES)], deadline=deadline
+    )
 
 
 def _play(
@@ -328,21 +339,24 @@ def _play(
             break
         for number, arrival in enumerate(arrivals):
             if arrival.at_step == step:
-                engine.submit(arrival.prompt, arrival.params, str(number), _hints(number, expected))
+                engine.submit(arrival.prompt, arrival.params, str(number), _hints(number, arrival, expected))
             if arrival.cancel_at_step == step:
                 engine.abort(str(number))  # unknown before its arrival: then it just runs
         collect(answers, engine.step())
     drain(engine, answers)
 
 
-def _compare(answer: Answer, expected: Answer, *, cancelled: bool, failed: bool) -> None:
+def _compare(answer: Answer, expected: Answer, *, cancelled: bool, failed: bool, overdue: bool) -> None:
     allowed = {expected.finish_reason}
+    if overdue:
+        allowed |= {FinishReason.LENGTH, FinishReason.TIMEOUT}
     if cancelled:
         allowed.add(FinishReason.ABORT)
     if failed:
         allowed.add(FinishReason.ERROR)
     assert answer.finish_reason in allowed
-    if answer.finish_reason is expected.finish_reason:
+    cut = overdue and answer.finish_reason is FinishReason.LENGTH
+    if answer.finish_reason is expected.finish_reason and not cut:
         assert answer.token_ids == expected.token_ids
         assert answer.text == expected.text
         assert answer.logprobs == expected.logprobs

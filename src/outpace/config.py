@@ -192,6 +192,7 @@ class EngineOptions(TypedDict, total=False):
     kv_cache_bytes: int
     max_num_seqs: int
     max_batch_tokens: int
+    max_queue_seconds: int
     max_stall_ms: int
     prefix_cache: bool
     prefix_cache_disk_bytes: int
@@ -221,6 +222,7 @@ _LIMITS: Mapping[str, tuple[int, int]] = {
     "prefix_cache_disk_bytes": (0, 2**62),
     "max_num_seqs": (1, 4096),
     "max_batch_tokens": (1, 65536),
+    "max_queue_seconds": (0, 86_400),
     "max_stall_ms": (0, 3_600_000),
     "max_draft_tokens": (0, 255),
     "max_tree_tokens": (0, 4096),

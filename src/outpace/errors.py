@@ -79,7 +79,11 @@ class ContextLengthError(InvalidParameterError):
 
 
 class OverloadedError(OutpaceError):
-    """Too many requests wait already; try again later."""
+    """Too many requests wait already; try again later, in about `retry_after` seconds."""
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class BackendError(OutpaceError):

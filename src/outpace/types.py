@@ -27,7 +27,8 @@ class FinishReason(StrEnum):
     """Why a request ended."""
 
     STOP = "stop"  # a stop id or a stop string
-    LENGTH = "length"  # max_tokens or the end of the context
+    LENGTH = "length"  # max_tokens, the end of the context, or its deadline
+    TIMEOUT = "timeout"  # its deadline passed before its first token, or would have
     ABORT = "abort"  # the caller cancelled, or the client went away
     ERROR = "error"  # the step that carried it failed
 
@@ -171,6 +172,7 @@ class EngineConfig:
     kv_cache_bytes: int = 0  # budget of the KV cache, reserved up front; 0: chosen from free memory
     max_num_seqs: int = 64  # requests that run at once; more wait
     max_batch_tokens: int = 512  # rows in one step, decode, drafts and prefill chunks together
+    max_queue_seconds: int = 600  # of prompts to read; a request beyond is refused; 0: no limit
     max_stall_ms: int = 250  # between a stream's tokens while others' prompts are read; 0: no bound
     prefix_cache: bool = True
     prefix_cache_disk_bytes: int = 0  # budget of its tier on disk, all models together; 0: none
@@ -230,6 +232,7 @@ class DraftHints:
     drafts: bool = True  # False: plain decoding, and nothing of it is kept to draft from
     pin_seconds: float = 0.0  # how long its prompt's blocks leave memory after all others, from its end on
     lane: Lane = "default"  # how soon it begins where requests wait
+    deadline: float = 0.0  # time.perf_counter() seconds when it ends, however far it is; 0: never
 
 
 @dataclass(slots=True)

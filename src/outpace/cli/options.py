@@ -96,6 +96,13 @@ class EngineFlags:
     max_batch_tokens: Annotated[
         int | None, typer.Option(help="Rows in one step.", rich_help_panel=ENGINE_PANEL)
     ] = None
+    max_queue_seconds: Annotated[
+        int | None,
+        typer.Option(
+            help="Refuse requests while reading the prompts that wait takes longer; default: 600; 0: never.",
+            rich_help_panel=ENGINE_PANEL,
+        ),
+    ] = None
     max_stall_ms: Annotated[
         int | None,
         typer.Option(

@@ -7,6 +7,7 @@ thread.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 
@@ -92,6 +93,8 @@ class Engine:
         self._open: dict[str, list[Request]] = {}  # request_id -> its choices that have not ended
         self._num_open = 0  # choices
         self._max_open = config.max_num_seqs + max_waiting
+        self._deadlines: dict[str, Request] = {}  # open choices that have one, by key
+        self._next_deadline = math.inf  # none of theirs is sooner
         self._pending: list[TokenDelta] = []  # ends that happened between steps
 
     # --- in ---------------------------------------------------------------------------------------
@@ -149,11 +152,28 @@ class Engine:
             )
 
     def check_queue(self, num_open: int) -> None:
-        """Raise `OverloadedError` where `num_open` choices, running and waiting, are too many."""
+        """Raise `OverloadedError` where `num_open` choices, running and waiting, or prompts are too many."""
         if num_open > self._max_open:
+            seconds = self._seconds_of_prompts()
+            # What all wait for is done when the prompts are; a place is free when one of them is.
             raise OverloadedError(
-                f"{num_open} choices would run or wait, and {self._max_open} is the limit; try again later"
+                f"{num_open} choices would run or wait, and {self._max_open} is the limit; try again later",
+                retry_after=seconds / max(1, self._num_open),
             )
+        limit = self.config.max_queue_seconds
+        if limit and (seconds := self._seconds_of_prompts()) > limit:
+            raise OverloadedError(
+                f"reading the prompts that wait takes {seconds:.0f} s, and {limit} is the limit "
+                "(--max-queue-seconds); try again later",
+                retry_after=seconds - limit,
+            )
+
+    def _seconds_of_prompts(self) -> float:
+        """What the prompts of all open choices still take at the best speed seen. Any thread may ask."""
+        choices = [request for each in list(self._open.values()) for request in tuple(each)]
+        # Between their first token and the end there is one token to compute, which is no prompt.
+        missing = (request.num_tokens - request.num_computed_tokens for request in choices)
+        return self.scheduler.pacing.row_seconds * sum(max(0, count - 1) for count in missing)
 
     def enqueue(self, requests: list[Request]) -> None:
         """Queue the choices that `prepare` made."""
@@ -164,6 +184,33 @@ class Engine:
         for request in requests:
             request.submitted_at = now
             self.scheduler.add(request)
+            if request.hints.deadline:
+                self._note_deadline(request, now)
+
+    def _note_deadline(self, request: Request, now: float) -> None:
+        """Remember when it must end; end it at once where its prompt can't be computed by then."""
+        self._deadlines[request.key] = request
+        self._next_deadline = min(self._next_deadline, request.hints.deadline)
+        least = self.scheduler.least_seconds(request)
+        left = request.hints.deadline - now
+        if 0.0 < left < least:
+            self._end(
+                request,
+                FinishReason.TIMEOUT,
+                f"the prompt takes {least:.2f} s at the best, and the deadline is {left:.2f} s away; "
+                "shorten the prompt, or give more time",
+            )
+
+    def _end_overdue(self, now: float) -> None:
+        """End what has reached its deadline: with what there is of its answer, or as timed out."""
+        if now < self._next_deadline:
+            return
+        for request in list(self._deadlines.values()):
+            if request.hints.deadline <= now:
+                reason = FinishReason.LENGTH if request.num_output_tokens else FinishReason.TIMEOUT
+                self._end(request, reason)
+        left = (request.hints.deadline for request in self._deadlines.values())
+        self._next_deadline = min(left, default=math.inf)
 
     def submit(
         self,
@@ -215,6 +262,7 @@ class Engine:
         A failed backend step ends the requests that it carried, with `FinishReason.ERROR`.
         """
         start = time.perf_counter()
+        self._end_overdue(start)
         plan = self.scheduler.schedule()
         if not plan.requests:
             if self.disk is not None and self.disk.num_loads:
@@ -329,6 +377,7 @@ class Engine:
         self.scheduler.remove(request)
         finish(self.drafter, request)
         self.metrics.finished(request, reason, time.perf_counter())
+        self._deadlines.pop(request.key, None)
         self._num_open -= 1
         choices = self._open[request.request_id]
         choices.remove(request)

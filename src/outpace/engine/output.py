@@ -87,7 +87,7 @@ def terminal_delta(request: Request, reason: FinishReason, error: str | None = N
     """The end of a request, without a token. Text that was held back, a stop's possible start, comes too."""
     request.finish_reason = reason
     text = ""
-    if reason is FinishReason.ABORT:
+    if reason in {FinishReason.ABORT, FinishReason.LENGTH}:
         text = request.detokenizer.flush()
         if request.stop_matcher is not None:
             text = request.stop_matcher.push(text)[0] + request.stop_matcher.flush()

@@ -30,6 +30,8 @@ class Pacing:
         self._max_stall = max_stall
         self._per_row: dict[int, float] = {}  # by `_bucket`
         self._decode = 0.0  # of a step without prompt rows
+        self.row_seconds = 0.0  # the cheapest row of all; 0: not known yet
+        self._least: dict[int, float] = {}  # the cheapest row that was ever seen, by `_bucket`
 
     def max_rows(self, context: int) -> int:
         """Prompt rows that keep the bound where each sees up to `context` tokens, beside streams."""
@@ -40,12 +42,25 @@ class Pacing:
             return _FIRST_ROWS
         return max(_LEAST_ROWS, int((self._max_stall * _SHARE - self._decode) / max(per_row, 1e-9)))
 
+    def least_seconds(self, start: int, end: int) -> float:
+        """What a prompt's tokens from `start` up to `end` take at the best speed seen; 0 where none was."""
+        return sum(
+            (min(at + _NEAR, end) - at)
+            * min((cost for known, cost in self._least.items() if known <= _bucket(at + 1)), default=0.0)
+            for at in range(start, end, _NEAR)
+        )
+
     def observe(self, chunks: Sequence[tuple[int, int]], seconds: float) -> None:
         """A step took `seconds`; `chunks` are its prompts' (rows, tokens seen by the last row)."""
         if not chunks:
             self._decode = seconds if not self._decode else self._decode + _RATE * (seconds - self._decode)
             return
         rows = sum(chunk[0] for chunk in chunks)
+        for bucket in {_bucket(context) for _, context in chunks}:
+            self._least[bucket] = min(
+                self._least.get(bucket, seconds), max(seconds - self._decode, 1e-9) / rows
+            )
+        self.row_seconds = min(self._least.values())
         known = {_bucket(context): self._cost(_bucket(context)) for _, context in chunks}
         kept = seconds <= self._max_stall * _SHARE
         seconds = max(seconds - self._decode, 1e-9)

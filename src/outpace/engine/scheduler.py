@@ -66,6 +66,19 @@ class Scheduler:
         self.waiting.add(request)
         self._refused_at = -1  # it may be the first in the queue
 
+    def least_seconds(self, request: Request) -> float:
+        """What a new request's prompt takes at the best speed seen; 0 where that is not known.
+
+        What memory or disk holds of it takes none, nor what another request computes just now.
+        """
+        if self._is_on_its_way(request, self.running):
+            return 0.0
+        start = len(self._find_cached(request))
+        if self.disk is not None and not request.params.embed:
+            limit = (request.num_tokens - 1) // BLOCK_SIZE
+            start += self.disk.find(request.digests(limit), start, limit)
+        return self.pacing.least_seconds(start * BLOCK_SIZE, request.num_tokens)
+
     def schedule(self) -> StepPlan:
         """Choose the next step's rows and take the blocks they need. The plan may be empty."""
         self._take_loaded()

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from outpace.errors import OutpaceError
 from outpace.server.anthropic.errors import anthropic_error
+from outpace.server.deadlines import note_arrival
 from outpace.server.errors import APIError, from_exception, internal_error
 from outpace.server.ollama.answer import error_line
 
@@ -60,6 +61,8 @@ class RequestIDs:
             await self._app(scope, receive, send)
             return
         scope.setdefault("state", {})["request_id"] = f"req_{uuid.uuid4().hex}"
+        if scope["type"] == "http":
+            note_arrival(scope)
         header, name = _id_header(scope)
 
         async def tell(message: Message) -> None:

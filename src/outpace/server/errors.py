@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 
 from starlette.responses import Response
@@ -27,6 +28,8 @@ logger = logging.getLogger("outpace.server")
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
+MAX_RETRY_AFTER = 60
+"""Seconds; an estimate beyond is worth little."""
 
 
 class APIError(Exception):
@@ -91,8 +94,8 @@ def from_exception(error: Exception, renamed: Mapping[str, str] | None = None) -
             answer = APIError(400, str(error), code="unsupported_by_model")
         case UsageError():
             answer = APIError(400, str(error), code="invalid_request")
-        case OverloadedError():
-            headers = {"retry-after": "1"}
+        case OverloadedError(retry_after=seconds):
+            headers = {"retry-after": str(max(1, min(math.ceil(seconds), MAX_RETRY_AFTER)))}
             answer = APIError(429, str(error), type="rate_limit_error", code="overloaded", headers=headers)
         case OutpaceError():
             logger.error("request failed: %s", error)

@@ -14,6 +14,8 @@ from outpace.server.errors import SERVER_ERROR, APIError
 from outpace.server.tracing import GenerationSpan
 from outpace.types import FinishReason, TokenDelta
 
+_FAILED = frozenset({FinishReason.ERROR, FinishReason.ABORT, FinishReason.TIMEOUT})
+
 PREDICTION = "prediction"
 """The proposer that drafts from `DraftHints.prediction`."""
 
@@ -166,7 +168,7 @@ class Generation:
             usage.count(prompt, index, delta)
             if self._span is not None:
                 self._span.count(index, delta)
-            if delta.finish_reason in {FinishReason.ERROR, FinishReason.ABORT}:
+            if delta.finish_reason in _FAILED:
                 error = self._failure(delta)
                 if self._span is not None:
                     self._span.fail(error)
@@ -177,6 +179,11 @@ class Generation:
         if delta.finish_reason is FinishReason.ERROR:
             message = delta.error or "the engine failed"
             return APIError(500, message, type=SERVER_ERROR, code="engine_error")
+        if delta.finish_reason is FinishReason.TIMEOUT:
+            message = f"no answer within the request's deadline ({delta.error or 'it has passed'})"
+            # The clients' libraries would send it again, and wait as long for nothing.
+            headers = {"x-should-retry": "false"}
+            return APIError(408, message, type=SERVER_ERROR, code="deadline_exceeded", headers=headers)
         if self._expired:
             message = "the answer took longer than this server's limit (--request-timeout)"
             return APIError(408, message, type=SERVER_ERROR, code="timeout")

@@ -22,6 +22,7 @@ from outpace.server.conversation import (
     answer_reader,
     encode_conversation,
 )
+from outpace.server.deadlines import deadline_of
 from outpace.server.encoding import json_response
 from outpace.server.errors import APIError
 from outpace.server.served import ServedModel
@@ -36,7 +37,8 @@ async def create_message(served: ServedModel, request: Request, request_id: str)
     conversation = read_conversation(body)
     prompt = await _encode(served, request, conversation)
     lane: Lane = "priority" if body.speed == "fast" else "default"
-    hints = DraftHints(client_scope(request), pin_seconds=cache_seconds(body), lane=lane)
+    deadline = deadline_of(request, body.deadline_ms)
+    hints = DraftHints(client_scope(request), pin_seconds=cache_seconds(body), lane=lane, deadline=deadline)
     try:
         grammar = await compiled_grammar(served, conversation, prompt)
         params = answer_params(served, conversation, message_params(body), grammar)

@@ -120,3 +120,4 @@ class MessageRequest(CountRequest):
     stop_sequences: list[str] | None = None
     speed: Literal["standard", "fast"] | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
+    deadline_ms: float | None = None  # from the request's arrival on; then the answer ends as it is

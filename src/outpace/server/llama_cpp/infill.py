@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from outpace.server.body import read_json
 from outpace.server.client import client_scope
+from outpace.server.deadlines import deadline_of
 from outpace.server.encoding import json_response, to_json
 from outpace.server.errors import from_exception
 from outpace.server.generation import Generation
@@ -52,7 +53,8 @@ async def _infill(served: ServedModel, request: Request) -> Response:
 
     try:
         prompt = await served.encode(num_chars, encode)
-        generation = await served.start([prompt], _params(body), DraftHints(client_scope(request)))
+        hints = DraftHints(client_scope(request), deadline=deadline_of(request, body.deadline_ms))
+        generation = await served.start([prompt], _params(body), hints)
     except Exception as error:
         raise from_exception(error, {"messages": "input_prefix"}) from error
     answer = _Answer(served.name, body)

@@ -23,6 +23,7 @@ class InfillRequest(Wire):
     prompt: str | None = None  # how the answer begins already
     n_predict: int | None = None  # -1: to the end; 0: compute the prompt only
     stream: bool | None = None
+    deadline_ms: float | None = None  # from the request's arrival on; then the answer ends as it is
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None

@@ -16,6 +16,7 @@ from outpace.server.body import read_json
 from outpace.server.client import client_scope
 from outpace.server.constraint import compiled_grammar, compiled_schema
 from outpace.server.conversation import Conversation, answer_params, answer_reader, encode_conversation
+from outpace.server.deadlines import deadline_of
 from outpace.server.encoding import json_response
 from outpace.server.errors import from_exception, unsupported
 from outpace.server.generation import Generation
@@ -103,7 +104,7 @@ async def _complete(served: ServedModel, request: Request, body: GenerateRequest
     try:
         prompt = await served.encode(len(body.prompt) + len(body.suffix or ""), encode)
         params = replace(params, grammar=await compiled_schema(served, answer_schema(body)))
-        generation = await served.start([prompt], params, DraftHints(client_scope(request)))
+        generation = await served.start([prompt], params, _hints(request, body))
     except Exception as error:
         raise from_exception(error, RENAMED) from error
     read = partial(read_answer, new_parser=lambda: None, parallel=True)
@@ -124,11 +125,15 @@ async def _converse(
         prompt = await served.encode(num_chars, lambda: encode_conversation(served, conversation))
         grammar = await compiled_grammar(served, conversation, prompt)
         params = answer_params(served, conversation, params, grammar)
-        generation = await served.start([prompt.token_ids], params, DraftHints(client_scope(request)))
+        generation = await served.start([prompt.token_ids], params, _hints(request, body))
     except Exception as error:
         raise from_exception(error, RENAMED) from error
     read = answer_reader(served, conversation, prompt)
     return await _send(request, body, Answer(name, kind, read, thinks=body.think is not False), generation)
+
+
+def _hints(request: Request, body: Common) -> DraftHints:
+    return DraftHints(client_scope(request), deadline=deadline_of(request, body.deadline_ms))
 
 
 async def _send(request: Request, body: Common, answer: Answer, generation: Generation) -> Response:

@@ -31,6 +31,7 @@ class Common(Wire):
     stream: bool | None = None  # None: yes
     format: str | dict[str, Any] | None = None  # "json", or a JSON schema
     options: Options | None = None
+    deadline_ms: float | None = None  # from the request's arrival on; then the answer ends as it is
     think: bool | str | None = None  # whether the model thinks, perhaps how much; None: as it likes
 
 

@@ -16,6 +16,7 @@ from outpace.server.body import read_json
 from outpace.server.client import client_scope
 from outpace.server.constraint import compiled_grammar
 from outpace.server.conversation import Prompt, answer_params, answer_reader, encode_conversation
+from outpace.server.deadlines import deadline_of
 from outpace.server.encoding import json_response, to_json
 from outpace.server.errors import from_exception
 from outpace.server.generation import Generation
@@ -47,7 +48,12 @@ async def create_chat_completion(served: ServedModel, request: Request) -> Respo
         prompt, prediction = await served.encode(num_chars, encode)
         grammar = await compiled_grammar(served, conversation, prompt)
         params = answer_params(served, conversation, wire.params, grammar)
-        hints = DraftHints(client_scope(request), prediction, lane=lane_of(body.service_tier))
+        hints = DraftHints(
+            client_scope(request),
+            prediction,
+            lane=lane_of(body.service_tier),
+            deadline=deadline_of(request, body.deadline_ms),
+        )
         generation = await served.start([prompt.token_ids], params, hints)
     except Exception as error:
         raise from_exception(error, wire.renamed) from error

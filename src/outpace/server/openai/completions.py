@@ -15,6 +15,7 @@ from outpace.errors import UnsupportedModelError
 from outpace.server.body import read_json
 from outpace.server.client import client_scope
 from outpace.server.constraint import compiled_schema
+from outpace.server.deadlines import deadline_of
 from outpace.server.encoding import json_response
 from outpace.server.errors import APIError, from_exception
 from outpace.server.generation import Generation
@@ -55,7 +56,8 @@ async def create_completion(served: ServedModel, request: Request) -> Response:
             [decode(p) if isinstance(p, list) else p for p in prompts] if body.echo else [""] * len(prompts)
         )
         params = replace(wire.params, grammar=await compiled_schema(served, answer_schema(body)))
-        hints = DraftHints(client_scope(request), lane=lane_of(body.service_tier))
+        deadline = deadline_of(request, body.deadline_ms)
+        hints = DraftHints(client_scope(request), lane=lane_of(body.service_tier), deadline=deadline)
         generation = await served.start(encoded, params, hints)
     except UnsupportedModelError as error:
         raise APIError(400, str(error), param="suffix", code="unsupported_by_model") from error

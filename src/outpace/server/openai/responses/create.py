@@ -33,11 +33,11 @@ class Memory:
 
 
 async def start_response(
-    served: ServedModel, body: ResponseRequest, memory: Memory, num_chars: int
+    served: ServedModel, body: ResponseRequest, memory: Memory, num_chars: int, deadline: float = 0.0
 ) -> tuple[ResponseAnswer, Generation]:
     """Start the answer to a request whose JSON has `num_chars` characters.
 
-    The answer is kept once it is whole. Raises `APIError`.
+    The answer is kept once it is whole. `deadline`: see `DraftHints`. Raises `APIError`.
     """
     name = served.resolve_name(body.model)
     if body.background:
@@ -51,7 +51,7 @@ async def start_response(
         prompt = await served.encode(num_chars, lambda: encode_conversation(served, conversation))
         grammar = await compiled_grammar(served, conversation, prompt)
         params = answer_params(served, conversation, _params(body), grammar)
-        hints = DraftHints(memory.scope, lane=lane_of(body.service_tier))
+        hints = DraftHints(memory.scope, lane=lane_of(body.service_tier), deadline=deadline)
         generation = await served.start([prompt.token_ids], params, hints)
     except Exception as error:
         raise from_exception(error, _RENAMED) from error

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from outpace.server.body import read_json
 from outpace.server.client import client_scope
+from outpace.server.deadlines import deadline_of
 from outpace.server.encoding import json_response
 from outpace.server.openai.responses.create import Memory, found, start_response
 from outpace.server.openai.responses.schema import ResponseRequest
@@ -44,7 +45,9 @@ def responses_router(served: ServedModel) -> APIRouter:
         # The body's length is as good a measure of the work as its texts. Without one it came in chunks.
         num_chars = int(request.headers.get("content-length", served.settings.max_body_bytes))
         keeps = body.store is not False
-        answer, generation = await start_response(served, body, memory(request, keeps=keeps), num_chars)
+        answer, generation = await start_response(
+            served, body, memory(request, keeps=keeps), num_chars, deadline_of(request, body.deadline_ms)
+        )
         if body.stream:
             return EventStream(answer.events(generation), generation, answer.failed)
         async with generation.cancelled_on_disconnect(request.receive):

@@ -81,6 +81,7 @@ class ResponseRequest(Wire):
     metadata: dict[str, Any] | None = None
     background: bool | None = None
     service_tier: Literal["auto", "default", "flex", "priority"] | None = None
+    deadline_ms: float | None = None  # from the request's arrival on; then the answer ends as it is
 
 
 class CreateMessage(ResponseRequest):
