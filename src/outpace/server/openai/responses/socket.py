@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from outpace.server.body import check_json
 from outpace.server.encoding import to_json
@@ -56,6 +56,7 @@ class ResponseSocket:
         """Take messages as they come, so that a client that leaves is noticed while an answer runs."""
         while (event := await self._socket.receive())["type"] != "websocket.disconnect":
             if self._waiting.qsize() >= MAX_WAITING:
+                self._gone.set()  # nothing may be sent after this
                 await self._socket.close(_POLICY_VIOLATION, "too many requests wait for an answer")
                 break
             text = event.get("text")
@@ -89,7 +90,10 @@ class ResponseSocket:
         for message in messages:
             if self._gone.is_set():
                 return
-            await self._socket.send_text(message)
+            try:
+                await self._socket.send_text(message)
+            except WebSocketDisconnect:  # it left, and the reader has not been told yet
+                self._gone.set()
 
     async def _disconnected(self) -> dict[str, Any]:
         await self._gone.wait()
