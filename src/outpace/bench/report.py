@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 
 from outpace.bench.drafts import DraftReport
@@ -14,6 +15,7 @@ from outpace.bench.generate import GenerateReport, RequestFigures
 from outpace.bench.peer import Figures, PeerReport
 from outpace.bench.roofline import GROUP_MACS, OpFigures, RooflineReport, StepFigures
 from outpace.bench.serve import Percentiles, ServeReport
+from outpace.bench.soak import SoakReport
 from outpace.bench.speculation import SpeculationReport
 from outpace.bench.step import StepReport
 
@@ -21,7 +23,14 @@ MISSING = "-"
 
 
 Report = (
-    StepReport | GenerateReport | DraftReport | SpeculationReport | PeerReport | RooflineReport | ServeReport
+    StepReport
+    | GenerateReport
+    | DraftReport
+    | SpeculationReport
+    | PeerReport
+    | RooflineReport
+    | ServeReport
+    | SoakReport
 )
 
 
@@ -81,6 +90,30 @@ def serve_table(report: ServeReport) -> Group:
     if report.client_cpu_share > 0.5:
         lines.append(f"this client took {report.client_cpu_share:.0%} of a core, which shows in the times")
     return Group(title, table, *lines)
+
+
+def soak_table(report: SoakReport) -> Group:
+    """`bench soak` for people."""
+    title = (
+        f"{report.model}: {report.num_clients} clients, {report.seconds / 60:g} minutes, seed {report.seed}"
+    )
+    table = Table("figure", "value")
+    table.add_row("done", ", ".join(f"{count} x {kind}" for kind, count in sorted(report.requests.items())))
+    table.add_row("ended well", str(report.num_ok))
+    table.add_row("left before the end", str(report.num_left))
+    table.add_row("asked to come later (429)", str(report.num_refused))
+    table.add_row("tokens generated", str(report.generated_tokens))
+    table.add_row("errors", str(sum(report.errors.values())))
+    table.add_row(
+        "requests, KV blocks, sockets left",
+        f"{report.requests_held}, {report.blocks_held}, {report.sockets_left}",
+    )
+    memory = _number(report.rss_warm_mb, "{:.1f} MB") + " to " + _number(report.rss_end_mb, "{:.1f} MB")
+    slope = _number(report.rss_slope_mb_h, ", {:+.1f} MB an hour")
+    table.add_row("memory after the warm-up", f"{memory}{_number(report.rss_growth, ' ({:+.2%})')}{slope}")
+    errors = [f"{count} x {kind}" for kind, count in report.errors.items()]
+    verdict = f"FAILED: {'; '.join(report.failures)}" if report.failures else "held"
+    return Group(title, table, *map(escape, (*errors, *report.log_errors[:20])), verdict)
 
 
 def generate_table(report: GenerateReport) -> Group:

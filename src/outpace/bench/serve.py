@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from outpace.bench.chat_stream import ChatTiming, timed_chat
+from outpace.bench.answers import AnswerTiming, timed_answer
+from outpace.bench.dialects import DIALECTS
 from outpace.bench.workload import WorkloadRequest
 from outpace.errors import OutpaceError, UsageError
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     import httpx
 
 __all__ = ["Limits", "Load", "Percentiles", "ServeReport", "bench_serve", "percentile"]
+
+_CHAT_PATH = "chat/completions"  # below an address that ends in /v1, or in what stands for it
+_CHAT = DIALECTS["/v1/chat/completions"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +98,7 @@ def bench_serve(
     api_key: str | None = None,
     limits: Limits | None = None,
     timeout: float = 600.0,
-    on_request: Callable[[int, ChatTiming], None] = lambda _number, _timing: None,
+    on_request: Callable[[int, AnswerTiming], None] = lambda _number, _timing: None,
 ) -> ServeReport:
     """Send the workload, over and over until `load` is done, and report.
 
@@ -117,7 +121,7 @@ def bench_serve(
             name = model or await _first_model(client)
             bodies = [_body(request, name, load.max_tokens) for request in requests]
             for number in range(load.num_warmup):
-                await timed_chat(client, bodies[number % len(bodies)])
+                await timed_answer(client, _CHAT, bodies[number % len(bodies)], path=_CHAT_PATH)
             cpu, start = time.process_time(), time.perf_counter()
             timings = await _send(client, bodies, load, on_request)
             seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
@@ -160,6 +164,8 @@ def _body(request: WorkloadRequest, model: str, max_tokens: int | None) -> dict[
         "temperature": request.temperature,
         "seed": 0,
         **request.extra,
+        "stream": True,
+        "stream_options": {"include_usage": True},
     }
 
 
@@ -167,12 +173,12 @@ async def _send(
     client: httpx.AsyncClient,
     bodies: Sequence[dict[str, Any]],
     load: Load,
-    on_request: Callable[[int, ChatTiming], None],
-) -> list[ChatTiming]:
-    timings: list[ChatTiming] = []
+    on_request: Callable[[int, AnswerTiming], None],
+) -> list[AnswerTiming]:
+    timings: list[AnswerTiming] = []
 
     async def ask(number: int) -> None:
-        timing = await timed_chat(client, bodies[number % len(bodies)])
+        timing = await timed_answer(client, _CHAT, bodies[number % len(bodies)], path=_CHAT_PATH)
         timings.append(timing)
         on_request(number, timing)
 
@@ -212,7 +218,7 @@ def _report(
     model: str,
     workload: str,
     load: Load,
-    timings: Sequence[ChatTiming],
+    timings: Sequence[AnswerTiming],
     seconds: float,
     cpu_seconds: float,
     limits: Limits,
@@ -245,7 +251,7 @@ def _report(
     )
 
 
-def _keeps(timing: ChatTiming, limits: Limits) -> bool:
+def _keeps(timing: AnswerTiming, limits: Limits) -> bool:
     if limits.ttft_ms is not None and (timing.ttft is None or 1e3 * timing.ttft > limits.ttft_ms):
         return False
     # An answer of one token has no time between tokens.

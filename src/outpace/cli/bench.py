@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from outpace.cli.bench_serve import serve
+from outpace.cli.bench_soak import soak
 from outpace.cli.loading import download_progress, open_llm
 from outpace.cli.options import EngineFlags, flatten
 from outpace.errors import UsageError
@@ -218,6 +219,7 @@ def speculation(
 
 
 bench.command("serve")(serve)
+bench.command("soak")(soak)
 
 
 def _gguf(name: str) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from outpace.bench.chat_stream import ChatTiming
+from outpace.bench.answers import AnswerTiming
 from outpace.bench.report import as_json
 from outpace.bench.serve import Limits, Load, bench_serve, percentile
 from outpace.bench.workload import WorkloadRequest, load
@@ -142,8 +142,8 @@ def piece(text: str, finish_reason: str | None = None) -> str:
     [
         ([piece("a"), piece("b")], 200, "cut"),
         ([piece("a"), '{"error": {"message": "broken"}}'], 200, "error event"),
-        (["{"], 200, "not the chat format"),
-        (["5"], 200, "not the chat format"),
+        (["{"], 200, "not the dialect's form"),
+        (["5"], 200, "not the dialect's form"),
         ([], 429, "HTTP 429"),
     ],
 )
@@ -171,9 +171,9 @@ def test_nobody_is_there() -> None:
 
 
 def test_formulas() -> None:
-    timing = ChatTiming(0.0, [1.0, 1.5, 3.0], 3.5, completion_tokens=5)
+    timing = AnswerTiming(0.0, [1.0, 1.5, 3.0], 3.5, completion_tokens=5)
     assert (timing.ttft, timing.tpot, timing.gaps) == (1.0, 0.5, [0.5, 1.5])
-    assert ChatTiming(0.0).tpot is None
+    assert AnswerTiming(0.0).tpot is None
     values = [float(i) for i in range(1, 101)]
     assert [percentile(values, share) for share in (0.5, 0.9, 0.99, 1.0)] == [50, 90, 99, 100]
     assert percentile([7.0], 0.5) == 7.0
