@@ -64,6 +64,8 @@ class Clients:
             return name, await self._actions[name][1](draw)
         except httpx.HTTPError as error:
             return name, f"{type(error).__name__}: {error}"
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            return name, f"the answer is not of the form that it should be: {type(error).__name__}: {error}"
 
     async def _answer(self, draw: random.Random) -> str:
         request = draw_good(draw, self._model)
@@ -107,10 +109,13 @@ class Clients:
         answer = await self._client.post(probe.dialect.path, json=probe.body)
         if answer.status_code != 200:
             return answer.status_code
-        choices = answer.json()["choices"]
-        for choice in choices:
-            for call in choice["message"].get("tool_calls") or ():
-                del call["id"]
+        try:
+            choices = answer.json()["choices"]
+            for choice in choices:
+                for call in choice["message"].get("tool_calls") or ():
+                    del call["id"]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return "not the dialect's form"
         return choices
 
     async def _websocket(self, draw: random.Random) -> str:
