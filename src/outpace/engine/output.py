@@ -14,6 +14,8 @@ from outpace.types import FinishReason, StepOutput, TokenDelta, TokenLogprob
 
 __all__ = ["join_deltas", "take_tokens", "terminal_delta", "token_delta", "token_logprobs"]
 
+_FAILURES = frozenset({FinishReason.ERROR, FinishReason.ABORT, FinishReason.TIMEOUT})
+
 
 def take_tokens(request: Request, token_ids: list[int]) -> tuple[list[int], str]:
     """Append the chosen tokens up to where the request ends; return those taken and the text they complete.
@@ -123,11 +125,18 @@ def token_logprobs(out: StepOutput, row: int, taken: list[int], k: int) -> tuple
 
 
 def join_deltas(deltas: Sequence[TokenDelta]) -> list[TokenDelta]:
-    """One delta of each choice, for all of its `deltas`, which follow on each other; not who drafted."""
+    """One delta of each choice, for all of its `deltas`, which follow on each other; not who drafted.
+
+    Failures stay apart and come last: who reads them raises, and what was said before must be out by then.
+    """
     by_choice: dict[int, list[TokenDelta]] = {}
+    failures: list[TokenDelta] = []
     for delta in deltas:
-        by_choice.setdefault(delta.index, []).append(delta)
-    return [each[0] if len(each) == 1 else _joined(each) for each in by_choice.values()]
+        if delta.finish_reason in _FAILURES:
+            failures.append(delta)
+        else:
+            by_choice.setdefault(delta.index, []).append(delta)
+    return [each[0] if len(each) == 1 else _joined(each) for each in by_choice.values()] + failures
 
 
 def _joined(deltas: Sequence[TokenDelta]) -> TokenDelta:

@@ -147,6 +147,15 @@ def test_joined_deltas_say_what_theirs_said(loop: EngineLoop) -> None:
         assert (delta.finish_reason, delta.num_output_tokens) == (FinishReason.LENGTH, 30)
 
 
+def test_what_was_said_before_a_failure_is_not_lost_with_it() -> None:
+    engine = make_engine(FailingBackend(null_backend(), frozenset({5})))
+    engine.submit(PROMPT, GREEDY, "r")
+    deltas = [delta for _ in range(6) for delta in engine.step()]
+    said, failure = join_deltas(deltas)
+    assert (len(said.token_ids), said.finish_reason) == (5, None)
+    assert (failure.token_ids, failure.finish_reason) == ((), FinishReason.ERROR)
+
+
 def test_a_stream_with_choices_ends_after_the_last(loop: EngineLoop) -> None:
     params = SamplingParams(temperature=1.5, seed=1, n=3, max_tokens=30)
     ends = [delta.index for delta in loop.submit(PROMPT, params) if delta.finish_reason]
