@@ -15,14 +15,23 @@ from outpace import backends
 from outpace.config import EngineOptions, resolve_engine_config
 from outpace.errors import InvalidParameterError, OverloadedError
 from outpace.models.checkpoint import Checkpoint, open_checkpoint
-from outpace.models.hub import DEFAULT_MODEL, resolve
-from outpace.types import Backend, Drafter, DraftHints, FinishReason, SamplingParams, TokenDelta, TokenLogprob
+from outpace.models.hub import DEFAULT_MODEL, locate, resolve
+from outpace.types import (
+    Backend,
+    Drafter,
+    DraftHints,
+    EngineConfig,
+    FinishReason,
+    SamplingParams,
+    TokenDelta,
+    TokenLogprob,
+)
 
 if TYPE_CHECKING:
     from outpace.engine.loop import EngineLoop, RequestStream
     from outpace.text.tokenizer import Tokenizer
 
-__all__ = ["LLM", "CompletionOutput", "RequestOutput"]
+__all__ = ["LLM", "CompletionOutput", "Footprint", "RequestOutput", "footprint_of"]
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, object]]
@@ -60,6 +69,20 @@ class RequestOutput:
         return sum(len(output.token_ids) for output in self.outputs)
 
 
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a model takes, known from its header."""
+
+    weight_bytes: int  # about: as in the file; 0 for the null backend
+    kv_cache_bytes: int
+    max_context: int  # tokens that prompt and answer may have together
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory in all."""
+        return self.weight_bytes + self.kv_cache_bytes
+
+
 class LLM:
     """A model ready to generate.
 
@@ -68,9 +91,9 @@ class LLM:
     with (bytes done, bytes in all) while the model is brought. `one_prompt` promises little more than one
     prompt: the first token comes up to 0.2 s sooner, and that of the second prompt as much later.
 
-    Attributes: `model_name`; `spec`, the architecture; `tokenizer`; `chat_template` (None where the model
-    has none); `backend`; `config`, resolved; `loop`, which takes requests from any thread; `load_seconds`,
-    from opening the file to being ready, downloads excluded.
+    Attributes: `model_name` and `options`, as given; `spec`, the architecture; `tokenizer`; `chat_template`
+    (None where the model has none); `backend`; `config`, resolved; `footprint`; `loop`, which takes requests
+    from any thread; `load_seconds`, from opening the file to being ready, downloads excluded.
     """
 
     def __init__(
@@ -84,7 +107,7 @@ class LLM:
         path = resolve(str(model), progress=progress)
         start = time.perf_counter()
         self._open(open_checkpoint(path), config, one_prompt=one_prompt, progress=progress)
-        self.model_name = str(model)
+        self.model_name, self.options = str(model), config
         self.load_seconds = time.perf_counter() - start
 
     def _open(
@@ -97,6 +120,7 @@ class LLM:
     ) -> None:
         self.config = resolve_engine_config(checkpoint.spec, options)
         self.spec = checkpoint.spec
+        self.footprint = _footprint(checkpoint, self.config)
         # The tokenizer is imported and built while the weights are read, which does not hold the interpreter.
         with ThreadPoolExecutor(1, "outpace-tokenizer") as executor:
             tokenizer = executor.submit(_tokenizer, checkpoint, lazy=one_prompt)
@@ -234,6 +258,20 @@ class LLM:
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
+
+
+def footprint_of(model: str | Path, options: EngineOptions) -> Footprint:
+    """What `LLM(model, **options)` would take, from the model's header. `model` must be on this machine.
+
+    Raises as `LLM` does.
+    """
+    checkpoint = open_checkpoint(locate(str(model)))
+    return _footprint(checkpoint, resolve_engine_config(checkpoint.spec, options))
+
+
+def _footprint(checkpoint: Checkpoint, config: EngineConfig) -> Footprint:
+    weights = 0 if config.backend == "null" else checkpoint.num_bytes
+    return Footprint(weights, config.kv_cache_bytes, config.max_context or checkpoint.spec.max_context)
 
 
 def _tokenizer(checkpoint: Checkpoint, *, lazy: bool) -> Tokenizer:

@@ -19,7 +19,7 @@ import pytest
 
 from outpace.errors import BackendError
 from outpace.llm import LLM
-from outpace.server.run import listen, make_server, url_of
+from outpace.server.run import GracefulServer, listen, make_server, url_of
 from outpace.server.settings import ServerSettings
 from outpace.server.tracing import Tracing
 from outpace.types import StepBatch, StepOutput
@@ -60,26 +60,36 @@ def running(
 ) -> Iterator[RunningServer]:
     """Serve `llm` in a thread; at the end, shut down as a signal would."""
     settings = settings or ServerSettings(port=0, shutdown_grace=0.2)
+    server = make_server(llm, settings, model_name="test-model", tracing=tracing)
+    state = RunningServer("", llm, "test-model")
+    with listening(server, state) as url:
+        state.url = url
+        yield state
+
+
+@contextmanager
+def listening(server: GracefulServer, state: RunningServer | None = None) -> Iterator[str]:
+    """Run a server in a thread; its address."""
     ready = threading.Event()
-    server = make_server(
-        llm, settings, model_name="test-model", on_ready=lambda _: ready.set(), tracing=tracing
-    )
-    with listen(settings) as listener:
-        state = RunningServer(url_of(listener), llm, "test-model")
+    server.on_ready = lambda _: ready.set()
+
+    with listen(server.models.settings) as listener:
 
         def run() -> None:
             server.run([listener])
-            state.ended.set()
+            if state is not None:
+                state.ended.set()
 
         def stop() -> None:
             server.should_exit = True
 
-        state.stop = stop
+        if state is not None:
+            state.stop = stop
         thread = threading.Thread(target=run)
         thread.start()
         try:
             assert ready.wait(20)
-            yield state
+            yield url_of(listener)
         finally:
             stop()
             thread.join(20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -87,6 +88,34 @@ def test_aliases(model_135m: Path) -> None:
         process.communicate(timeout=10)
 
 
+def test_models_on_demand(model_135m: Path, tmp_path: Path) -> None:
+    """`--also` in use, seen and ended by `outpace ps` and `outpace stop`."""
+    other = tmp_path / "other.gguf"
+    other.symlink_to(model_135m)
+
+    def outpace(*arguments: str) -> str:
+        line = [sys.executable, "-m", "outpace.cli.main", *arguments, "--url", url]
+        return subprocess.run(line, check=True, capture_output=True, text=True, timeout=20).stdout
+
+    options = ("--also", str(other), "--alias", "small=other", "--memory", "150MiB", "--keep-alive", "1h")
+    with serving(model_135m, *options) as (process, url):
+        header, row = outpace("ps").splitlines()
+        assert header.split() == ["NAME", "SIZE", "CONTEXT", "REQUESTS", "UNTIL"]
+        assert row.split() == [model_135m.stem, "67", "MB", "512", "0", "it", "is", "stopped"]
+        body = {"model": "small", "prompt": "a", "max_tokens": 1}
+        assert httpx.post(f"{url}/v1/completions", json=body).json()["model"] == "small"
+        assert outpace("ps").splitlines()[2].split()[:2] == ["other", "67"]
+        assert outpace("ps").endswith(" from now\n")
+        assert outpace("stop", "small") == "other is not in memory any more\n"
+        assert [each["name"] for each in json.loads(outpace("ps", "--json"))] == [model_135m.stem]
+        outpace("stop", model_135m.stem)
+        assert outpace("ps") == "no model is in memory; the next request loads one\n"
+        assert httpx.post(f"{url}/v1/completions", json=body).json()["model"] == "small"
+        process.terminate()
+        assert process.communicate(timeout=10)[1] == "stopped\n"
+        assert process.returncode == 0
+
+
 def test_an_alias_of_another_model(model_135m: Path) -> None:
     arguments = command(str(model_135m), "--backend", "null", *LIMITS, "--port", "0", "--alias", "gpt-9=gpt")
     done = subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=20)
@@ -124,6 +153,7 @@ def test_port_in_use(tmp_path: Path) -> None:
         (["--max-body", "big"], "no size"),
         (["--alias", "=model"], "NAME=MODEL"),
         (["--alias", "name="], "NAME=MODEL"),
+        (["--keep-alive", "soon"], "5m"),
     ],
 )
 def test_wrong_options(arguments: list[str], says: str) -> None:

@@ -12,7 +12,7 @@ from serving import MAX_CONTEXT, RunningServer, running
 
 from outpace.errors import UsageError
 from outpace.llm import LLM
-from outpace.server.served import ServedModel
+from outpace.server.model_pool import ModelPool
 from outpace.server.settings import ServerSettings
 from outpace.types import BLOCK_SIZE, SamplingParams
 
@@ -206,7 +206,7 @@ def test_aliases(served_llm: LLM) -> None:
         with pytest.raises(anthropic.NotFoundError):
             client.messages.create(**{**ASKED, "model": "faster"})
     with pytest.raises(UsageError, match=r"--alias slow=gpt-9.*'test-model'"):
-        ServedModel(served_llm, "test-model", ServerSettings(aliases={"slow": "gpt-9"}))
+        ModelPool(served_llm, "test-model", ServerSettings(aliases={"slow": "gpt-9"}))
 
 
 def test_keys(served_llm: LLM) -> None:

@@ -122,7 +122,8 @@ def test_a_body_that_never_comes_times_out(served_llm: LLM) -> None:
 
 
 def test_health(http: httpx.Client) -> None:
-    assert http.get("/health").json() == {"status": "ok", "model": "test-model"}
+    expected = {"status": "ok", "model": "test-model", "loaded": ["test-model"]}
+    assert http.get("/health").json() == expected
 
 
 def test_the_root_answers_probes(http: httpx.Client) -> None:

@@ -38,6 +38,8 @@ VERBS = (
     Verb("chat", "outpace.cli.chat", "chat", "Talk with a model."),
     Verb("serve", "outpace.cli.serve", "serve", "Serve the APIs of OpenAI, Anthropic and Ollama."),
     Verb("keys", "outpace.cli.keys", "app", "Make and remove the API keys of servers."),
+    Verb("ps", "outpace.cli.ps", "ps", "Show the models that a server has loaded."),
+    Verb("stop", "outpace.cli.ps", "stop", "Have a server unload a model."),
     Verb("launch", "outpace.cli.launch", "launch", "Start a coding agent that uses the server."),
     Verb("doctor", "outpace.cli.doctor", "doctor", "Check a server for what coding agents need."),
     Verb("pull", "outpace.cli.pull", "pull", "Bring a model to this machine."),

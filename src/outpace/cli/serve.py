@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,14 +12,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from outpace.cli.config_file import describe_config, use_config_file
-from outpace.cli.loading import open_llm
+from outpace.cli.loading import download_progress, open_llm
 from outpace.cli.options import EngineFlags, flatten, parse_size
-from outpace.config import prefix_cache_bytes
+from outpace.config import available_memory, prefix_cache_bytes
 from outpace.errors import UsageError
+from outpace.models import hub
 from outpace.models.hub import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from outpace.server.keys import KeyFile
+    from outpace.server.model_pool import ModelSource
 
 SERVER_PANEL = "Server"
 
@@ -90,10 +93,35 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="NAME[=MODEL]",
-            help="A further name of the model for clients; may be repeated. claude-* need none.",
+            help="A further name of the first model, or of MODEL; may be repeated. claude-* are the first.",
             rich_help_panel=SERVER_PANEL,
         ),
     ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Serve this model too, loaded when a request names it; may be repeated.",
+            rich_help_panel=SERVER_PANEL,
+        ),
+    ] = None,
+    memory: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SIZE",
+            parser=parse_size,
+            help="What all loaded models may take, KV caches included; default: the memory that is free.",
+            rich_help_panel=SERVER_PANEL,
+        ),
+    ] = None,
+    keep_alive: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            help="How long a model of --also stays loaded without requests: seconds, 5m, 1h30m; -1: always.",
+            rich_help_panel=SERVER_PANEL,
+        ),
+    ] = "5m",
     canonicalize: Annotated[
         bool,
         typer.Option(
@@ -231,6 +259,8 @@ def serve(
         stream_interval=stream_interval_ms / 1000,
         limits=KeyLimits(requests_per_minute, tokens_per_minute, max_concurrent),
         shutdown_grace=grace,
+        memory_bytes=available_memory() if memory is None else memory,
+        keep_alive=_keep_alive(keep_alive),
         aliases=dict(_alias(text) for text in alias or ()),
         prefix_rules=(
             (*KNOWN_RULES, *(read_rules(prefix_rules) if prefix_rules else ())) if canonicalize else ()
@@ -245,6 +275,7 @@ def serve(
             typer.echo(f"warning: anyone who can reach {host} can use this server (--allow-open)", err=True)
         if engine.prefix_cache_disk_bytes is None:
             engine = replace(engine, prefix_cache_disk_bytes=prefix_cache_bytes())
+        others = _sources(also or (), engine)
         with open_llm(model, engine) as llm:
             url = url_of(listener, tls=settings.tls_cert is not None)
 
@@ -252,7 +283,14 @@ def serve(
                 typer.echo(_welcome(url, name, has_key=settings.has_keys))
                 sys.stdout.flush()
 
-            serve(llm, settings, listener, model_name=served_model_name, on_ready=tell_ready)
+            serve(
+                llm,
+                settings,
+                listener,
+                model_name=served_model_name,
+                others=others,
+                on_ready=tell_ready,
+            )
     typer.echo("stopped", err=True)
 
 
@@ -261,6 +299,33 @@ def _some(keys: KeyFile, path: Path) -> KeyFile:
     if not keys():
         raise UsageError(f"--api-keys {path}: there are no keys in it; outpace keys add NAME makes one")
     return keys
+
+
+def _keep_alive(text: str) -> float:
+    from outpace.server.keep_alive import parse_keep_alive
+
+    try:
+        return parse_keep_alive(text)
+    except ValueError as error:
+        raise UsageError(f"--keep-alive: {error}") from None
+
+
+def _sources(models: Sequence[str], engine: EngineFlags) -> list[ModelSource]:
+    """Models that requests load, each brought to this machine and its header checked.
+
+    A draft model or head fits one model, so these have none.
+    """
+    from outpace.llm import footprint_of
+    from outpace.server.model_pool import ModelSource
+    from outpace.server.served import short_name
+
+    options = replace(engine, draft_model=None, draft_head=None).as_config()
+    sources: list[ModelSource] = []
+    for model in models:
+        with download_progress(model) as report:
+            hub.resolve(model, progress=report)
+        sources.append(ModelSource(short_name(model), model, options, footprint_of(model, options)))
+    return sources
 
 
 def _alias(text: str) -> tuple[str, str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -20,13 +21,13 @@ from outpace.server.key_ring import KeyRing
 from outpace.server.llama_cpp.infill import infill_router
 from outpace.server.metrics import HTTPMetrics
 from outpace.server.middleware import KeyAuth, LimitHeaders, LoopbackOnly
+from outpace.server.model_pool import ModelPool, ModelSource
 from outpace.server.models import models_router
 from outpace.server.ollama.embed import embed_router
 from outpace.server.ollama.routes import ollama_router
 from outpace.server.openai.responses.routes import responses_router
 from outpace.server.openai.routes import openai_router
 from outpace.server.openapi import OPENAI_ERRORS, described
-from outpace.server.served import ServedModel
 from outpace.server.settings import ServerSettings
 from outpace.server.tracing import TraceContext, Tracing
 
@@ -43,16 +44,18 @@ def create_app(
     model_name: str | None = None,
     settings: ServerSettings | None = None,
     tracing: Tracing | None = None,
+    others: Sequence[ModelSource] = (),
+    unloads: bool = False,
 ) -> FastAPI:
-    """The application over `llm`, which the caller closes.
+    """The application over `llm`, which the caller closes, and `others`, which requests load.
 
-    `model_name` is the model's id on the wire; by default it follows from what was loaded. The
-    `ServedModel` is kept as `app.state.served`.
+    `model_name` is the model's id on the wire; by default it follows from what was loaded. `unloads`: it may
+    be unloaded and loaded again. The `ModelPool` is kept as `app.state.models`, to be closed at the end.
     """
     settings = settings or ServerSettings()
-    served = ServedModel(llm, model_name, settings, tracing)
+    models = ModelPool(llm, model_name, settings, tracing, others=others, unloads=unloads)
     http_registry = CollectorRegistry()
-    engine_registry = registry_of(lambda: {served.name: llm.loop.engine.metrics})
+    engine_registry = registry_of(models.engine_metrics)
     middleware = [Middleware(dialect.RequestIDs), Middleware(HTTPMetrics, registry=http_registry)]
     if tracing is not None:
         middleware.append(Middleware(TraceContext))
@@ -70,7 +73,7 @@ def create_app(
         )
     if settings.has_keys:
         middleware.append(Middleware(KeyAuth, keys=KeyRing(settings)))
-    middleware.append(Middleware(LimitHeaders, limits=served.limits))
+    middleware.append(Middleware(LimitHeaders, limits=models.limits))
     # No interactive pages: they load scripts from elsewhere.
     app = FastAPI(
         title="Outpace",
@@ -81,14 +84,14 @@ def create_app(
         telemetry=_NO_TELEMETRY,
         responses=OPENAI_ERRORS,
     )
-    app.state.served = served
+    app.state.models = models
     dialect.install(app)
     routers = (
         openai_router, responses_router, anthropic_router, models_router, ollama_router, embed_router,
         infill_router,
     )  # fmt: skip
     for router in routers:
-        app.include_router(router(served))
+        app.include_router(router(models))
 
     @app.head("/", include_in_schema=False)
     @app.get("/", openapi_extra=described("server", "version"))
@@ -99,13 +102,15 @@ def create_app(
     @app.get("/health", openapi_extra=described("status", "model"))
     async def health() -> Response:  # pyright: ignore[reportUnusedFunction] - a route
         """200 while requests are served; 503 during shutdown and where the engine's thread is gone."""
-        if served.live.draining:
+        if models.live.draining:
             raise errors.APIError(503, "shutting down", type=errors.SERVER_ERROR, code="shutting_down")
-        if not llm.loop.is_running:
+        if not all(served.llm.loop.is_running for each in models.loaded if (served := each.served)):
             raise errors.APIError(
                 503, "the engine is not running", type=errors.SERVER_ERROR, code="engine_dead"
             )
-        return json_response({"status": "ok", "model": served.name})
+        return json_response(
+            {"status": "ok", "model": models.first.name, "loaded": [each.name for each in models.loaded]}
+        )
 
     page = {"200": {"description": "The page", "content": {"text/plain": {"schema": {"type": "string"}}}}}
 

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import math
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import uvicorn
@@ -14,7 +14,7 @@ import uvicorn
 from outpace.errors import OutpaceError, PortInUseError, UsageError
 from outpace.llm import LLM
 from outpace.server.app import create_app
-from outpace.server.served import ServedModel
+from outpace.server.model_pool import ModelPool, ModelSource
 from outpace.server.settings import ServerSettings
 from outpace.server.slow_heads import protocol_with
 from outpace.server.tracing import Tracing, configured_tracing
@@ -63,16 +63,29 @@ def serve(
     listener: socket.socket,
     *,
     model_name: str | None = None,
+    others: Sequence[ModelSource] = (),
     on_ready: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Serve `llm` on `listener` until SIGTERM or Ctrl-C, then end gracefully and return.
+    """Serve `llm`, and `others` on demand, until SIGTERM or Ctrl-C, then end gracefully and return.
 
     `on_ready` is called with the model's name on the wire once requests are answered. A second signal ends
     at once.
     """
     tracing = configured_tracing()
     try:
-        make_server(llm, settings, model_name=model_name, on_ready=on_ready, tracing=tracing).run([listener])
+        server = make_server(
+            llm,
+            settings,
+            model_name=model_name,
+            others=others,
+            unloads=True,
+            on_ready=on_ready,
+            tracing=tracing,
+        )
+        try:
+            server.run([listener])
+        finally:
+            server.models.close()
     finally:
         if tracing is not None:
             tracing.close()
@@ -85,9 +98,13 @@ def make_server(
     model_name: str | None = None,
     on_ready: Callable[[str], None] = lambda _: None,
     tracing: Tracing | None = None,
+    others: Sequence[ModelSource] = (),
+    unloads: bool = False,
 ) -> GracefulServer:
     """The server, not yet running."""
-    app = create_app(llm, model_name=model_name, settings=settings, tracing=tracing)
+    app = create_app(
+        llm, model_name=model_name, settings=settings, tracing=tracing, others=others, unloads=unloads
+    )
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -102,23 +119,24 @@ def make_server(
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=math.ceil(settings.shutdown_grace) + 2,
     )
-    return GracefulServer(config, app.state.served, on_ready)
+    return GracefulServer(config, app.state.models, on_ready)
 
 
 class GracefulServer(uvicorn.Server):
     """Gives running requests some seconds to finish, then ends each of them with an error event."""
 
-    def __init__(self, config: uvicorn.Config, served: ServedModel, on_ready: Callable[[str], None]) -> None:
+    def __init__(self, config: uvicorn.Config, models: ModelPool, on_ready: Callable[[str], None]) -> None:
         super().__init__(config)
-        self._name = served.name
-        self._live = served.live
-        self._grace = served.settings.shutdown_grace
-        self._on_ready = on_ready
+        self.models = models
+        self._name = models.first.name
+        self._live = models.live
+        self._grace = models.settings.shutdown_grace
+        self.on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then tell."""
         await super().startup(sockets)
-        self._on_ready(self._name)
+        self.on_ready(self._name)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse new requests, wait, cancel."""

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from outpace.engine.loop import RequestStream
-from outpace.errors import UsageError
 from outpace.llm import LLM
 from outpace.server.errors import SERVER_ERROR, APIError
-from outpace.server.generation import Generation, LiveGenerations
-from outpace.server.key_ring import KeyRing
+from outpace.server.generation import Generation, LiveGenerations, Usage
 from outpace.server.limits import ClientLimits
 from outpace.server.settings import ServerSettings
 from outpace.server.tracing import Tracing
@@ -23,55 +21,43 @@ from outpace.types import DraftHints, SamplingParams
 
 T = TypeVar("T")
 
-FOREIGN_NAMES = ("claude-",)
-"""Beginnings of names that mean whatever model is loaded."""
 INLINE_CHARS = 8192
 """Prompts up to this length are encoded on the event loop (well under 1 ms); longer ones on a thread."""
 
 
 class ServedModel:
-    """An `LLM` under its names on the wire, with its running generations.
+    """An `LLM` under its name on the wire.
 
-    Attributes: `llm`; `name`, the model's id on the wire; `aliases`, its further ids; `created`, Unix
-    seconds; `settings`; `live`; `form`, how the model writes calls and thoughts.
+    Attributes: `llm`; `name`, the model's id on the wire; `settings`; `live` and `limits`, the generations
+    and the clients of the whole server; `form`, how the model writes calls and thoughts. `on_start` and
+    `on_end` are called for each generation.
     """
 
     def __init__(
-        self, llm: LLM, name: str | None, settings: ServerSettings, tracing: Tracing | None = None
+        self,
+        llm: LLM,
+        name: str,
+        settings: ServerSettings,
+        live: LiveGenerations,
+        limits: ClientLimits,
+        tracing: Tracing | None,
+        *,
+        on_start: Callable[[], None],
+        on_end: Callable[[], None],
     ) -> None:
         self.llm = llm
-        self.name = name or short_name(llm.model_name)
-        self.created = self.created_now()
+        self.name = name
         self.settings = settings
-        self.live = LiveGenerations()
-        self._tracing = tracing
-        self.limits = ClientLimits(settings.limits, KeyRing(settings).limits)
+        self.live = live
+        self.limits = limits
         self.form = AnswerForm.of(llm.tokenizer)
-        self.aliases = tuple(settings.aliases)
-        self._names = {self.name, llm.model_name}
-        for alias, model in settings.aliases.items():
-            if model is not None and model not in self._names:
-                raise UsageError(
-                    f"--alias {alias}={model}: that model is not loaded; this server has {self.name!r}"
-                )
+        self._tracing = tracing
+        self._on_start, self._on_end = on_start, on_end
 
     @property
     def max_context(self) -> int:
         """Tokens that prompt and answer may have together, as configured."""
         return self.llm.config.max_context or self.llm.spec.max_context
-
-    def resolve_name(self, model: str | None) -> str:
-        """The name that an answer shows for a request's `model`; raises `APIError` 404 for an unknown one.
-
-        Aliases, and the names of Claude models, which clients have built in, mean the loaded model and are
-        shown as they were asked for. None, no model named, is the loaded one.
-        """
-        if model is None or model in self._names:
-            return self.name
-        if model in self.aliases or model.startswith(FOREIGN_NAMES):
-            return model
-        message = f"the model {model[:200]!r} is not served here; this server has {self.name!r}"
-        raise APIError(404, message, param="model", code="model_not_found")
 
     @property
     def grammars(self) -> GrammarCompiler:
@@ -105,6 +91,12 @@ class ServedModel:
                 span.fail(error)
                 span.end()
             raise
+        self._on_start()
+
+        def ended(usage: Usage) -> None:
+            self.limits.ended(hints.scope, usage.num_computed_tokens)
+            self._on_end()
+
         return Generation(
             streams,
             params.n,
@@ -113,7 +105,7 @@ class ServedModel:
             span=span,
             timeout=self.settings.request_timeout,
             interval=self.settings.stream_interval,
-            on_end=lambda usage: self.limits.ended(hints.scope, usage.num_computed_tokens),
+            on_end=ended,
         )
 
     async def _submit(

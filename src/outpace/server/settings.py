@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from outpace.errors import UsageError
+from outpace.server.keep_alive import DEFAULT_KEEP_ALIVE
 from outpace.server.keys import KeyFile
 from outpace.server.limits import KeyLimits
 from outpace.server.prefix_rules import KNOWN_RULES, PrefixRule
@@ -40,6 +41,8 @@ class ServerSettings:
     stream_interval: float = 0.016  # seconds between a stream's events; what comes meanwhile is one event
     heartbeat: float = 5.0  # seconds of silence after which a stream of Anthropic's dialect sends a ping
     prefix_rules: tuple[PrefixRule, ...] = KNOWN_RULES  # what is kept out of the beginning of prompts
+    memory_bytes: int | None = None  # that all loaded models may take together; None: any
+    keep_alive: float = DEFAULT_KEEP_ALIVE  # seconds that an idle model stays, the first one aside; inf: ever
     aliases: Mapping[str, str | None] = field(
         default_factory=dict[str, str | None]
     )  # further names of models

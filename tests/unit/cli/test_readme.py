@@ -17,6 +17,8 @@ import pytest
 README = Path(__file__).parents[3] / "README.md"
 OUTPACE = f"{shlex.quote(sys.executable)} -m outpace.cli.main"
 SLOW_OR_ENDLESS = (
+    "outpace ps",
+    "outpace stop",
     "outpace serve",
     "outpace bench",
     "outpace doctor",

@@ -25,15 +25,22 @@ from outpace.server.conversation import (
 from outpace.server.deadlines import deadline_of
 from outpace.server.encoding import json_response
 from outpace.server.errors import APIError
+from outpace.server.model_pool import ModelPool
 from outpace.server.served import ServedModel
 from outpace.server.sse import EventStream
 from outpace.types import DraftHints, Lane
 
 
-async def create_message(served: ServedModel, request: Request, request_id: str) -> Response:
+async def create_message(models: ModelPool, request: Request, request_id: str) -> Response:
     """Answer a conversation, in one piece or as a stream. Raises `APIError`."""
-    body = await read_json(request, MessageRequest, served.settings)
-    name = served.resolve_name(body.model)
+    body = await read_json(request, MessageRequest, models.settings)
+    async with models.lease(body.model) as (served, name):
+        return await _answer(served, name, request, body, request_id)
+
+
+async def _answer(
+    served: ServedModel, name: str, request: Request, body: MessageRequest, request_id: str
+) -> Response:
     conversation = read_conversation(body)
     prompt = await _encode(served, request, conversation)
     lane: Lane = "priority" if body.speed == "fast" else "default"
@@ -53,11 +60,11 @@ async def create_message(served: ServedModel, request: Request, request_id: str)
         return json_response(await answer.whole(generation))
 
 
-async def count_tokens(served: ServedModel, request: Request) -> Response:
+async def count_tokens(models: ModelPool, request: Request) -> Response:
     """Count the tokens of a prompt. Raises `APIError`."""
-    body = await read_json(request, CountRequest, served.settings)
-    served.resolve_name(body.model)
-    prompt = await _encode(served, request, read_conversation(body))
+    body = await read_json(request, CountRequest, models.settings)
+    async with models.lease(body.model) as (served, _):
+        prompt = await _encode(served, request, read_conversation(body))
     return json_response({"input_tokens": len(prompt.token_ids)})
 
 

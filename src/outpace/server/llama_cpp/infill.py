@@ -16,6 +16,7 @@ from outpace.server.encoding import json_response, to_json
 from outpace.server.errors import from_exception
 from outpace.server.generation import Generation
 from outpace.server.llama_cpp.schema import InfillRequest
+from outpace.server.model_pool import ModelPool
 from outpace.server.openapi import EVENTS, OPENAI_ERRORS, described
 from outpace.server.served import ServedModel
 from outpace.server.sse import EventStream
@@ -27,8 +28,8 @@ _TEMPERATURE = 0.8
 """llama.cpp's default."""
 
 
-def infill_router(served: ServedModel) -> APIRouter:
-    """The route over `served`."""
+def infill_router(models: ModelPool) -> APIRouter:
+    """The route over `models`."""
     router = APIRouter(responses=OPENAI_ERRORS)
 
     @router.post(
@@ -36,13 +37,14 @@ def infill_router(served: ServedModel) -> APIRouter:
     )
     async def infill(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction] - a route
         """Fill in the middle; a stream of server-sent events with `stream`."""
-        return await _infill(served, request)
+        body = await read_json(request, InfillRequest, models.settings)
+        async with models.lease(None) as (served, name):
+            return await _infill(served, name, request, body)
 
     return router
 
 
-async def _infill(served: ServedModel, request: Request) -> Response:
-    body = await read_json(request, InfillRequest, served.settings)
+async def _infill(served: ServedModel, name: str, request: Request, body: InfillRequest) -> Response:
     files = [SourceFile(each.filename, each.text) for each in body.input_extra or ()]
     num_chars = len(body.input_prefix) + len(body.input_suffix) + sum(len(file.text) for file in files)
 
@@ -57,7 +59,7 @@ async def _infill(served: ServedModel, request: Request) -> Response:
         generation = await served.start([prompt], _params(body), hints)
     except Exception as error:
         raise from_exception(error, {"messages": "input_prefix"}) from error
-    answer = _Answer(served.name, body)
+    answer = _Answer(name, body)
     if body.stream:
         return EventStream(answer.events(generation), generation)
     async with generation.cancelled_on_disconnect(request.receive):

@@ -11,14 +11,14 @@ from starlette.responses import Response
 from outpace.server.body import read_json
 from outpace.server.embedding import embed
 from outpace.server.encoding import json_response
-from outpace.server.ollama.params import resolve
+from outpace.server.model_pool import ModelPool
+from outpace.server.ollama.params import plain_name
 from outpace.server.ollama.schema import EmbeddingsRequest, EmbedRequest
 from outpace.server.openapi import OLLAMA_ERRORS, described
-from outpace.server.served import ServedModel
 
 
-def embed_router(served: ServedModel) -> APIRouter:
-    """The routes over `served`."""
+def embed_router(models: ModelPool) -> APIRouter:
+    """The routes over `models`."""
     router = APIRouter(prefix="/api", responses=OLLAMA_ERRORS)
 
     @router.post(
@@ -27,12 +27,12 @@ def embed_router(served: ServedModel) -> APIRouter:
     async def many(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction] - a route
         """Vectors of texts, each of length 1."""
         start = perf_counter_ns()
-        body = await read_json(request, EmbedRequest, served.settings)
-        name = resolve(served, body.model)
+        body = await read_json(request, EmbedRequest, models.settings)
         inputs = [body.input] if isinstance(body.input, str) else body.input
-        # One token is left for the answer that nobody reads.
-        most = served.llm.loop.engine.max_context - 1 if body.truncate else None
-        found = await embed(served, request, inputs, dimensions=body.dimensions, most_tokens=most)
+        async with models.lease(plain_name(body.model), body.keep_alive) as (served, name):
+            # One token is left for the answer that nobody reads.
+            most = served.llm.loop.engine.max_context - 1 if body.truncate else None
+            found = await embed(served, request, inputs, dimensions=body.dimensions, most_tokens=most)
         answer = {
             "model": name,
             "embeddings": [vector.tolist() for vector in found.vectors],
@@ -47,9 +47,9 @@ def embed_router(served: ServedModel) -> APIRouter:
     )
     async def one(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction] - a route
         """The vector of one text."""
-        body = await read_json(request, EmbeddingsRequest, served.settings)
-        resolve(served, body.model)
-        found = await embed(served, request, [body.prompt], dimensions=None)
+        body = await read_json(request, EmbeddingsRequest, models.settings)
+        async with models.lease(plain_name(body.model), body.keep_alive) as (served, _):
+            found = await embed(served, request, [body.prompt], dimensions=None)
         return json_response({"embedding": found.vectors[0].tolist()})
 
     return router

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from outpace.server.ollama.schema import Common, Options
-from outpace.server.served import ServedModel
 from outpace.types import SamplingParams
 
 _DEFAULTS: dict[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
@@ -38,6 +37,6 @@ def sampling(request: Common) -> SamplingParams:
     return SamplingParams(**given)
 
 
-def resolve(served: ServedModel, model: str | None) -> str:
-    """As `ServedModel.resolve_name`; a tag that says nothing (":latest") is left out."""
-    return served.resolve_name(model.removesuffix(":latest") if model else None)
+def plain_name(model: str | None) -> str | None:
+    """A model's name without a tag that says nothing (":latest")."""
+    return model.removesuffix(":latest") if model else None

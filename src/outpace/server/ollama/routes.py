@@ -17,12 +17,13 @@ from outpace.server.client import client_scope
 from outpace.server.constraint import compiled_grammar, compiled_schema
 from outpace.server.conversation import Conversation, answer_params, answer_reader, encode_conversation
 from outpace.server.deadlines import deadline_of
-from outpace.server.encoding import json_response
+from outpace.server.encoding import json_response, to_json
 from outpace.server.errors import from_exception, unsupported
 from outpace.server.generation import Generation
+from outpace.server.model_pool import Entry, ModelPool
 from outpace.server.ollama.answer import NDJSON, Answer, error_line
 from outpace.server.ollama.conversation import answer_schema, read_chat, read_prompt
-from outpace.server.ollama.params import RENAMED, resolve, sampling
+from outpace.server.ollama.params import RENAMED, plain_name, sampling
 from outpace.server.ollama.schema import ChatRequest, Common, GenerateRequest, ShowRequest
 from outpace.server.openapi import OLLAMA_ERRORS, described
 from outpace.server.served import ServedModel
@@ -34,8 +35,8 @@ _VERSION = "0.12.6"
 """Of Ollama, whose dialect this is: editors ask for at least some version."""
 
 
-def ollama_router(served: ServedModel) -> APIRouter:
-    """The dialect's routes over `served`."""
+def ollama_router(models: ModelPool) -> APIRouter:
+    """The dialect's routes over `models`."""
     router = APIRouter(prefix="/api", responses=OLLAMA_ERRORS)
 
     @router.get("/version", openapi_extra=described("version"))
@@ -45,22 +46,20 @@ def ollama_router(served: ServedModel) -> APIRouter:
 
     @router.get("/tags", openapi_extra=described("models"))
     async def tags() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction] - a route
-        """List the models: the one that is loaded, then its aliases."""
-        return {"models": [_model(served, name) for name in (served.name, *served.aliases)]}
+        """List the models, in memory or not, then their aliases."""
+        return {"models": [_model(models, name, entry) for name, entry in models.named]}
 
     @router.get("/ps", openapi_extra=described("models"))
     async def running() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction] - a route
         """List the models in memory."""
-        size = served.llm.backend.weight_bytes
-        loaded = {"expires_at": "0001-01-01T00:00:00Z", "size_vram": 0, "context_length": served.max_context}
-        return {"models": [{**_model(served, served.name), **loaded, "size": size}]}
+        return {"models": [_loaded_model(models, entry) for entry in models.loaded]}
 
     @router.post("/show", openapi_extra=described("details", "model_info", "capabilities", body=ShowRequest))
     async def show(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction] - a route
         """Describe a model."""
-        body = await read_json(request, ShowRequest, served.settings)
-        resolve(served, body.model or body.name)
-        return json_response(_description(served))
+        body = await read_json(request, ShowRequest, models.settings)
+        async with models.lease(plain_name(body.model or body.name)) as (served, _):
+            return json_response(_description(served))
 
     @router.post(
         "/chat",
@@ -69,8 +68,12 @@ def ollama_router(served: ServedModel) -> APIRouter:
     )
     async def chat(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction] - a route
         """Answer a conversation, a line of JSON for each piece."""
-        body = await read_json(request, ChatRequest, served.settings)
-        return await _converse(served, request, body, read_chat(body), "message")
+        body = await read_json(request, ChatRequest, models.settings)
+        conversation = read_chat(body)
+        if not body.messages:
+            return await _load_or_unload(models, body, message={"role": "assistant", "content": ""})
+        async with models.lease(plain_name(body.model), body.keep_alive) as (served, name):
+            return await _converse(served, name, request, body, conversation, "message")
 
     @router.post(
         "/generate",
@@ -78,13 +81,31 @@ def ollama_router(served: ServedModel) -> APIRouter:
         response_class=Response,
     )
     async def generate(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction] - a route
-        """Answer a prompt, complete it (`raw`) or fill in what comes before `suffix`."""
-        body = await read_json(request, GenerateRequest, served.settings)
-        if _is_raw(served, body):
-            return await _complete(served, request, body)
-        return await _converse(served, request, body, read_prompt(body), "response")
+        """Answer a prompt, complete it (`raw`) or fill in what comes before `suffix`.
+
+        Without a prompt, load the model; with `keep_alive` 0 too, unload it.
+        """
+        body = await read_json(request, GenerateRequest, models.settings)
+        if not (body.prompt or body.suffix or body.images):
+            return await _load_or_unload(models, body, response="")
+        async with models.lease(plain_name(body.model), body.keep_alive) as (served, name):
+            if _is_raw(served, body):
+                return await _complete(served, name, request, body)
+            return await _converse(served, name, request, body, read_prompt(body), "response")
 
     return router
+
+
+async def _load_or_unload(models: ModelPool, body: Common, **said: object) -> Response:
+    """What a request without a prompt means: have the model in memory, or no longer."""
+    if body.keep_alive == 0:
+        name, reason = await models.expire(plain_name(body.model)), "unload"
+    else:
+        async with models.lease(plain_name(body.model), body.keep_alive) as (_, name):
+            reason = "load"
+    answer = {"model": name, "created_at": _time(datetime.now(UTC)), **said, "done": True}
+    answer = to_json({**answer, "done_reason": reason})
+    return Response(answer + "\n", media_type="application/json" if body.stream is False else NDJSON)
 
 
 def _is_raw(served: ServedModel, body: GenerateRequest) -> bool:
@@ -92,13 +113,13 @@ def _is_raw(served: ServedModel, body: GenerateRequest) -> bool:
     return bool(body.suffix or body.raw) or served.llm.chat_template is None
 
 
-async def _complete(served: ServedModel, request: Request, body: GenerateRequest) -> Response:
+async def _complete(served: ServedModel, name: str, request: Request, body: GenerateRequest) -> Response:
     def encode() -> list[int]:
         if body.suffix:
             return fill_in_middle(served.llm.tokenizer, body.prompt, body.suffix)
         return served.llm.encode_prompt(body.prompt)
 
-    name, params = resolve(served, body.model), sampling(body)
+    params = sampling(body)
     if body.images:
         raise unsupported("images", "this model reads text only")
     try:
@@ -113,12 +134,13 @@ async def _complete(served: ServedModel, request: Request, body: GenerateRequest
 
 async def _converse(
     served: ServedModel,
+    name: str,
     request: Request,
     body: Common,
     conversation: Conversation,
     kind: Literal["message", "response"],
 ) -> Response:
-    name, params = resolve(served, body.model), sampling(body)
+    params = sampling(body)
     # The body's length is as good a measure of the work as the texts in it. Without one it came in chunks.
     num_chars = int(request.headers.get("content-length", served.settings.max_body_bytes))
     try:
@@ -143,24 +165,37 @@ async def _send(request: Request, body: Common, answer: Answer, generation: Gene
         return json_response(await answer.whole(generation))
 
 
-def _model(served: ServedModel, name: str) -> dict[str, Any]:
-    modified = datetime.fromtimestamp(served.created, UTC).isoformat().replace("+00:00", "Z")
+def _time(when: datetime) -> str:
+    return when.isoformat().replace("+00:00", "Z")
+
+
+def _model(models: ModelPool, name: str, entry: Entry) -> dict[str, Any]:
     return {
         "name": name,
         "model": name,
-        "modified_at": modified,
-        "size": served.llm.backend.weight_bytes,
+        "modified_at": _time(datetime.fromtimestamp(models.created, UTC)),
+        "size": entry.source.footprint.weight_bytes,
         "digest": "",
-        "details": _details(served),
+        "details": _details(entry.served.llm.spec.architecture if entry.served else ""),
     }
 
 
-def _details(served: ServedModel) -> dict[str, Any]:
-    family = served.llm.spec.architecture
+def _loaded_model(models: ModelPool, entry: Entry) -> dict[str, Any]:
+    return {
+        **_model(models, entry.name, entry),
+        "size": entry.source.footprint.num_bytes,
+        "expires_at": _time(entry.expires_at),
+        "size_vram": 0,
+        "context_length": entry.max_context,
+        "running_requests": entry.num_running,  # not Ollama's
+    }
+
+
+def _details(family: str) -> dict[str, Any]:
     return {
         "format": "gguf",
         "family": family,
-        "families": [family],
+        "families": [family] if family else [],
         "parameter_size": "",
         "quantization_level": "",
     }
@@ -180,7 +215,7 @@ def _description(served: ServedModel) -> dict[str, Any]:
         "modelfile": "",
         "parameters": "",
         "template": "",
-        "details": _details(served),
+        "details": _details(spec.architecture),
         "model_info": info,
         "capabilities": _capabilities(served),
     }

@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from outpace.server.keep_alive import parse_keep_alive
 from outpace.server.wire import FirstError, Wire
+
+
+def _keep_alive(value: object) -> float | None:
+    return None if value is None else parse_keep_alive(value)
+
+
+KeepAlive = Annotated[
+    float | None,
+    BeforeValidator(_keep_alive),
+    WithJsonSchema({"type": ["number", "string", "null"]}),
+]
+"""How long the model stays in memory afterwards: seconds, or "5m"; 0: not at all; below 0: for ever."""
 
 
 class Options(Wire):
@@ -32,6 +45,7 @@ class Common(Wire):
     format: str | dict[str, Any] | None = None  # "json", or a JSON schema
     options: Options | None = None
     deadline_ms: float | None = None  # from the request's arrival on; then the answer ends as it is
+    keep_alive: KeepAlive = None
     think: bool | str | None = None  # whether the model thinks, perhaps how much; None: as it likes
 
 
@@ -105,6 +119,7 @@ class EmbedRequest(Wire):
     input: str | Annotated[list[str], FirstError()]
     truncate: bool | None = None  # cut what is too long; None: refuse it
     dimensions: int | None = None
+    keep_alive: KeepAlive = None
 
 
 class EmbeddingsRequest(Wire):
@@ -112,3 +127,4 @@ class EmbeddingsRequest(Wire):
 
     model: str
     prompt: str
+    keep_alive: KeepAlive = None

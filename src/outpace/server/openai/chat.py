@@ -21,6 +21,7 @@ from outpace.server.encoding import json_response, to_json
 from outpace.server.errors import from_exception
 from outpace.server.generation import Generation
 from outpace.server.lanes import lane_of
+from outpace.server.model_pool import ModelPool
 from outpace.server.openai.conversation import read_conversation
 from outpace.server.openai.events import EventText
 from outpace.server.openai.logprobs import chat_logprobs
@@ -33,10 +34,14 @@ from outpace.text.tool_calls.pieces import CallArguments, CallBegin, CallEnd, Pi
 from outpace.types import DraftHints, Lane, TokenLogprob
 
 
-async def create_chat_completion(served: ServedModel, request: Request) -> Response:
+async def create_chat_completion(models: ModelPool, request: Request) -> Response:
     """Answer a conversation, in one piece or as a stream. Raises `APIError`."""
-    body = await read_json(request, ChatRequest, served.settings)
-    name = served.resolve_name(body.model)
+    body = await read_json(request, ChatRequest, models.settings)
+    async with models.lease(body.model) as (served, name):
+        return await _answer(served, name, request, body)
+
+
+async def _answer(served: ServedModel, name: str, request: Request, body: ChatRequest) -> Response:
     conversation, wire, predicted = read_conversation(body), chat_params(body), predicted_text(body)
     # The body's length is as good a measure of the work as the texts in it. Without one it came in chunks.
     num_chars = int(request.headers.get("content-length", served.settings.max_body_bytes))

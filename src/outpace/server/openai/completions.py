@@ -20,6 +20,7 @@ from outpace.server.encoding import json_response
 from outpace.server.errors import APIError, from_exception
 from outpace.server.generation import Generation
 from outpace.server.lanes import lane_of
+from outpace.server.model_pool import ModelPool
 from outpace.server.openai.choices import Choice, collect
 from outpace.server.openai.events import EventText
 from outpace.server.openai.logprobs import CompletionLogprobs
@@ -33,10 +34,14 @@ from outpace.text.fill_in_middle import fill_in_middle
 from outpace.types import DraftHints, Lane, TokenDelta
 
 
-async def create_completion(served: ServedModel, request: Request) -> Response:
+async def create_completion(models: ModelPool, request: Request) -> Response:
     """Complete one prompt or several, in one piece or as a stream. Raises `APIError`."""
-    body = await read_json(request, CompletionRequest, served.settings)
-    name = served.resolve_name(body.model)
+    body = await read_json(request, CompletionRequest, models.settings)
+    async with models.lease(body.model) as (served, name):
+        return await _answer(served, name, request, body)
+
+
+async def _answer(served: ServedModel, name: str, request: Request, body: CompletionRequest) -> Response:
     wire = completion_params(body)
     prompts = checked_prompts(
         body.prompt, served, "prompt", served.settings.max_choices // max(1, body.n or 1)

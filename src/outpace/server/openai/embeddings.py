@@ -11,16 +11,21 @@ from starlette.responses import Response
 from outpace.server.body import read_json
 from outpace.server.embedding import embed
 from outpace.server.encoding import json_response
+from outpace.server.model_pool import ModelPool
 from outpace.server.openai.prompts import checked_prompts
 from outpace.server.openai.schema import EmbeddingRequest
 from outpace.server.served import ServedModel
 from outpace.types import Float32Array
 
 
-async def create_embeddings(served: ServedModel, request: Request) -> Response:
+async def create_embeddings(models: ModelPool, request: Request) -> Response:
     """The embeddings of one input or several. Raises `APIError`."""
-    body = await read_json(request, EmbeddingRequest, served.settings)
-    name = served.resolve_name(body.model)
+    body = await read_json(request, EmbeddingRequest, models.settings)
+    async with models.lease(body.model) as (served, name):
+        return await _answer(served, name, request, body)
+
+
+async def _answer(served: ServedModel, name: str, request: Request, body: EmbeddingRequest) -> Response:
     inputs = checked_prompts(body.input, served, "input", served.settings.max_choices)
     embeddings = await embed(served, request, inputs, dimensions=body.dimensions)
     as_base64 = body.encoding_format == "base64"

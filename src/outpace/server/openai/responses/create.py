@@ -33,13 +33,17 @@ class Memory:
 
 
 async def start_response(
-    served: ServedModel, body: ResponseRequest, memory: Memory, num_chars: int, deadline: float = 0.0
+    served: ServedModel,
+    name: str,
+    body: ResponseRequest,
+    memory: Memory,
+    num_chars: int,
+    deadline: float = 0.0,
 ) -> tuple[ResponseAnswer, Generation]:
-    """Start the answer to a request whose JSON has `num_chars` characters.
+    """Start the answer to a request whose JSON has `num_chars` characters; `name` is the model's.
 
     The answer is kept once it is whole. `deadline`: see `DraftHints`. Raises `APIError`.
     """
-    name = served.resolve_name(body.model)
     if body.background:
         raise unsupported("background", "'background' is not supported; wait for the answer or stream it")
     earlier: list[dict[str, Any]] = []

@@ -12,17 +12,17 @@ from outpace.server.body import read_json
 from outpace.server.client import client_scope
 from outpace.server.deadlines import deadline_of
 from outpace.server.encoding import json_response
+from outpace.server.model_pool import ModelPool
 from outpace.server.openai.responses.create import Memory, found, start_response
 from outpace.server.openai.responses.schema import ResponseRequest
 from outpace.server.openai.responses.socket import ResponseSocket
 from outpace.server.openai.responses.store import ResponseStore
 from outpace.server.openapi import EVENTS, OPENAI_ERRORS, described
-from outpace.server.served import ServedModel
 from outpace.server.sse import EventStream
 
 
-def responses_router(served: ServedModel) -> APIRouter:
-    """The routes over `served`."""
+def responses_router(models: ModelPool) -> APIRouter:
+    """The routes over `models`."""
     router = APIRouter(prefix="/v1/responses", responses=OPENAI_ERRORS)
     store = ResponseStore()
 
@@ -41,13 +41,13 @@ def responses_router(served: ServedModel) -> APIRouter:
     @router.post("", openapi_extra=extra, response_class=Response)
     async def create(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction] - a route
         """Answer; a stream of server-sent events with `stream`."""
-        body = await read_json(request, ResponseRequest, served.settings)
+        body = await read_json(request, ResponseRequest, models.settings)
         # The body's length is as good a measure of the work as its texts. Without one it came in chunks.
-        num_chars = int(request.headers.get("content-length", served.settings.max_body_bytes))
+        num_chars = int(request.headers.get("content-length", models.settings.max_body_bytes))
         keeps = body.store is not False
-        answer, generation = await start_response(
-            served, body, memory(request, keeps=keeps), num_chars, deadline_of(request, body.deadline_ms)
-        )
+        async with models.lease(body.model) as (served, name):
+            kept, deadline = memory(request, keeps=keeps), deadline_of(request, body.deadline_ms)
+            answer, generation = await start_response(served, name, body, kept, num_chars, deadline)
         if body.stream:
             return EventStream(answer.events(generation), generation, answer.failed)
         async with generation.cancelled_on_disconnect(request.receive):
@@ -56,7 +56,7 @@ def responses_router(served: ServedModel) -> APIRouter:
     @router.websocket("")
     async def converse(socket: WebSocket) -> None:  # pyright: ignore[reportUnusedFunction] - a route
         """Answer one `response.create` after the other on one connection."""
-        await ResponseSocket(served, memory(socket), socket).run()
+        await ResponseSocket(models, memory(socket), socket).run()
 
     @router.get("/{response_id}", openapi_extra=described(*fields))
     async def get(response_id: str, request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]

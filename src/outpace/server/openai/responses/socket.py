@@ -19,11 +19,11 @@ from outpace.server.body import check_json
 from outpace.server.encoding import to_json
 from outpace.server.errors import APIError, from_exception
 from outpace.server.generation import Generation
+from outpace.server.model_pool import ModelPool
 from outpace.server.openai.responses.answer import ResponseAnswer
 from outpace.server.openai.responses.create import Memory, start_response
 from outpace.server.openai.responses.schema import CreateMessage
 from outpace.server.openai.responses.store import ResponseStore, StoredResponse
-from outpace.server.served import ServedModel
 
 MAX_WAITING = 8
 """Messages that may wait while an answer runs; one more closes the connection."""
@@ -34,8 +34,8 @@ _POLICY_VIOLATION = 1008
 class ResponseSocket:
     """One connection."""
 
-    def __init__(self, served: ServedModel, memory: Memory, socket: WebSocket) -> None:
-        self._served = served
+    def __init__(self, models: ModelPool, memory: Memory, socket: WebSocket) -> None:
+        self._models = models
         self._shared = memory
         self._own = ResponseStore(max_responses=_MAX_REMEMBERED)
         self._socket = socket
@@ -70,7 +70,8 @@ class ResponseSocket:
             memory = Memory(self._shared.scope, self._find, self._keeper(shared=body.store is not False))
             if body.generate is False:
                 body = body.model_copy(update={"max_output_tokens": 1})
-            answer, generation = await start_response(self._served, body, memory, len(message))
+            async with self._models.lease(body.model) as (served, name):
+                answer, generation = await start_response(served, name, body, memory, len(message))
         except Exception as error:
             await self._send([_error_event(from_exception(error))])
             return
