@@ -12,6 +12,7 @@ from rich.table import Table
 
 from outpace.bench.drafts import DraftReport
 from outpace.bench.generate import GenerateReport, RequestFigures
+from outpace.bench.overhead import OverheadReport
 from outpace.bench.peer import Figures, PeerReport
 from outpace.bench.roofline import GROUP_MACS, OpFigures, RooflineReport, StepFigures
 from outpace.bench.serve import Percentiles, ServeReport
@@ -31,6 +32,7 @@ Report = (
     | RooflineReport
     | ServeReport
     | SoakReport
+    | OverheadReport
 )
 
 
@@ -90,6 +92,18 @@ def serve_table(report: ServeReport) -> Group:
     if report.client_cpu_share > 0.5:
         lines.append(f"this client took {report.client_cpu_share:.0%} of a core, which shows in the times")
     return Group(title, table, *lines)
+
+
+def overhead_table(report: OverheadReport) -> Group:
+    """`bench overhead` for people."""
+    title = f"{report.model}: draft {report.draft}, {report.rounds} rounds"
+    table = Table("side", "prompt", "output", "TTFT ms", "tokens/s")
+    for side in (report.base, report.other):
+        counts = str(side.prompt_tokens), str(side.completion_tokens)
+        table.add_row(side.name, *counts, f"{side.ttft_ms:.1f}", f"{side.tok_s:.1f}")
+    spread = f"{min(report.tok_s_ratios):.3f} to {max(report.tok_s_ratios):.3f}"
+    said = f"{report.tok_s_ratio:.3f} of the tokens/s ({spread}), {report.ttft_more_ms:+.1f} ms of TTFT"
+    return Group(title, table, f"{report.other.name} against {report.base.name}: {said}")
 
 
 def soak_table(report: SoakReport) -> Group:

@@ -1,0 +1,59 @@
+"""What looking up costs: a token's update and look-up must not be felt in a step of a few milliseconds."""
+
+from __future__ import annotations
+
+import sysconfig
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+import pytest
+
+from outpace import _native
+from outpace.draft.suffix import OWN_ORDERS, SHARED_ORDERS
+from outpace.llm import LLM
+from outpace.types import Int32Array
+
+MOST = 20e-6  # seconds for a token; on a quiet Zen 4 about 3e-6
+
+
+@pytest.fixture(scope="module")
+def code(model_135m: Path) -> Int32Array:
+    """Tokens of the standard library's source: text with long repetitions, as agents read it."""
+    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:60]
+    text = "".join(file.read_text(errors="replace") for file in files)
+    with LLM(model_135m, backend="null", max_context=32) as llm:
+        return np.array(llm.tokenizer.encode(text[:1_500_000]), np.int32)
+
+
+@pytest.mark.parametrize("length", [2_000, 32_000, 200_000])
+def test_a_request_s_own_text(code: Int32Array, length: int) -> None:
+    index = _native.TokenIndex(1 << 30, OWN_ORDERS)
+    # Half of what comes is new, half was there before.
+    come = np.concatenate([code[length : length + 250], code[length // 2 : length // 2 + 250]])
+    text = np.concatenate([code[:length], come])
+    start = perf_counter()
+    _native.propose_own([index], [text[:length]], [16])
+    assert (perf_counter() - start) / length < MOST
+    times: list[float] = []
+    for end in range(length + 1, len(text) + 1):
+        start = perf_counter()
+        _native.propose_own([index], [text[:end]], [16])
+        times.append(perf_counter() - start)
+    assert median(times) < MOST
+
+
+def test_everyone_s_text(code: Int32Array) -> None:
+    index = _native.TokenIndex(len(code), SHARED_ORDERS)
+    start = perf_counter()
+    index.append(code)
+    assert (perf_counter() - start) / len(code) < MOST
+    times: list[float] = []
+    found = 0
+    for end in range(1_000, len(code), len(code) // 500):
+        start = perf_counter()
+        found += _native.propose_shared([index], [code[end - 64 : end]], [16]) is not None
+        times.append(perf_counter() - start)
+    assert found > 400
+    assert median(times) < MOST
