@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from outpace.bench.answers import AnswerTiming, timed_answer
-from outpace.bench.dialects import DIALECTS
+from outpace.bench.dialects import DIALECTS, Dialect
+from outpace.bench.trace import Exchange, earlier
 from outpace.bench.workload import WorkloadRequest
 from outpace.errors import OutpaceError, UsageError
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Limits", "Load", "Percentiles", "ServeReport", "bench_serve", "percentile"]
 
-_CHAT_PATH = "chat/completions"  # below an address that ends in /v1, or in what stands for it
 _CHAT = DIALECTS["/v1/chat/completions"]
 
 
@@ -41,6 +41,7 @@ class Load:
     num_warmup: int = 1
     max_tokens: int | None = None  # at most these, where the workload says more
     seed: int = 0
+    think: float = 0.0  # in a replay: how much of the recorded pauses is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +89,22 @@ class ServeReport:
     client_cpu_share: float  # of one core, in this program: high, and the figures are its own
 
 
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request: its dialect and body, and when it is sent in a replay."""
+
+    dialect: Dialect
+    body: dict[str, Any]
+    after: Sequence[int] = ()  # those that must have ended before
+    think: float = 0.0  # seconds from then on
+
+
 def bench_serve(
     url: str,
     requests: Sequence[WorkloadRequest],
     load: Load,
     *,
+    trace: Sequence[Exchange] = (),
     model: str | None = None,
     workload: str = "",
     api_key: str | None = None,
@@ -102,8 +114,10 @@ def bench_serve(
 ) -> ServeReport:
     """Send the workload, over and over until `load` is done, and report.
 
-    `url` ends in `/v1` or what stands for it; `model` None is the first that the server lists. Raises
-    `UsageError` where httpx is missing or `url` is no address, `OutpaceError` where nobody answers.
+    With a `trace` its requests are sent instead, once: in their order, as many at once as were then, with
+    `load.think` of the recorded pauses before them. `url` ends in `/v1` or what stands for it; `model` None
+    is the first that the server lists. Raises `UsageError` where httpx is missing or `url` is no address,
+    `OutpaceError` where nobody answers.
     """
     try:
         import httpx
@@ -119,11 +133,13 @@ def bench_serve(
             base_url=base, headers=headers, timeout=timeout, limits=pool, trust_env=False
         ) as client:
             name = model or await _first_model(client)
-            bodies = [_body(request, name, load.max_tokens) for request in requests]
+            asks = [Ask(_CHAT, _body(request, name, load.max_tokens)) for request in requests]
+            if trace:
+                asks = _replayed(trace, name, load)
             for number in range(load.num_warmup):
-                await timed_answer(client, _CHAT, bodies[number % len(bodies)], path=_CHAT_PATH)
+                await _timed(client, asks[number % len(asks)])
             cpu, start = time.process_time(), time.perf_counter()
-            timings = await _send(client, bodies, load, on_request)
+            timings = await (_replay if trace else _send)(client, asks, load, on_request)
             seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
         return _report(url, name, workload, load, timings, seconds, cpu, limits or Limits())
 
@@ -169,16 +185,59 @@ def _body(request: WorkloadRequest, model: str, max_tokens: int | None) -> dict[
     }
 
 
+def _replayed(trace: Sequence[Exchange], model: str, load: Load) -> list[Ask]:
+    """A trace's requests that can be asked again, in the order of their starts."""
+    asked = [exchange for exchange in trace if exchange.generates]
+    return [
+        Ask(
+            DIALECTS[exchange.path],
+            exchange.asked(model, load.max_tokens),
+            after,
+            load.think * (exchange.start - max((asked[each].end for each in after), default=0.0)),
+        )
+        for exchange, after in zip(asked, earlier(asked), strict=True)
+    ]
+
+
+async def _timed(client: httpx.AsyncClient, ask: Ask) -> AnswerTiming:
+    # Below the client's address, which ends in /v1 or what stands for it.
+    return await timed_answer(client, ask.dialect, ask.body, path=ask.dialect.path.removeprefix("/v1/"))
+
+
+async def _replay(
+    client: httpx.AsyncClient,
+    asks: Sequence[Ask],
+    load: Load,  # noqa: ARG001 - the trace says when
+    on_request: Callable[[int, AnswerTiming], None],
+) -> list[AnswerTiming]:
+    ended = [asyncio.Event() for _ in asks]
+    timings: list[AnswerTiming] = []
+
+    async def ask_in_turn(number: int, ask: Ask) -> None:
+        for before in ask.after:
+            await ended[before].wait()
+        await asyncio.sleep(ask.think)
+        timing = await _timed(client, ask)
+        timings.append(timing)
+        ended[number].set()
+        on_request(number, timing)
+
+    async with asyncio.TaskGroup() as group:
+        for number, ask in enumerate(asks):
+            group.create_task(ask_in_turn(number, ask))
+    return timings
+
+
 async def _send(
     client: httpx.AsyncClient,
-    bodies: Sequence[dict[str, Any]],
+    asks: Sequence[Ask],
     load: Load,
     on_request: Callable[[int, AnswerTiming], None],
 ) -> list[AnswerTiming]:
     timings: list[AnswerTiming] = []
 
     async def ask(number: int) -> None:
-        timing = await timed_answer(client, _CHAT, bodies[number % len(bodies)], path=_CHAT_PATH)
+        timing = await _timed(client, asks[number % len(asks)])
         timings.append(timing)
         on_request(number, timing)
 

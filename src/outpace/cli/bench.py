@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from outpace.cli.bench_overhead import overhead
+from outpace.cli.bench_record import record
 from outpace.cli.bench_serve import serve
 from outpace.cli.bench_soak import soak
 from outpace.cli.loading import download_progress, open_llm
@@ -222,6 +223,7 @@ def speculation(
 bench.command("serve")(serve)
 bench.command("soak")(soak)
 bench.command("overhead")(overhead)
+bench.command("record")(record)
 
 
 def _gguf(name: str) -> Path:

@@ -23,6 +23,17 @@ def serve(
         str,
         typer.Option(help="A file of JSON lines, or a shipped one: chat, write_code, agent_session, ..."),
     ] = "chat",
+    trace: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead: what `outpace bench record` recorded, a file or a shipped one.",
+            rich_help_panel=LOAD_PANEL,
+        ),
+    ] = None,
+    think: Annotated[
+        float,
+        typer.Option(min=0, help="Of a trace's pauses, the share that is kept.", rich_help_panel=LOAD_PANEL),
+    ] = 0.0,
     requests: Annotated[
         int | None,
         typer.Option(
@@ -66,26 +77,34 @@ def serve(
 
     Tokens are those that the server counts (stream_options.include_usage); where it does not, a piece counts
     as a token, and the report says so.
+
+    A trace is asked again in its order, as many requests at once as there were: one starts when those that
+    had ended before it have ended. Answers are as long as the recorded ones at most.
     """
     from outpace.bench import report
     from outpace.bench.serve import Limits, Load, bench_serve
+    from outpace.bench.trace import read_trace
     from outpace.bench.workload import load as load_workload
 
-    asked = load_workload(workload)
+    asked = [] if trace else load_workload(workload)
+    exchanges = read_trace(trace) if trace else []
+    num_asked = len(asked) + sum(exchange.generates for exchange in exchanges)
     load = Load(
-        num_requests=requests or max(len(asked), concurrency),
+        num_requests=num_asked if trace else requests or max(num_asked, concurrency),
         concurrency=concurrency,
         rate=rate,
-        num_warmup=warmup,
+        num_warmup=0 if trace else warmup,
         max_tokens=max_tokens,
         seed=seed,
+        think=think,
     )
     result = bench_serve(
         url,
         asked,
         load,
         model=model,
-        workload=workload,
+        trace=exchanges,
+        workload=trace or workload,
         api_key=api_key,
         limits=Limits(ttft_ms, tpot_ms),
         on_request=lambda number, timing: print(
