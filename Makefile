@@ -83,7 +83,8 @@ test-clients: $(STAMPS)/test  ## Tests with the coding agents that `make clients
 
 # Claude Code puts its program in place by a script that npm may not run by itself.
 clients: $(STAMPS)/pip  ## Install coding agents into build/clients (with npm), for test-clients
-	npm install --no-audit --no-fund --prefix $(CLIENTS) @anthropic-ai/claude-code@2.1.197
+	npm install --no-audit --no-fund --prefix $(CLIENTS) @anthropic-ai/claude-code@2.1.197 \
+		@openai/codex@0.171.0 @qwen-code/qwen-code@0.15.10 opencode-ai@1.18.33
 	cd $(CLIENTS)/node_modules/@anthropic-ai/claude-code && node install.cjs
 	$(PYTHON) -m venv $(CLIENTS)/aider && $(CLIENTS)/aider/bin/pip install --quiet aider-chat==0.86.2
 	$(PYTHON) -m venv $(CLIENTS)/mini && $(CLIENTS)/mini/bin/pip install --quiet mini-swe-agent==2.4.6

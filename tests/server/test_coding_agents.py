@@ -6,6 +6,7 @@ says so.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -19,9 +20,11 @@ from serving import RunningServer, native_is_built, running
 
 from outpace.clients.catalog import CLIENTS
 from outpace.llm import LLM
+from outpace.server.settings import ServerSettings
 
 LIMIT = 600  # seconds: prompts of a thousand tokens take their time on a slow machine
 WRONG = "def add(a, b):\n    return a - b\n"
+LIKELIEST = {"temperature": 0.0, "repetition_penalty": 1.05}
 RIGHT = "def add(a, b):\n    return a + b"
 pytestmark = pytest.mark.timeout(2 * LIMIT)
 
@@ -36,7 +39,7 @@ class Agent:
     folder: Path
     server: RunningServer
 
-    def do(self, *arguments: str) -> str:
+    def do(self, *arguments: str, **environment: str) -> str:
         """What the client says; it must end well, and the server must have refused nothing."""
         self.home.mkdir(exist_ok=True)
         command = [
@@ -57,7 +60,7 @@ class Agent:
                 "PATH": self.path,
                 "TERM": "dumb",
                 "LANG": "C.UTF-8",
-                "CLAUDE_CODE_EXTRA_BODY": '{"temperature": 0}',
+                **environment,
             },
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -89,7 +92,9 @@ def coder(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
     if not native_is_built():
         pytest.skip("NOT TESTED: the native core is not built")
     model: Path = request.getfixturevalue("model_15b")
-    with LLM(model, max_context=32768, kv_cache_bytes=2 << 30) as llm, running(llm) as state:
+    # What small models need to call tools at all: the likeliest token, and arguments of the tools' schemas.
+    settings = ServerSettings(port=0, sampling=LIKELIEST, constrain_tools=True)
+    with LLM(model, max_context=32768, kv_cache_bytes=2 << 30) as llm, running(llm, settings) as state:
         yield state
 
 
@@ -143,3 +148,72 @@ def test_mini_swe_agent_runs_a_command(agent: Agent) -> None:
     task = "Run this command: echo hello > hello.txt"
     agent.do(*textbased, *limits, "-y", "--exit-immediately", "-t", task)
     assert (agent.folder / "hello.txt").read_text().strip() == "hello"
+
+
+COPY = "Run the command: cat note.txt > copy.txt"
+NAME = "What is your name? Answer in words, without a tool."
+
+
+def check_name_and_copy(agent: Agent, *arguments: str, **environment: str) -> None:
+    """It answers in words, and it runs a command."""
+    (agent.folder / "note.txt").write_text("the word is banana\n")
+    assert agent.do(*arguments, NAME, **environment).strip()
+    assert not (agent.folder / "copy.txt").exists()
+    agent.do(*arguments, COPY, **environment)
+    assert (agent.folder / "copy.txt").read_text() == "the word is banana\n"
+
+
+@of("codex")
+def test_codex_answers_and_runs_a_command(agent: Agent) -> None:
+    """With short instructions and few tools, which a small model needs; outside of its sandbox."""
+    instructions = agent.folder / "instructions.md"
+    instructions.write_text(
+        "You are a coding agent. Answer briefly. Only to run a shell command, call the tool exec_command "
+        "with its cmd."
+    )
+    settings = (
+        f'model_instructions_file="{instructions}"',
+        'web_search="disabled"',
+        "include_environment_context=false",
+        "skills.bundled.enabled=false",
+        "skills.include_instructions=false",
+    )
+    briefly = [part for each in settings for part in ("-c", each)]
+    briefly += ["--disable", "multi_agent", "--disable", "goals"]
+    free = ("--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox")
+    check_name_and_copy(agent, "exec", *free, *briefly)
+
+
+@of("qwen")
+def test_qwen_code_answers_and_runs_a_command(agent: Agent) -> None:
+    """Without its memory and most of its tools, which take 4,000 tokens."""
+    settings = {
+        "tools": {
+            "core": ["run_shell_command"],
+            "exclude": ["tool_search", "agent", "task_stop", "send_message", "skill"],
+        },
+        "memory": {"enableManagedAutoMemory": False, "enableManagedAutoDream": False},
+        "privacy": {"usageStatisticsEnabled": False},
+        "general": {"disableAutoUpdate": True},
+    }
+    (agent.folder / ".qwen").mkdir()
+    (agent.folder / ".qwen" / "settings.json").write_text(json.dumps(settings))
+    system = agent.folder / "system.md"
+    system.write_text("You are a coding agent. Use the tools. Answer briefly.")
+    check_name_and_copy(agent, "-y", "-p", QWEN_SYSTEM_MD=str(system))
+
+
+@of("opencode")
+def test_opencode_answers_and_runs_a_command(agent: Agent) -> None:
+    """With a short prompt and one tool, and few steps: a small model does not see when it is done."""
+    tools = {"*": False, "bash": True}
+    build = {"prompt": "You are a coding agent. Answer briefly.", "tools": tools, "steps": 3}
+    off = {"disable": True}
+    config = {
+        "agent": {"build": build, "title": off, "summary": off},
+        "permission": {"bash": "allow", "doom_loop": "allow"},
+        "share": "disabled",
+        "snapshot": False,
+    }
+    (agent.folder / "opencode.json").write_text(json.dumps(config))
+    check_name_and_copy(agent, "run")

@@ -154,6 +154,11 @@ def test_port_in_use(tmp_path: Path) -> None:
         (["--alias", "=model"], "NAME=MODEL"),
         (["--alias", "name="], "NAME=MODEL"),
         (["--keep-alive", "soon"], "5m"),
+        (["--sampling", "heat=1"], "temperature"),
+        (["--sampling", "temperature"], "temperature"),
+        (["--sampling", "top_k=0.5"], "top_k"),
+        (["--sampling", "temperature=-1"], "temperature"),
+        (["--sampling", "repetition_penalty=nan"], "repetition_penalty"),
     ],
 )
 def test_wrong_options(arguments: list[str], says: str) -> None:

@@ -15,6 +15,7 @@ from scripted import saying
 from serving import RunningServer, native_is_built, running
 
 from outpace.llm import LLM
+from outpace.server.settings import ServerSettings
 
 TOOL: Any = {
     "type": "function",
@@ -144,3 +145,42 @@ def test_a_real_model_calls_a_tool_and_reads_its_result(coder: RunningServer) ->
     [block] = message.content
     assert isinstance(block, anthropic.types.ToolUseBlock)
     assert "Paris" in str(block.input["city"])
+
+
+NOTE: Any = {
+    "type": "function",
+    "function": {
+        "name": "note",
+        "description": "Notes the size of a thing.",
+        "parameters": {
+            "type": "object",
+            # Two fields that no model would think of by itself.
+            "properties": {"size": {"enum": [-7, -8]}, "code": {"enum": ["xq7"]}},
+            "required": ["size", "code"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def test_calls_are_held_to_their_schemas_unasked(coder: RunningServer) -> None:
+    settings = ServerSettings(port=0, constrain_tools=True)
+    body: dict[str, Any] = {
+        "messages": [
+            {"role": "user", "content": "Call the tool note: the size is twelve, the code is four."}
+        ],
+        "tools": [NOTE],
+        "max_tokens": 60,
+    }
+    free, held = [], []
+    with running(coder.llm, settings) as strict:
+        for url, calls in ((coder.url, free), (strict.url, held)):
+            with httpx.Client(base_url=url, timeout=120) as http:
+                for seed in range(3):
+                    answer = http.post("/v1/chat/completions", json=body | {"seed": seed}).json()
+                    message = answer["choices"][0]["message"]
+                    calls += [call["function"]["arguments"] for call in message.get("tool_calls") or ()]
+    sound = {'{"size": -7, "code": "xq7"}', '{"size": -8, "code": "xq7"}'}
+    assert held
+    assert set(held) <= sound
+    assert not set(free) <= sound, "else this shows nothing"

@@ -15,7 +15,7 @@ from outpace.cli.config_file import describe_config, use_config_file
 from outpace.cli.loading import download_progress, open_llm
 from outpace.cli.options import EngineFlags, flatten, parse_size
 from outpace.config import available_memory, prefix_cache_bytes
-from outpace.errors import UsageError
+from outpace.errors import InvalidParameterError, UsageError
 from outpace.models import hub
 from outpace.models.hub import DEFAULT_MODEL
 
@@ -176,6 +176,24 @@ def serve(
             rich_help_panel=SERVER_PANEL,
         ),
     ] = 16.0,
+    sampling: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="What holds for requests that do not say: temperature, top_k, top_p, min_p, "
+            "repetition_penalty, presence_penalty, frequency_penalty; may be repeated. temperature=0 helps "
+            "small models to call tools.",
+            rich_help_panel=SERVER_PANEL,
+        ),
+    ] = None,
+    constrain_tools: Annotated[
+        bool,
+        typer.Option(
+            "--constrain-tools/--no-constrain-tools",
+            help="Hold every call to its tool's schema, also where the client does not ask for it (strict).",
+            rich_help_panel=SERVER_PANEL,
+        ),
+    ] = False,
     requests_per_minute: Annotated[
         int | None,
         typer.Option(
@@ -256,6 +274,8 @@ def serve(
         head_timeout=head_timeout,
         read_timeout=read_timeout,
         request_timeout=request_timeout,
+        sampling=dict(_sampling(text) for text in sampling or ()),
+        constrain_tools=constrain_tools,
         stream_interval=stream_interval_ms / 1000,
         limits=KeyLimits(requests_per_minute, tokens_per_minute, max_concurrent),
         shutdown_grace=grace,
@@ -326,6 +346,23 @@ def _sources(models: Sequence[str], engine: EngineFlags) -> list[ModelSource]:
             hub.resolve(model, progress=report)
         sources.append(ModelSource(short_name(model), model, options, footprint_of(model, options)))
     return sources
+
+
+def _sampling(text: str) -> tuple[str, float]:
+    """A sampling parameter and its default. Raises `UsageError`."""
+    from outpace.engine.sampling import validate
+    from outpace.server.settings import SAMPLING_DEFAULTS
+    from outpace.types import SamplingParams
+
+    name, _, value = (part.strip() for part in text.partition("="))
+    if name not in SAMPLING_DEFAULTS:
+        raise UsageError(f"--sampling {text}: write NAME=VALUE with one of {', '.join(SAMPLING_DEFAULTS)}")
+    try:
+        number = int(value) if name == "top_k" else float(value)
+        validate(replace(SamplingParams(), **{name: number}), vocab_size=1 << 30)
+    except (ValueError, InvalidParameterError) as error:
+        raise UsageError(f"--sampling {text}: {error}") from None
+    return name, number
 
 
 def _alias(text: str) -> tuple[str, str | None]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from outpace.errors import InvalidParameterError
-from outpace.server.conversation import AnswerSchema, Conversation, Prompt, ToolUse
+from outpace.server.conversation import AnswerSchema, Conversation, Prompt, ToolUse, holds_calls
 from outpace.server.errors import APIError
 from outpace.server.served import ServedModel
 from outpace.text.tool_calls.families import opens_thoughts
@@ -21,7 +21,7 @@ async def compiled_grammar(served: ServedModel, conversation: Conversation, prom
     Raises `APIError` that names the schema which cannot be used.
     """
     use = conversation.tool_use
-    if conversation.schema is None and (use is None or not (use.required or use.strict)):
+    if conversation.schema is None and (use is None or not holds_calls(served, use)):
         return None
     grammar = _grammar(served, conversation, prompt)
     return await _compiled(served, grammar, conversation)

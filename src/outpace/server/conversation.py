@@ -96,6 +96,11 @@ def answer_params(
     return replace(params, shown_token_ids=shown, grammar=grammar)
 
 
+def holds_calls(served: ServedModel, use: ToolUse) -> bool:
+    """Whether the answer's calls are held to a grammar."""
+    return use.required or bool(use.strict) or served.settings.constrain_tools
+
+
 def answer_reader(
     served: ServedModel, conversation: Conversation, prompt: Prompt
 ) -> Callable[[Generation], AsyncIterator[Progress]]:
@@ -103,7 +108,7 @@ def answer_reader(
     use = conversation.tool_use
 
     def new_parser() -> AnswerParser | None:
-        own_marks = use is not None and (use.required or bool(use.strict))
+        own_marks = use is not None and holds_calls(served, use)
         return served.form.parser(use.schemas if use else None, prompt.text, own_marks=own_marks)
 
     return partial(read_answer, new_parser=new_parser, parallel=use is None or use.parallel)

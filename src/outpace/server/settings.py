@@ -15,6 +15,16 @@ from outpace.server.keys import KeyFile
 from outpace.server.limits import KeyLimits
 from outpace.server.prefix_rules import KNOWN_RULES, PrefixRule
 
+SAMPLING_DEFAULTS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+"""Sampling parameters that a server may have a default of its own for."""
 DEFAULT_MAX_BODY_BYTES = 32 << 20
 
 
@@ -35,6 +45,9 @@ class ServerSettings:
     head_timeout: float = 20.0  # seconds that a client may take to send a request's head
     read_timeout: float = 30.0  # seconds that a client may take to send a request's body
     request_timeout: float = 3600.0  # seconds that an answer may take in all; 0: any
+    # Sampling parameters of requests that do not say them, by name; the others are as in `SamplingParams`.
+    sampling: Mapping[str, float] = field(default_factory=dict[str, float])
+    constrain_tools: bool = False  # whether calls are held to their tools' schemas where nobody asks for it
     # Of each key that has none of its own; without keys, of all clients together.
     limits: KeyLimits = field(default_factory=KeyLimits)
     shutdown_grace: float = 3.0  # seconds that running requests get to finish at shutdown

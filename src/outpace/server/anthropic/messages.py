@@ -48,7 +48,7 @@ async def _answer(
     hints = DraftHints(client_scope(request), pin_seconds=cache_seconds(body), lane=lane, deadline=deadline)
     try:
         grammar = await compiled_grammar(served, conversation, prompt)
-        params = answer_params(served, conversation, message_params(body), grammar)
+        params = answer_params(served, conversation, message_params(body, served.settings.sampling), grammar)
         generation = await served.start([prompt.token_ids], params, hints)
     except Exception as error:
         raise explain(error) from error

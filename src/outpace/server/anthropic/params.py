@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from outpace.errors import ContextLengthError, OutOfMemoryError
@@ -13,9 +14,10 @@ _RENAMED = {"stop": "stop_sequences"}
 """The engine's names for parameters that the wire spells differently."""
 
 
-def message_params(request: MessageRequest) -> SamplingParams:
-    """The sampling parameters of a message."""
-    given: dict[str, Any] = {
+def message_params(request: MessageRequest, defaults: Mapping[str, float]) -> SamplingParams:
+    """The sampling parameters of a message; `defaults` where it says none."""
+    given: dict[str, Any] = dict(defaults)
+    given |= {
         name: value
         for name in ("temperature", "top_p", "top_k")
         if (value := getattr(request, name)) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from outpace.server.ollama.schema import Common, Options
@@ -14,10 +15,10 @@ RENAMED = {"max_tokens": "options.num_predict", "repetition_penalty": "options.r
 """The engine's names for parameters that the wire spells differently."""
 
 
-def sampling(request: Common) -> SamplingParams:
+def sampling(request: Common, defaults: Mapping[str, float]) -> SamplingParams:
     """The sampling parameters."""
     options = request.options or Options()
-    given: dict[str, Any] = dict(_DEFAULTS)
+    given: dict[str, Any] = {**_DEFAULTS, **defaults}
     for ours, theirs in (
         ("temperature", options.temperature),
         ("top_k", options.top_k),

@@ -119,7 +119,7 @@ async def _complete(served: ServedModel, name: str, request: Request, body: Gene
             return fill_in_middle(served.llm.tokenizer, body.prompt, body.suffix)
         return served.llm.encode_prompt(body.prompt)
 
-    params = sampling(body)
+    params = sampling(body, served.settings.sampling)
     if body.images:
         raise unsupported("images", "this model reads text only")
     try:
@@ -140,7 +140,7 @@ async def _converse(
     conversation: Conversation,
     kind: Literal["message", "response"],
 ) -> Response:
-    params = sampling(body)
+    params = sampling(body, served.settings.sampling)
     # The body's length is as good a measure of the work as the texts in it. Without one it came in chunks.
     num_chars = int(request.headers.get("content-length", served.settings.max_body_bytes))
     try:

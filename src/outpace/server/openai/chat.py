@@ -42,7 +42,8 @@ async def create_chat_completion(models: ModelPool, request: Request) -> Respons
 
 
 async def _answer(served: ServedModel, name: str, request: Request, body: ChatRequest) -> Response:
-    conversation, wire, predicted = read_conversation(body), chat_params(body), predicted_text(body)
+    wire = chat_params(body, served.settings.sampling)
+    conversation, predicted = read_conversation(body), predicted_text(body)
     # The body's length is as good a measure of the work as the texts in it. Without one it came in chunks.
     num_chars = int(request.headers.get("content-length", served.settings.max_body_bytes))
 

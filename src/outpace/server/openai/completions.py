@@ -42,7 +42,7 @@ async def create_completion(models: ModelPool, request: Request) -> Response:
 
 
 async def _answer(served: ServedModel, name: str, request: Request, body: CompletionRequest) -> Response:
-    wire = completion_params(body)
+    wire = completion_params(body, served.settings.sampling)
     prompts = checked_prompts(
         body.prompt, served, "prompt", served.settings.max_choices // max(1, body.n or 1)
     )

@@ -36,8 +36,11 @@ class WireParams:
     renamed: Mapping[str, str]
 
 
-def chat_params(request: ChatRequest) -> WireParams:
-    """The parameters of a chat. Raises `APIError` for what is not supported or contradicts itself."""
+def chat_params(request: ChatRequest, defaults: Mapping[str, float]) -> WireParams:
+    """The parameters of a chat; `defaults` where it says none.
+
+    Raises `APIError` for what is not supported or contradicts itself.
+    """
     _check_chat_features(request)
     if request.top_logprobs is not None and not request.logprobs:
         raise APIError(
@@ -48,11 +51,14 @@ def chat_params(request: ChatRequest) -> WireParams:
     if request.max_completion_tokens is not None:
         max_tokens = request.max_completion_tokens
         renamed["max_tokens"] = "max_completion_tokens"
-    return WireParams(_params(request, max_tokens, logprobs), renamed)
+    return WireParams(_params(request, max_tokens, logprobs, defaults), renamed)
 
 
-def completion_params(request: CompletionRequest) -> WireParams:
-    """The parameters of a text completion. Raises `APIError` for what is not supported."""
+def completion_params(request: CompletionRequest, defaults: Mapping[str, float]) -> WireParams:
+    """The parameters of a text completion; `defaults` where it says none.
+
+    Raises `APIError` for what is not supported.
+    """
     if request.suffix and request.echo:
         raise unsupported("suffix", "'suffix' together with 'echo' is not supported; ask for one of them")
     if request.best_of is not None and request.best_of != (request.n or 1):
@@ -60,16 +66,17 @@ def completion_params(request: CompletionRequest) -> WireParams:
     if request.echo and request.logprobs is not None:
         raise unsupported("echo", "'echo' together with 'logprobs' is not supported; ask for one of them")
     max_tokens = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
-    return WireParams(_params(request, max_tokens, request.logprobs), {})
+    return WireParams(_params(request, max_tokens, request.logprobs, defaults), {})
 
 
-def _params(request: SamplingFields, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+def _params(
+    request: SamplingFields, max_tokens: int | None, logprobs: int | None, defaults: Mapping[str, float]
+) -> SamplingParams:
     if request.stream_options is not None and not request.stream:
         message = "'stream_options' is for streams; set 'stream': true or leave it out"
         raise APIError(400, message, param="stream_options", code="invalid_value")
-    given: dict[str, Any] = {
-        name: value for name in _PLAIN_FIELDS if (value := getattr(request, name)) is not None
-    }
+    given: dict[str, Any] = dict(defaults)
+    given |= {name: value for name in _PLAIN_FIELDS if (value := getattr(request, name)) is not None}
     if request.top_k == -1:  # how vLLM's users say "off"
         given["top_k"] = 0
     stop = request.stop

@@ -101,7 +101,7 @@ class ResponseAnswer:
 
 
 def _head(name: str, request: ResponseRequest, served: ServedModel) -> dict[str, Any]:
-    choice = request.tool_choice or "auto"
+    choice, defaults = request.tool_choice or "auto", served.settings.sampling
     return {
         "id": f"resp_{uuid.uuid4().hex}",
         "object": "response",
@@ -117,11 +117,13 @@ def _head(name: str, request: ResponseRequest, served: ServedModel) -> dict[str,
         "previous_response_id": request.previous_response_id,
         "reasoning": {"effort": None, "summary": None},
         "store": request.store is not False,
-        "temperature": 1.0 if request.temperature is None else request.temperature,
+        "temperature": defaults.get("temperature", 1.0)
+        if request.temperature is None
+        else request.temperature,
         "text": {"format": _format(request)},
         "tool_choice": choice if isinstance(choice, str) else choice.model_dump(exclude_none=True),
         "tools": [tool.model_dump(exclude_none=True) for tool in request.tools or ()],
-        "top_p": 1.0 if request.top_p is None else request.top_p,
+        "top_p": defaults.get("top_p", 1.0) if request.top_p is None else request.top_p,
         "truncation": "disabled",
         "usage": None,
         "service_tier": lane_of(request.service_tier),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,7 @@ async def start_response(
     try:
         prompt = await served.encode(num_chars, lambda: encode_conversation(served, conversation))
         grammar = await compiled_grammar(served, conversation, prompt)
-        params = answer_params(served, conversation, _params(body), grammar)
+        params = answer_params(served, conversation, _params(body, served.settings.sampling), grammar)
         hints = DraftHints(memory.scope, lane=lane_of(body.service_tier), deadline=deadline)
         generation = await served.start([prompt.token_ids], params, hints)
     except Exception as error:
@@ -79,8 +79,7 @@ def found(memory: Memory, response_id: str, param: str) -> StoredResponse:
     return stored
 
 
-def _params(body: ResponseRequest) -> SamplingParams:
-    given: dict[str, Any] = {
-        name: value for name in ("temperature", "top_p") if (value := getattr(body, name)) is not None
-    }
+def _params(body: ResponseRequest, defaults: Mapping[str, float]) -> SamplingParams:
+    given: dict[str, Any] = dict(defaults)
+    given |= {name: value for name in ("temperature", "top_p") if (value := getattr(body, name)) is not None}
     return SamplingParams(max_tokens=body.max_output_tokens, **given)
