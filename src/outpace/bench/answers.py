@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,7 @@ async def timed_answer(
     body: dict[str, Any],
     *,
     path: str | None = None,
+    headers: Mapping[str, str] | None = None,
     leave_after: int | None = None,
 ) -> AnswerTiming:
     """Ask below the client's address; what fails is told in the timing.
@@ -88,7 +90,7 @@ async def timed_answer(
 
     timing = AnswerTiming(time.perf_counter())
     try:
-        async with client.stream("POST", path or dialect.path, json=body) as answer:
+        async with client.stream("POST", path or dialect.path, json=body, headers=headers) as answer:
             timing.status = answer.status_code
             if answer.status_code != 200:
                 await answer.aread()

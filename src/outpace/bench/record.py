@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from outpace.bench.dialects import Dialect, Said, dialect_of
-from outpace.bench.trace import KEPT_HEADERS, Exchange, to_line
+from outpace.bench.trace import KEPT_HEADERS, Exchange, last_end, to_line
 from outpace.errors import OutpaceError, UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Recorder:
         self._host, self._port = host, port
         self._trace = _Trace(path, say)
         self._say = say
-        self._began = time.perf_counter()
+        self._began = time.perf_counter() - last_end(path)  # what there is already goes on
         self.num_exchanges = 0
 
     async def run(self, on_ready: Callable[[str], None]) -> None:
@@ -164,6 +164,8 @@ class _Connection:
                 body = await self._body()
                 if body is None:
                     return await self._answer(413, b"the request is too long")
+                if any(name.lower() == b"upgrade" for name, _ in request.headers):
+                    return await self._answer(501, b"websockets are not recorded; ask over HTTP")
                 await self._exchange(request, body)
             except h11.RemoteProtocolError:
                 return None
@@ -227,9 +229,9 @@ class _Connection:
         import httpx
 
         headers = [(name, value) for name, value in request.headers if name.lower() not in _HOP_BY_HOP]
-        sent = self._client.build_request(
-            request.method.decode(), request.target.decode(), headers=headers, content=body
-        )
+        # Not the client's `build_request`, which would add headers of its own.
+        url = self._client.base_url.join(request.target.decode())
+        sent = httpx.Request(request.method.decode(), url, headers=headers, content=body)
         try:
             answer = await self._client.send(sent, stream=True)
         except httpx.HTTPError as error:

@@ -13,8 +13,8 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from outpace.bench.answers import AnswerTiming, timed_answer
@@ -97,6 +97,7 @@ class Ask:
     body: dict[str, Any]
     after: Sequence[int] = ()  # those that must have ended before
     think: float = 0.0  # seconds from then on
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def bench_serve(
@@ -124,7 +125,7 @@ def bench_serve(
     except ImportError:
         raise UsageError("bench serve needs httpx: pip install 'outpace[bench]'") from None
     base = _base_url(url)
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    headers = {"authorization": f"Bearer {api_key}", "x-api-key": api_key} if api_key else {}
     pool = httpx.Limits(max_connections=None, max_keepalive_connections=None)
 
     async def run() -> ServeReport:
@@ -194,6 +195,7 @@ def _replayed(trace: Sequence[Exchange], model: str, load: Load) -> list[Ask]:
             exchange.asked(model, load.max_tokens),
             after,
             load.think * (exchange.start - max((asked[each].end for each in after), default=0.0)),
+            exchange.headers,
         )
         for exchange, after in zip(asked, earlier(asked), strict=True)
     ]
@@ -201,7 +203,8 @@ def _replayed(trace: Sequence[Exchange], model: str, load: Load) -> list[Ask]:
 
 async def _timed(client: httpx.AsyncClient, ask: Ask) -> AnswerTiming:
     # Below the client's address, which ends in /v1 or what stands for it.
-    return await timed_answer(client, ask.dialect, ask.body, path=ask.dialect.path.removeprefix("/v1/"))
+    path = ask.dialect.path.removeprefix("/v1/")
+    return await timed_answer(client, ask.dialect, ask.body, path=path, headers=ask.headers)
 
 
 async def _replay(

@@ -18,7 +18,16 @@ from typing import Any, cast
 
 from outpace.errors import UsageError
 
-__all__ = ["KEPT_HEADERS", "SHIPPED", "Exchange", "earlier", "is_trace", "read_trace", "to_line"]
+__all__ = [
+    "KEPT_HEADERS",
+    "SHIPPED",
+    "Exchange",
+    "earlier",
+    "last_end",
+    "read_trace",
+    "shipped_traces",
+    "to_line",
+]
 
 SHIPPED = Path(__file__).parent / "traces"
 KEPT_HEADERS = frozenset({"user-agent", "anthropic-version", "anthropic-beta"})
@@ -77,16 +86,18 @@ def to_line(exchange: Exchange) -> str:
     return json.dumps(asdict(exchange), ensure_ascii=False)
 
 
-def is_trace(name: str) -> bool:
-    """Whether a name is that of a shipped trace, or a file whose first line is an exchange."""
-    path = _path(name)
-    if not path.is_file():
-        return False
+def last_end(path: Path) -> float:
+    """When the last exchange of a file ended; 0 where there is none, or no file."""
     try:
-        with path.open(encoding="utf-8") as file:
-            return _parse(file.readline()) is not None
-    except (OSError, UnicodeDecodeError):
-        return False
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return 0.0
+    return max((exchange.end for line in lines if (exchange := _parse(line)) is not None), default=0.0)
+
+
+def shipped_traces() -> list[str]:
+    """The traces that come with Outpace."""
+    return sorted(path.stem for path in SHIPPED.glob("*.jsonl"))
 
 
 def read_trace(name: str) -> list[Exchange]:
@@ -94,11 +105,12 @@ def read_trace(name: str) -> list[Exchange]:
 
     A recorder that was killed leaves half a line at most. Raises `UsageError` where nothing can be asked.
     """
-    path = _path(name)
+    path = Path(name) if Path(name).is_file() else SHIPPED / f"{name}.jsonl"
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from None
+    except OSError:
+        shipped = ", ".join(shipped_traces())
+        raise UsageError(f"no trace {name!r}: it is neither a file nor one of {shipped}") from None
     found = [exchange for line in lines if (exchange := _parse(line)) is not None]
     if not any(exchange.generates for exchange in found):
         raise UsageError(f"{path}: no answered requests in it that can be asked again")
@@ -111,11 +123,6 @@ def earlier(exchanges: Sequence[Exchange]) -> list[list[int]]:
         [before for before in range(number) if exchanges[before].end <= exchange.start]
         for number, exchange in enumerate(exchanges)
     ]
-
-
-def _path(name: str) -> Path:
-    path = Path(name)
-    return path if path.is_file() else SHIPPED / f"{name}.jsonl"
 
 
 _TYPES: Mapping[str, type | tuple[type, ...]] = {

@@ -26,7 +26,8 @@ def serve(
     trace: Annotated[
         str | None,
         typer.Option(
-            help="Instead: what `outpace bench record` recorded, a file or a shipped one.",
+            help="Instead: what `outpace bench record` recorded, a file or a shipped one: "
+            "aider, claude_code, codex, mini_swe_agent, opencode, qwen_code.",
             rich_help_panel=LOAD_PANEL,
         ),
     ] = None,
@@ -88,6 +89,10 @@ def serve(
 
     asked = [] if trace else load_workload(workload)
     exchanges = read_trace(trace) if trace else []
+    if others := sum(not exchange.generates for exchange in exchanges):
+        print(
+            f"{others} of {len(exchanges)} exchanges are not asked again: no whole answers", file=sys.stderr
+        )
     num_asked = len(asked) + sum(exchange.generates for exchange in exchanges)
     load = Load(
         num_requests=num_asked if trace else requests or max(num_asked, concurrency),

@@ -22,7 +22,7 @@ import openai
 import pytest
 
 from outpace.bench.serve import Load, bench_serve
-from outpace.bench.trace import Exchange, earlier, read_trace, to_line
+from outpace.bench.trace import SHIPPED, Exchange, earlier, read_trace, shipped_traces, to_line
 from outpace.errors import UsageError
 from outpace.llm import LLM
 from outpace.server.run import listen, make_server, url_of
@@ -79,10 +79,10 @@ def recording(
 def lines(trace: Path, count: int) -> list[dict[str, Any]]:
     """The trace's lines, once there are so many."""
     end = time.monotonic() + 30
-    while (text := trace.read_text()).count("\n") < count:
-        assert time.monotonic() < end, text
+    while len(found := [line for line in trace.read_text().split("\n") if line.endswith("}")]) < count:
+        assert time.monotonic() < end, found
         time.sleep(0.01)
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in found]
 
 
 def test_a_session_is_recorded_and_asked_again(upstream: str, tmp_path: Path) -> None:
@@ -190,6 +190,63 @@ def test_half_a_line_is_left_out(upstream: str, tmp_path: Path) -> None:
     trace.write_text(f"{whole[:40]}\n[]\n5\n{{}}\n\n")
     with pytest.raises(UsageError, match="no answered requests"):
         read_trace(str(trace))
+
+
+def test_headers_pass_as_they_are(tmp_path: Path) -> None:
+    """What the client did not say is not said for it: an answer would be compressed that it cannot read."""
+    body = b'{"prompt": "a"}'
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nx-own: 1\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        recording(f"http://127.0.0.1:{server.getsockname()[1]}", tmp_path / "t") as (_, url),
+        socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as client,
+    ):
+        client.sendall(head + body)
+        behind, _ = server.accept()
+        with behind:
+            behind.settimeout(30)
+            said = b""
+            while not said.endswith(body):
+                said += behind.recv(65536)
+            behind.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+            client.settimeout(30)
+            assert client.recv(65536).startswith(b"HTTP/1.1 200")
+    names = {line.split(b":")[0].lower() for line in said.split(b"\r\n\r\n")[0].split(b"\r\n")[1:]}
+    assert names == {b"host", b"x-own", b"content-length"}
+
+
+def test_a_second_recording_goes_on(upstream: str, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    for count in (1, 2):
+        with recording(upstream, trace) as (_, url):
+            httpx.get(f"{url}/")
+            found = lines(trace, count)
+    starts = [(each["start"], each["end"]) for each in found if each]
+    assert starts[0][1] <= starts[1][0]
+
+
+def test_a_websocket_is_refused(upstream: str, tmp_path: Path) -> None:
+    with recording(upstream, tmp_path / "t") as (_, url):
+        asked = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+        assert httpx.get(f"{url}/v1/responses", headers=asked).status_code == 501
+
+
+@pytest.mark.parametrize("name", shipped_traces())
+def test_shipped_traces(upstream: str, name: str) -> None:
+    """They name nobody's machine, and are asked again (of a small model: prompts that are too long fail)."""
+    text = (SHIPPED / f"{name}.jsonl").read_text()
+    assert not re.search(r"/root|/tmp/|/work/|127\.0\.0\.1", text)
+    assert len(text) < 100_000
+    trace = read_trace(name)
+    num_asked = sum(exchange.generates for exchange in trace)
+    load = Load(num_requests=num_asked, num_warmup=0, max_tokens=2)
+    report = bench_serve(f"{upstream}/v1", [], load, trace=trace, api_key="sk-secret")
+    assert report.num_whole + report.errors.get("HTTP 400", 0) == num_asked
+
+
+def test_no_such_trace() -> None:
+    with pytest.raises(UsageError, match="claude_code"):
+        read_trace("nothing")
 
 
 def test_nobody_behind_it(tmp_path: Path) -> None:
