@@ -83,8 +83,8 @@ def test_completion_logprobs_count_characters() -> None:
 def test_null_means_the_default() -> None:
     fields = {name: None for name in ChatRequest.model_fields if name != "messages"}
     body = {**fields, "messages": [{"role": "user", "content": "Hi"}]}
-    given = chat_params(ChatRequest.model_validate_json(json.dumps(body)))
-    plain = chat_params(ChatRequest.model_validate_json(json.dumps({"messages": body["messages"]})))
+    given = chat_params(ChatRequest.model_validate_json(json.dumps(body)), {})
+    plain = chat_params(ChatRequest.model_validate_json(json.dumps({"messages": body["messages"]})), {})
     assert given == plain
     assert given.params.max_tokens is None
     assert given.params.temperature == 1
@@ -92,7 +92,7 @@ def test_null_means_the_default() -> None:
 
 def test_top_k_of_minus_one_is_off() -> None:
     body = '{"messages": [{"role": "user", "content": "Hi"}], "top_k": -1}'
-    assert chat_params(ChatRequest.model_validate_json(body)).params.top_k == 0
+    assert chat_params(ChatRequest.model_validate_json(body), {}).params.top_k == 0
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,11 @@ def watched(folder: Path, total: int, progress: ProgressCallback | None) -> Gene
     stop = threading.Event()
 
     def sample() -> None:
+        done = 0
         while not stop.wait(_SAMPLE_SECONDS):
-            done = max(folder_bytes(folder) - before, 0)
+            done = max(
+                folder_bytes(folder) - before, done
+            )  # files are moved and unpacked: it never goes back
             report(min(done, total) if total else done, total)
 
     report(0, total)
