@@ -32,6 +32,11 @@ class FinishReason(StrEnum):
     ABORT = "abort"  # the caller cancelled, or the client went away
     ERROR = "error"  # the step that carried it failed
 
+    @property
+    def is_failure(self) -> bool:
+        """Whether the answer is not to be used."""
+        return self in {FinishReason.TIMEOUT, FinishReason.ABORT, FinishReason.ERROR}
+
 
 # --- what a caller asks for ---------------------------------------------------------------------
 

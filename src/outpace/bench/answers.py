@@ -8,16 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from outpace.bench.dialects import Dialect, Said
+from outpace.bench.dialects import WRONG_FORM, Dialect, Said
 
 if TYPE_CHECKING:
     import httpx
 
 __all__ = ["AnswerTiming", "timed_answer"]
-
-_DONE = "[DONE]"
-_NOT_DATA = ("event:", "id:", "retry:", ":")
-_WRONG = (ValueError, AttributeError, KeyError, TypeError, IndexError)  # a server's JSON of another form
 
 
 @dataclass(slots=True)
@@ -102,7 +98,7 @@ async def timed_answer(
                 timing.events.clear()
     except httpx.HTTPError as error:
         timing.error = type(error).__name__
-    except _WRONG:
+    except WRONG_FORM:
         timing.error = "not the dialect's form"
     timing.end = time.perf_counter() - timing.start
     if not timing.counted:
@@ -115,10 +111,10 @@ async def _read_stream(
 ) -> None:
     async for line in answer.aiter_lines():
         now = time.perf_counter() - timing.start
-        if not line or line.startswith(_NOT_DATA):
+        said = dialect.read_line(line)
+        if said is None:
             continue
-        data = line.removeprefix("data:").strip()
-        timing.take(Said(end=True) if data == _DONE else dialect.read(json.loads(data)), now)
+        timing.take(said, now)
         if leave_after is not None and len(timing.events) >= leave_after:
             return
     if not timing.error and not (timing.num_ends or timing.finish_reason):

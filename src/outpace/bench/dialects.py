@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["DIALECTS", "Said", "dialect_of"]
+__all__ = ["DIALECTS", "WRONG_FORM", "Said", "dialect_of"]
+
+WRONG_FORM = (ValueError, AttributeError, KeyError, TypeError, IndexError)
+"""What reading JSON of another form raises."""
 
 Event = dict[str, Any]
+_DONE = "[DONE]"
+_NOT_DATA = ("event:", "id:", "retry:", ":")
 _PARTS = ("content", "reasoning_content", "reasoning", "thinking", "tool_calls")
 
 
@@ -96,15 +102,21 @@ class Dialect:
 
     path: str  # below the server's address
     read: Callable[[Event], Said]
-    done: bool = False  # whether streams end with `[DONE]`
     streams: bool = False  # whether an answer streams unless the request says otherwise
+
+    def read_line(self, line: str) -> Said | None:
+        """What a line of a stream says, None for one that says nothing. Raises one of `WRONG_FORM`."""
+        if not line or line.startswith(_NOT_DATA):
+            return None
+        data = line.removeprefix("data:").strip()
+        return Said(end=True) if data == _DONE else self.read(json.loads(data))
 
 
 DIALECTS = {
     dialect.path: dialect
     for dialect in (
-        Dialect("/v1/chat/completions", _openai, done=True),
-        Dialect("/v1/completions", _openai, done=True),
+        Dialect("/v1/chat/completions", _openai),
+        Dialect("/v1/completions", _openai),
         Dialect("/v1/messages", _anthropic),
         Dialect("/v1/responses", _responses),
         Dialect("/api/chat", _ollama, streams=True),

@@ -201,9 +201,8 @@ class _Client:
         timing = AnswerTiming(time.perf_counter())
         answer = self._post(_CHAT.path, body)
         while line := answer.readline():
-            data = line.removeprefix(b"data: ").strip()
-            if data.startswith(b"{"):
-                timing.take(_CHAT.read(json.loads(data)), time.perf_counter() - timing.start)
+            if said := _CHAT.read_line(line.decode().strip()):
+                timing.take(said, time.perf_counter() - timing.start)
         if timing.error or timing.ttft is None or timing.tpot is None:
             raise OutpaceError(
                 f"the answer has {timing.completion_tokens} tokens in {len(timing.events)} pieces, too few "

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from outpace.bench.dialects import Dialect, Said, dialect_of
+from outpace.bench.dialects import WRONG_FORM, Dialect, Said, dialect_of
 from outpace.bench.trace import KEPT_HEADERS, Exchange, last_end, to_line
 from outpace.errors import OutpaceError, UsageError
 
@@ -35,13 +35,12 @@ _HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade host "
     b"content-length expect".split()
 )
-_WRONG = (ValueError, AttributeError, KeyError, TypeError, IndexError)  # JSON of another form
 
 
 class Recorder:
     """Listens on `host`, `port` (0: any free one), and sends on to `upstream`, an address without a path.
 
-    `url` is its own address once `run` has told it. `say` is told what goes wrong, once each.
+    `say` is told what goes wrong, once each.
     Raises `UsageError` for what is no address, or where httpx is missing.
     """
 
@@ -320,14 +319,11 @@ class _Counter:
         self._read(self._held)
 
     def _read(self, line: bytes) -> None:
-        data = line.removeprefix(b"data:").strip()
-        if self._dialect is None or not data.startswith(b"{"):
+        if self._dialect is None:
             return
-        try:
-            said = self._dialect.read(json.loads(data))
-        except _WRONG:
-            return
-        self._note(said)
+        with suppress(*WRONG_FORM):
+            if said := self._dialect.read_line(line.decode().strip()):
+                self._note(said)
 
     def _note(self, said: Said) -> None:
         exchange = self._exchange

@@ -140,7 +140,10 @@ def bench_serve(
             for number in range(load.num_warmup):
                 await _timed(client, asks[number % len(asks)])
             cpu, start = time.process_time(), time.perf_counter()
-            timings = await (_replay if trace else _send)(client, asks, load, on_request)
+            if trace:
+                timings = await _replay(client, asks, on_request)
+            else:
+                timings = await _send(client, asks, load, on_request)
             seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
         return _report(url, name, workload, load, timings, seconds, cpu, limits or Limits())
 
@@ -210,7 +213,6 @@ async def _timed(client: httpx.AsyncClient, ask: Ask) -> AnswerTiming:
 async def _replay(
     client: httpx.AsyncClient,
     asks: Sequence[Ask],
-    load: Load,  # noqa: ARG001 - the trace says when
     on_request: Callable[[int, AnswerTiming], None],
 ) -> list[AnswerTiming]:
     ended = [asyncio.Event() for _ in asks]

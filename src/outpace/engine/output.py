@@ -14,8 +14,6 @@ from outpace.types import FinishReason, StepOutput, TokenDelta, TokenLogprob
 
 __all__ = ["join_deltas", "take_tokens", "terminal_delta", "token_delta", "token_logprobs"]
 
-_FAILURES = frozenset({FinishReason.ERROR, FinishReason.ABORT, FinishReason.TIMEOUT})
-
 
 def take_tokens(request: Request, token_ids: list[int]) -> tuple[list[int], str]:
     """Append the chosen tokens up to where the request ends; return those taken and the text they complete.
@@ -132,7 +130,7 @@ def join_deltas(deltas: Sequence[TokenDelta]) -> list[TokenDelta]:
     by_choice: dict[int, list[TokenDelta]] = {}
     failures: list[TokenDelta] = []
     for delta in deltas:
-        if delta.finish_reason in _FAILURES:
+        if delta.finish_reason is not None and delta.finish_reason.is_failure:
             failures.append(delta)
         else:
             by_choice.setdefault(delta.index, []).append(delta)

@@ -33,9 +33,8 @@ def watched(folder: Path, total: int, progress: ProgressCallback | None) -> Gene
     def sample() -> None:
         done = 0
         while not stop.wait(_SAMPLE_SECONDS):
-            done = max(
-                folder_bytes(folder) - before, done
-            )  # files are moved and unpacked: it never goes back
+            # Files are moved and unpacked meanwhile: it never goes back.
+            done = max(folder_bytes(folder) - before, done)
             report(min(done, total) if total else done, total)
 
     report(0, total)

@@ -14,8 +14,6 @@ from outpace.server.errors import SERVER_ERROR, APIError
 from outpace.server.tracing import GenerationSpan
 from outpace.types import FinishReason, TokenDelta
 
-_FAILED = frozenset({FinishReason.ERROR, FinishReason.ABORT, FinishReason.TIMEOUT})
-
 PREDICTION = "prediction"
 """The proposer that drafts from `DraftHints.prediction`."""
 
@@ -168,7 +166,7 @@ class Generation:
             usage.count(prompt, index, delta)
             if self._span is not None:
                 self._span.count(index, delta)
-            if delta.finish_reason in _FAILED:
+            if delta.finish_reason is not None and delta.finish_reason.is_failure:
                 error = self._failure(delta)
                 if self._span is not None:
                     self._span.fail(error)

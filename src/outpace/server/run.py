@@ -128,25 +128,24 @@ class GracefulServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, models: ModelPool, on_ready: Callable[[str], None]) -> None:
         super().__init__(config)
         self.models = models
-        self._name = models.first.name
-        self._live = models.live
-        self._grace = models.settings.shutdown_grace
         self.on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then tell."""
         await super().startup(sockets)
-        self.on_ready(self._name)
+        self.on_ready(self.models.first.name)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse new requests, wait, cancel."""
-        self._live.drain()
-        timer = asyncio.get_running_loop().call_later(self._grace, self._live.cancel_all)
+        self.models.live.drain()
+        timer = asyncio.get_running_loop().call_later(
+            self.models.settings.shutdown_grace, self.models.live.cancel_all
+        )
         try:
             await super().shutdown(sockets)
         finally:
             timer.cancel()
-            self._live.cancel_all()
+            self.models.live.cancel_all()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Stop at a signal; at the second one at once.
@@ -156,5 +155,5 @@ class GracefulServer(uvicorn.Server):
         """
         if self.should_exit:
             self.force_exit = True
-            self._live.cancel_all()
+            self.models.live.cancel_all()
         self.should_exit = True

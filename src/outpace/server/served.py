@@ -57,7 +57,7 @@ class ServedModel:
     @property
     def max_context(self) -> int:
         """Tokens that prompt and answer may have together, as configured."""
-        return self.llm.config.max_context or self.llm.spec.max_context
+        return self.llm.footprint.max_context
 
     @property
     def grammars(self) -> GrammarCompiler:

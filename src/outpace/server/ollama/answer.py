@@ -22,6 +22,11 @@ def error_line(error: APIError) -> str:
     return to_json({"error": error.message}) + "\n"
 
 
+def wire_time(when: datetime) -> str:
+    """A time, UTC, as this dialect writes it."""
+    return when.isoformat().replace("+00:00", "Z")
+
+
 class Answer:
     """One answer. `name` is the model's, as the answer shows it; `kind` says where its text stands.
 
@@ -68,7 +73,7 @@ class Answer:
                 yield f"{to_json({**self._head(), **self._said([]), **self._end(progress)})}\n".encode()
 
     def _head(self) -> dict[str, Any]:
-        return {"model": self._name, "created_at": datetime.now(UTC).isoformat().replace("+00:00", "Z")}
+        return {"model": self._name, "created_at": wire_time(datetime.now(UTC))}
 
     def _said(self, pieces: list[Piece]) -> dict[str, Any]:
         text = "".join(piece.text for piece in pieces if isinstance(piece, Text))

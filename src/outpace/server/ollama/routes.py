@@ -21,7 +21,7 @@ from outpace.server.encoding import json_response, to_json
 from outpace.server.errors import from_exception, unsupported
 from outpace.server.generation import Generation
 from outpace.server.model_pool import Entry, ModelPool
-from outpace.server.ollama.answer import NDJSON, Answer, error_line
+from outpace.server.ollama.answer import NDJSON, Answer, error_line, wire_time
 from outpace.server.ollama.conversation import answer_schema, read_chat, read_prompt
 from outpace.server.ollama.params import RENAMED, plain_name, sampling
 from outpace.server.ollama.schema import ChatRequest, Common, GenerateRequest, ShowRequest
@@ -103,9 +103,9 @@ async def _load_or_unload(models: ModelPool, body: Common, **said: object) -> Re
     else:
         async with models.lease(plain_name(body.model), body.keep_alive) as (_, name):
             reason = "load"
-    answer = {"model": name, "created_at": _time(datetime.now(UTC)), **said, "done": True}
-    answer = to_json({**answer, "done_reason": reason})
-    return Response(answer + "\n", media_type="application/json" if body.stream is False else NDJSON)
+    answer = {"model": name, "created_at": wire_time(datetime.now(UTC)), **said, "done": True}
+    line = to_json({**answer, "done_reason": reason}) + "\n"
+    return Response(line, media_type="application/json" if body.stream is False else NDJSON)
 
 
 def _is_raw(served: ServedModel, body: GenerateRequest) -> bool:
@@ -165,15 +165,11 @@ async def _send(request: Request, body: Common, answer: Answer, generation: Gene
         return json_response(await answer.whole(generation))
 
 
-def _time(when: datetime) -> str:
-    return when.isoformat().replace("+00:00", "Z")
-
-
 def _model(models: ModelPool, name: str, entry: Entry) -> dict[str, Any]:
     return {
         "name": name,
         "model": name,
-        "modified_at": _time(datetime.fromtimestamp(models.created, UTC)),
+        "modified_at": wire_time(datetime.fromtimestamp(models.created, UTC)),
         "size": entry.source.footprint.weight_bytes,
         "digest": "",
         "details": _details(entry.served.llm.spec.architecture if entry.served else ""),
@@ -184,7 +180,7 @@ def _loaded_model(models: ModelPool, entry: Entry) -> dict[str, Any]:
     return {
         **_model(models, entry.name, entry),
         "size": entry.source.footprint.num_bytes,
-        "expires_at": _time(entry.expires_at),
+        "expires_at": wire_time(entry.expires_at),
         "size_vram": 0,
         "context_length": entry.max_context,
         "running_requests": entry.num_running,  # not Ollama's
