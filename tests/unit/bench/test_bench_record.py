@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,32 +19,19 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from bench_servers import outpace_server
 
 from outpace.bench.serve import Load, bench_serve
 from outpace.bench.trace import SHIPPED, Exchange, earlier, read_trace, shipped_traces, to_line
 from outpace.errors import UsageError
-from outpace.llm import LLM
-from outpace.server.run import listen, make_server, url_of
-from outpace.server.settings import ServerSettings
 
 CHAT = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8}
 
 
 @pytest.fixture(scope="module")
 def upstream(model_135m: Path) -> Iterator[str]:
-    settings = ServerSettings(port=0, shutdown_grace=0.2, api_key="sk-secret")
-    ready = threading.Event()
-    with (
-        LLM(model_135m, backend="null", max_context=1024, kv_cache_bytes=1 << 28) as llm,
-        listen(settings) as listener,
-    ):
-        server = make_server(llm, settings, on_ready=lambda _: ready.set())
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        assert ready.wait(60)
-        yield url_of(listener)
-        server.should_exit = True
-        thread.join()
+    with outpace_server(model_135m, api_key="sk-secret") as url:
+        yield url
 
 
 def limited() -> None:

@@ -5,41 +5,27 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from bench_servers import http_server, outpace_server
 
 from outpace.bench.answers import AnswerTiming
 from outpace.bench.report import as_json
 from outpace.bench.serve import Limits, Load, bench_serve, percentile
 from outpace.bench.workload import WorkloadRequest, load
 from outpace.errors import OutpaceError, UsageError
-from outpace.llm import LLM
-from outpace.server.run import listen, make_server, url_of
-from outpace.server.settings import ServerSettings
 
 HELLO = WorkloadRequest(({"role": "user", "content": "Say hello."},), 8)
 
 
 @pytest.fixture(scope="module")
 def url(model_135m: Path) -> Iterator[str]:
-    settings = ServerSettings(port=0, shutdown_grace=0.2)
-    ready = threading.Event()
-    with (
-        LLM(model_135m, backend="null", max_context=1024, kv_cache_bytes=1 << 28) as llm,
-        listen(settings) as listener,
-    ):
-        server = make_server(llm, settings, on_ready=lambda _: ready.set())
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        assert ready.wait(60)
-        yield f"{url_of(listener)}/v1"
-        server.should_exit = True
-        thread.join()
+    with outpace_server(model_135m) as url:
+        yield f"{url}/v1"
 
 
 def test_the_figures_of_a_server(url: str) -> None:
@@ -125,12 +111,8 @@ def answering(*events: str, status: int = 200) -> Iterator[str]:
         def log_message(self, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-        server.shutdown()
-        thread.join()
+    with http_server(Handler) as url:
+        yield f"{url}/v1"
 
 
 def piece(text: str, finish_reason: str | None = None) -> str:

@@ -7,14 +7,14 @@ import json
 import random
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import httpx
 import pytest
+from bench_servers import http_server
 
 from outpace.bench.server_process import ServerProcess, read_metrics
 from outpace.bench.soak import MAX_BODY, MAX_CONTEXT, Soak, bench_soak, growth
@@ -69,12 +69,8 @@ def answering(status: int, body: str, kind: str = "text/event-stream") -> Iterat
         def log_message(self, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with http_server(Handler) as url:
+        yield url
 
 
 def outcomes(url: str, count: int = 40) -> dict[str, set[str]]:
