@@ -32,9 +32,10 @@ MAX_BODY = 64 << 20
 _MAX_READ = 4 << 20  # bytes of a whole answer that are kept until it can be read, and of a stream's line
 _CHUNK = 65536
 _HOP_BY_HOP = frozenset(
-    b"connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade host "
-    b"content-length expect".split()
+    b"connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding "
+    b"upgrade".split()
 )
+_WRITTEN_ANEW = _HOP_BY_HOP | {b"host", b"content-length", b"expect"}  # of a request
 
 
 class Recorder:
@@ -227,7 +228,7 @@ class _Connection:
         import h11
         import httpx
 
-        headers = [(name, value) for name, value in request.headers if name.lower() not in _HOP_BY_HOP]
+        headers = [(name, value) for name, value in request.headers if name.lower() not in _WRITTEN_ANEW]
         # Not the client's `build_request`, which would add headers of its own.
         url = self._client.base_url.join(request.target.decode())
         sent = httpx.Request(request.method.decode(), url, headers=headers, content=body)
@@ -238,11 +239,8 @@ class _Connection:
             return await self._answer(502, message.encode())
         try:
             exchange.status, exchange.first_byte = answer.status_code, time.perf_counter() - start
-            length = [
-                (name, value) for name, value in answer.headers.raw if name.lower() == b"content-length"
-            ]
             kept = [(name, value) for name, value in answer.headers.raw if name.lower() not in _HOP_BY_HOP]
-            await self._send(h11.Response(status_code=answer.status_code, headers=[*kept, *length]))
+            await self._send(h11.Response(status_code=answer.status_code, headers=kept))
             counter = _Counter(exchange, answer.headers, start)
             async with aclosing(_raw(answer)) as pieces:
                 async for piece in pieces:

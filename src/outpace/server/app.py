@@ -104,12 +104,12 @@ def create_app(
         """200 while requests are served; 503 during shutdown and where the engine's thread is gone."""
         if models.live.draining:
             raise errors.APIError(503, "shutting down", type=errors.SERVER_ERROR, code="shutting_down")
-        if not all(served.llm.loop.is_running for each in models.loaded if (served := each.served)):
+        if not all(served.llm.loop.is_running for served in models.served):
             raise errors.APIError(
                 503, "the engine is not running", type=errors.SERVER_ERROR, code="engine_dead"
             )
         return json_response(
-            {"status": "ok", "model": models.first.name, "loaded": [each.name for each in models.loaded]}
+            {"status": "ok", "model": models.first.name, "loaded": [served.name for served in models.served]}
         )
 
     page = {"200": {"description": "The page", "content": {"text/plain": {"schema": {"type": "string"}}}}}

@@ -150,6 +150,11 @@ class ModelPool:
         """The models in memory."""
         return [entry for entry in self._entries.values() if entry.served is not None]
 
+    @property
+    def served(self) -> list[ServedModel]:
+        """The same, as requests use them."""
+        return [entry.served for entry in self.loaded if entry.served is not None]
+
     def find(self, model: str | None) -> tuple[Entry, str]:
         """The model that a request's `model` means, and the name that the answer shows.
 
@@ -171,7 +176,7 @@ class ModelPool:
 
     def engine_metrics(self) -> Mapping[str, EngineMetrics]:
         """What the engines of the models in memory count, by name."""
-        return {e.name: e.served.llm.loop.engine.metrics for e in self.loaded if e.served is not None}
+        return {served.name: served.llm.loop.engine.metrics for served in self.served}
 
     # --- use ------------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, FailFast
 
 
@@ -17,3 +19,7 @@ class Wire(BaseModel):
     """The common rules: strict types, unknown fields let through, finite numbers."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
+
+    def said(self, *names: str) -> dict[str, Any]:
+        """Those of the fields that the request gives, by name; null is as good as nothing."""
+        return {name: value for name in names if (value := getattr(self, name)) is not None}

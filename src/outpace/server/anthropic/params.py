@@ -16,12 +16,7 @@ _RENAMED = {"stop": "stop_sequences"}
 
 def message_params(request: MessageRequest, defaults: Mapping[str, float]) -> SamplingParams:
     """The sampling parameters of a message; `defaults` where it says none."""
-    given: dict[str, Any] = dict(defaults)
-    given |= {
-        name: value
-        for name in ("temperature", "top_p", "top_k")
-        if (value := getattr(request, name)) is not None
-    }
+    given: dict[str, Any] = {**defaults, **request.said("temperature", "top_p", "top_k")}
     return SamplingParams(max_tokens=request.max_tokens, stop=tuple(request.stop_sequences or ()), **given)
 
 

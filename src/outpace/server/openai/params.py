@@ -75,8 +75,7 @@ def _params(
     if request.stream_options is not None and not request.stream:
         message = "'stream_options' is for streams; set 'stream': true or leave it out"
         raise APIError(400, message, param="stream_options", code="invalid_value")
-    given: dict[str, Any] = dict(defaults)
-    given |= {name: value for name in _PLAIN_FIELDS if (value := getattr(request, name)) is not None}
+    given: dict[str, Any] = {**defaults, **request.said(*_PLAIN_FIELDS)}
     if request.top_k == -1:  # how vLLM's users say "off"
         given["top_k"] = 0
     stop = request.stop

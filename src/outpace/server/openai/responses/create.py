@@ -80,6 +80,5 @@ def found(memory: Memory, response_id: str, param: str) -> StoredResponse:
 
 
 def _params(body: ResponseRequest, defaults: Mapping[str, float]) -> SamplingParams:
-    given: dict[str, Any] = dict(defaults)
-    given |= {name: value for name in ("temperature", "top_p") if (value := getattr(body, name)) is not None}
+    given: dict[str, Any] = {**defaults, **body.said("temperature", "top_p")}
     return SamplingParams(max_tokens=body.max_output_tokens, **given)
