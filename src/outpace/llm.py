@@ -73,7 +73,7 @@ class RequestOutput:
 class Footprint:
     """What a model takes, known from its header."""
 
-    weight_bytes: int  # about: as in the file; 0 for the null backend
+    weight_bytes: int  # within a few percent; 0 for the null backend
     kv_cache_bytes: int
     max_context: int  # tokens that prompt and answer may have together
 
@@ -270,7 +270,7 @@ def footprint_of(model: str | Path, options: EngineOptions) -> Footprint:
 
 
 def _footprint(checkpoint: Checkpoint, config: EngineConfig) -> Footprint:
-    weights = 0 if config.backend == "null" else checkpoint.num_bytes
+    weights = 0 if config.backend == "null" else checkpoint.weight_bytes(config.weight_format)
     return Footprint(weights, config.kv_cache_bytes, config.max_context or checkpoint.spec.max_context)
 
 

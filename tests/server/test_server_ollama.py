@@ -16,6 +16,7 @@ from tool_requests import ASK, SCHEMA
 from outpace.llm import LLM
 from outpace.server.ollama.conversation import read_chat
 from outpace.server.ollama.schema import ChatRequest
+from outpace.server.settings import ServerSettings
 
 HELLO = [{"role": "user", "content": "Say hello."}]
 SHORT = {"num_predict": 8, "seed": 1}
@@ -238,7 +239,7 @@ def test_thinking_is_the_templates_business(think: object, expected: bool | None
 def code_server(model_05b: object) -> Iterator[httpx.Client]:
     with (
         LLM(str(model_05b), max_context=1024, kv_cache_bytes=1 << 26) as llm,
-        running(llm) as state,
+        running(llm, ServerSettings(port=0, sampling={"temperature": 0.0})) as state,
         httpx.Client(base_url=state.url, timeout=60) as client,
     ):
         yield client
@@ -263,6 +264,14 @@ def test_infill_fills_the_gap(code_server: httpx.Client) -> None:
     pieces = [json.loads(event.removeprefix("data: ")) for event in events]
     assert "".join(piece["content"] for piece in pieces) == answer["content"]
     assert [piece["stop"] for piece in pieces].count(True) == 1
+
+
+def test_infill_is_as_the_server_says_where_the_editor_does_not(code_server: httpx.Client) -> None:
+    silent = {name: value for name, value in GAP.items() if name != "temperature"}
+    greedy = code_server.post("/infill", json=GAP).json()["content"]
+    assert {code_server.post("/infill", json=silent).json()["content"] for _ in range(4)} == {greedy}
+    hot = [code_server.post("/infill", json={**silent, "temperature": 3.0}).json() for _ in range(4)]
+    assert len({answer["content"] for answer in hot}) > 1, "what it says wins"
 
 
 def test_an_editor_warms_the_cache_and_picks_fields(code_server: httpx.Client) -> None:

@@ -259,14 +259,23 @@ def test_thoughts(served_llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(served_llm.tokenizer, "chat_template", ChatTemplate(source, "", "<|im_end|>"))
         text = ("" if opened else "<think>\n") + f"I must look.\n</think>\n\n{TWO_CALLS}"
         with running(served_llm) as server, saying(served_llm, text):
-            check_thoughts(server)
+            thoughts = text.partition("</think>")[0] + "</think>"
+            tokens = served_llm.tokenizer.encode(thoughts, add_special=False, parse_special=True)
+            check_thoughts(server, len(tokens))
 
 
-def check_thoughts(server: RunningServer) -> None:
+def check_thoughts(server: RunningServer, num_thoughts: int) -> None:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
-        [choice] = client.chat.completions.create(**{**OPENAI, "model": "test-model"}).choices
+        one: Any = client.chat.completions.create(**{**OPENAI, "model": "test-model"})
+        [choice] = one.choices
+        two: Any = client.chat.completions.create(**{**OPENAI, "model": "test-model", "n": 2})
+        response = client.responses.create(model="test-model", input="How is it?", max_output_tokens=200)
         plain = client.chat.completions.create(model="test-model", messages=ASK, stream=True)
         deltas = [chunk.choices[0].delta for chunk in plain]
+    for answer, times in ((one, 1), (two, 2)):
+        assert answer.usage.completion_tokens_details.reasoning_tokens == times * num_thoughts
+    assert response.usage is not None
+    assert response.usage.output_tokens_details.reasoning_tokens == num_thoughts
     assert choice.message.model_extra["reasoning_content"] == "I must look."  # type: ignore[index]
     assert choice.message.content == "Let me look."
     assert len(choice.message.tool_calls or ()) == 2

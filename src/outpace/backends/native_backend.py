@@ -53,9 +53,8 @@ class NativeBackend:
         _check_isa(config.isa)
         head = _head_of(checkpoint, config)
         _check_memory(checkpoint, config, head)
-        packed = packed_cache.find(
-            checkpoint, config.weight_format, _native.packed_layout, _weight_bytes(checkpoint, config)
-        )
+        weight_bytes = checkpoint.weight_bytes(config.weight_format)
+        packed = packed_cache.find(checkpoint, config.weight_format, _native.packed_layout, weight_bytes)
         options: dict[str, str | int | list[list[int]]] = {
             "num_threads": config.num_threads,
             "cores": cores_to_pin(config.num_threads) if config.pin_threads else [],
@@ -209,7 +208,7 @@ def _head_of(checkpoint: Checkpoint, config: EngineConfig) -> HeadCheckpoint | N
 
 def _check_memory(checkpoint: Checkpoint, config: EngineConfig, head: HeadCheckpoint | None) -> None:
     """Refuse what would end in the system killing the process."""
-    weights = _weight_bytes(checkpoint, config) + (head.num_bytes if head else 0)
+    weights = checkpoint.weight_bytes(config.weight_format) + (head.num_bytes if head else 0)
     needed, available = weights + config.kv_cache_bytes, available_memory()
     if needed > available:
         raise OutOfMemoryError(
@@ -217,16 +216,6 @@ def _check_memory(checkpoint: Checkpoint, config: EngineConfig, head: HeadCheckp
             f"{config.kv_cache_bytes >> 20} MB of KV cache), but {available >> 20} MB of memory are free; "
             "lower --kv-cache, take a smaller model, or free memory"
         )
-
-
-def _weight_bytes(checkpoint: Checkpoint, config: EngineConfig) -> int:
-    """What the weights take in memory, within a few percent."""
-    bits = {"keep": 32, "q8_0": 8.5, "q4_0": 4.5}[config.weight_format]
-    weights = 0
-    for tensor in checkpoint.tensors.values():
-        own_bits = {"F32": 32, "F16": 16, "BF16": 16}.get(tensor.dtype, 0)
-        weights += int(tensor.num_bytes * min(1.0, bits / own_bits)) if own_bits else tensor.num_bytes
-    return weights
 
 
 def _note_use(packed: PackedFile, model: _native.Model) -> None:

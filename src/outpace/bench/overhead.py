@@ -15,7 +15,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import islice, product
 from statistics import median
+from string import ascii_lowercase
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -153,7 +155,8 @@ def _request(num_tools: int, num_fillers: int) -> dict[str, Any]:
     """Messages and tools. `write` takes a text; the others anything, so that a thousand fit a context."""
     text = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
     functions: list[dict[str, Any]] = [{"name": "write", "parameters": text}]
-    functions += [{"name": f"t{number}"} for number in range(1, num_tools)]
+    names = islice(product(ascii_lowercase, repeat=3), num_tools - 1)  # short, so that a thousand fit
+    functions += [{"name": "".join(letters)} for letters in names]
     return {
         "messages": [
             {"role": "system", "content": "You call tools." + _FILLER * num_fillers},

@@ -21,11 +21,15 @@ from outpace.models.gguf_split import read_gguf_model
 from outpace.models.huggingface_spec import spec_from_config
 from outpace.models.safetensors import SafetensorsTensor, read_safetensors_directory
 from outpace.models.tokenizer_source import GGUFTokenizer, HFTokenizer, TokenizerSource, gguf_tokenizer
-from outpace.types import ModelSpec, TensorRef
+from outpace.types import ModelSpec, TensorRef, WeightFormat
 
 __all__ = ["Checkpoint", "GGUFTokenizer", "HFTokenizer", "TokenizerSource", "open_checkpoint"]
 
 _PART = re.compile(r"-00001-of-\d{5}$")
+
+
+_FLOAT_BITS = {"F32": 32, "F16": 16, "BF16": 16}  # of what is converted; blocks of fewer bits stay
+_BITS_PER_WEIGHT: dict[WeightFormat, float] = {"keep": 32, "q8_0": 8.5, "q4_0": 4.5}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,15 @@ class Checkpoint:
     def num_bytes(self) -> int:
         """Bytes of all tensors on disk."""
         return sum(tensor.num_bytes for tensor in self.tensors.values())
+
+    def weight_bytes(self, weight_format: WeightFormat) -> int:
+        """What the weights take in memory once they are of that format, within a few percent."""
+        bits = _BITS_PER_WEIGHT[weight_format]
+        total = 0.0
+        for tensor in self.tensors.values():
+            own_bits = _FLOAT_BITS.get(tensor.dtype)
+            total += tensor.num_bytes * (1.0 if own_bits is None else min(1.0, bits / own_bits))
+        return int(total)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

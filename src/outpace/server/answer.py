@@ -13,6 +13,7 @@ from outpace.server.generation import Generation
 from outpace.text.tool_calls.parser import AnswerParser
 from outpace.text.tool_calls.pieces import CallArguments, CallBegin, CallEnd, Piece, Text
 from outpace.text.tool_calls.sink import load
+from outpace.text.tool_calls.thought_tokens import ThoughtTokens
 from outpace.types import FinishReason, TokenDelta
 
 EndReason = Literal["stop", "length", "tool_calls"]
@@ -37,18 +38,27 @@ class Call:
 
 
 async def read_answer(
-    generation: Generation, new_parser: Callable[[], AnswerParser | None], *, parallel: bool
+    generation: Generation,
+    new_parser: Callable[[], AnswerParser | None],
+    new_count: Callable[[], ThoughtTokens | None],
+    *,
+    parallel: bool,
 ) -> AsyncIterator[Progress]:
     """Read all choices as they come; each has exactly one end. Raises `APIError` where one fails.
 
     Without `parallel` a choice ends with its first call. Whoever reads this then releases the generation.
+    The tokens of thoughts are counted in its usage.
     """
     parsers = [new_parser() for _ in range(generation.num_choices)]
+    counts = [new_count() for _ in range(generation.num_choices)]
     running = set(range(generation.num_choices))
     async with aclosing(generation.deltas()) as deltas:
         async for index, delta in deltas:
             if index not in running:
                 continue
+            count = counts[index]
+            if count is not None:
+                generation.usage.reasoning_tokens[index] = count.push(delta.token_ids)
             progress = _read(index, delta, parsers[index], parallel=parallel)
             if progress.end is not None:
                 running.remove(index)

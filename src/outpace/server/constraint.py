@@ -1,4 +1,4 @@
-"""What a request asks an answer to look like, as a grammar: calls that must come, and JSON of a schema."""
+"""What a request asks an answer to look like, as a grammar: calls that must come, and texts of a format."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from outpace.errors import InvalidParameterError
-from outpace.server.conversation import AnswerSchema, Conversation, Prompt, ToolUse, holds_calls
+from outpace.server.conversation import AnswerFormat, Conversation, Prompt, ToolUse, holds_calls
 from outpace.server.errors import APIError
 from outpace.server.served import ServedModel
 from outpace.text.tool_calls.families import opens_thoughts
@@ -21,18 +21,17 @@ async def compiled_grammar(served: ServedModel, conversation: Conversation, prom
     Raises `APIError` that names the schema which cannot be used.
     """
     use = conversation.tool_use
-    if conversation.schema is None and (use is None or not holds_calls(served, use)):
+    if conversation.format is None and (use is None or not holds_calls(served, use)):
         return None
     grammar = _grammar(served, conversation, prompt)
     return await _compiled(served, grammar, conversation)
 
 
-async def compiled_schema(served: ServedModel, schema: AnswerSchema | None) -> Grammar | None:
-    """As `compiled_grammar`, for a text that is JSON and nothing else."""
-    if schema is None:
+async def compiled_format(served: ServedModel, said: AnswerFormat | None) -> Grammar | None:
+    """As `compiled_grammar`, for a text that is of a format and nothing else."""
+    if said is None:
         return None
-    grammar = json_grammar(schema.schema, strict=schema.strict)
-    return await _compiled(served, grammar, Conversation([], schema=schema))
+    return await _compiled(served, said.grammar, Conversation([], format=said))
 
 
 async def _compiled(served: ServedModel, grammar: Grammar, conversation: Conversation) -> Grammar:
@@ -48,9 +47,9 @@ async def _compiled(served: ServedModel, grammar: Grammar, conversation: Convers
 
 
 def _grammar(served: ServedModel, conversation: Conversation, prompt: Prompt) -> Grammar:
-    use, schema, form = conversation.tool_use, conversation.schema, served.form
-    if use is None and form.thoughts is None and schema is not None:
-        return json_grammar(schema.schema, strict=schema.strict)
+    use, said, form = conversation.tool_use, conversation.format, served.form
+    if use is None and form.thoughts is None and said is not None:
+        return said.grammar
     required = use is not None and use.required
     return answer_grammar(
         form,
@@ -58,31 +57,33 @@ def _grammar(served: ServedModel, conversation: Conversation, prompt: Prompt) ->
         required=required,
         parallel=use is not None and use.parallel and not use.named,
         opened=opens_thoughts(prompt.text, form.thoughts),
-        answer=None if schema is None or required else schema.schema,
-        strict_answer=schema is not None and schema.strict,
+        answer=None if said is None or required else said.grammar,
     )
 
 
 def _calls(use: ToolUse | None) -> list[CallSpec]:
-    schemas: Mapping[str, Mapping[str, Any]] = use.schemas if use else {}
+    if use is None:
+        return []
+    schemas: Mapping[str, Mapping[str, Any]] = use.schemas
     return [
-        CallSpec(name, schema, strict=use is not None and name in use.strict)
+        CallSpec(name, schema, strict=name in use.strict, text=use.texts.get(name))
         for name, schema in schemas.items()
-        if use is None or use.named in {"", name}
+        if use.named in {"", name}
     ]
 
 
 def _explain(served: ServedModel, conversation: Conversation, error: InvalidParameterError) -> APIError:
-    """The same with the field at fault: the first schema that cannot be used by itself."""
-    use, schema = conversation.tool_use, conversation.schema
-    if schema is not None and (said := _problem(served, json_grammar(schema.schema, strict=schema.strict))):
-        return _refusal(schema.where, said)
+    """The same with the field at fault: the first schema or grammar that cannot be used by itself."""
+    use, wanted = conversation.tool_use, conversation.format
+    if wanted is not None and (said := _problem(served, wanted.grammar)):
+        return _refusal(wanted.where, said)
     for index, call in enumerate(_calls(use)):
-        said = _problem(served, json_grammar(call.schema, strict=call.strict))
+        text = call.text
+        said = _problem(served, text.grammar if text else json_grammar(call.schema, strict=call.strict))
         if said and use is not None:
             place = index if not use.named else list(use.schemas).index(use.named)
-            return _refusal(use.where.format(place), said)
-    return _refusal(schema.where if schema is not None else "tools", str(error))
+            return _refusal((use.where_text if text else use.where).format(place), said)
+    return _refusal(wanted.where if wanted is not None else "tools", str(error))
 
 
 def _problem(served: ServedModel, grammar: Grammar) -> str:

@@ -14,8 +14,10 @@ from outpace.server.errors import APIError
 from outpace.server.generation import Generation
 from outpace.server.prefix_rules import apply_rules
 from outpace.server.served import ServedModel
+from outpace.text.tool_calls.grammar import TextArgument, json_grammar
 from outpace.text.tool_calls.parser import AnswerParser
 from outpace.text.tool_calls.sink import load
+from outpace.text.tool_calls.thought_tokens import ThoughtTokens
 from outpace.text.tool_calls.tool_prompt import told_in_text
 from outpace.types import Grammar, SamplingParams
 
@@ -35,7 +37,9 @@ class ToolUse:
     named: str = ""  # of this tool
     parallel: bool = True  # more than one call in an answer
     strict: frozenset[str] = frozenset()  # tools whose arguments must be what their schemas say
+    texts: Mapping[str, TextArgument] = field(default_factory=dict[str, TextArgument])  # of what tools
     where: str = "tools[{}]"  # a schema's place in the request, {} for the tool's index
+    where_text: str = "tools[{}]"  # the place of a text's grammar
 
     @property
     def schemas(self) -> dict[str, dict[str, Any]]:
@@ -44,12 +48,16 @@ class ToolUse:
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerSchema:
+class AnswerFormat:
     """What an answer that calls no tool must look like."""
 
-    schema: Mapping[str, Any]
+    grammar: Grammar
     where: str  # its place in the request
-    strict: bool = True  # False: what cannot be checked is ignored
+
+    @classmethod
+    def of_schema(cls, schema: Mapping[str, Any], where: str, *, strict: bool = True) -> AnswerFormat:
+        """JSON of a schema. Not `strict`: what cannot be checked of it is ignored."""
+        return cls(json_grammar(schema, strict=strict), where)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +66,7 @@ class Conversation:
 
     messages: list[dict[str, Any]]
     tool_use: ToolUse | None = None
-    schema: AnswerSchema | None = None
+    format: AnswerFormat | None = None
     prefill: str = ""  # the beginning of the answer, which the model goes on from
     template: Mapping[str, Any] = field(default_factory=dict[str, Any])  # variables for the chat template
 
@@ -98,20 +106,25 @@ def answer_params(
 
 def holds_calls(served: ServedModel, use: ToolUse) -> bool:
     """Whether the answer's calls are held to a grammar."""
-    return use.required or bool(use.strict) or served.settings.constrain_tools
+    return use.required or bool(use.strict or use.texts) or served.settings.constrain_tools
 
 
 def answer_reader(
     served: ServedModel, conversation: Conversation, prompt: Prompt
 ) -> Callable[[Generation], AsyncIterator[Progress]]:
     """What reads the answer to `prompt`: see `read_answer`."""
-    use = conversation.tool_use
+    use, form = conversation.tool_use, served.form
 
     def new_parser() -> AnswerParser | None:
         own_marks = use is not None and holds_calls(served, use)
-        return served.form.parser(use.schemas if use else None, prompt.text, own_marks=own_marks)
+        return form.parser(use.schemas if use else None, prompt.text, own_marks=own_marks)
 
-    return partial(read_answer, new_parser=new_parser, parallel=use is None or use.parallel)
+    def new_count() -> ThoughtTokens | None:
+        return form.thought_tokens(served.llm.tokenizer, prompt.text)
+
+    return partial(
+        read_answer, new_parser=new_parser, new_count=new_count, parallel=use is None or use.parallel
+    )
 
 
 def call_arguments(text: str) -> Any:

@@ -56,6 +56,7 @@ class Usage:
     prompt_tokens: list[int]  # [num_prompts]
     cached_tokens: list[int]  # [num_prompts] of those, found in the prefix cache
     completion_tokens: dict[int, int] = field(default_factory=dict[int, int])  # choice -> tokens
+    reasoning_tokens: dict[int, int] = field(default_factory=dict[int, int])  # choice -> of those, thoughts
     num_predicted: int = 0  # tokens of the prediction that the client sent
     accepted: dict[int, int] = field(default_factory=dict[int, int])  # ended choice -> of those, accepted
 
@@ -68,14 +69,21 @@ class Usage:
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": sum(self.cached_tokens)},
         }
+        details = {"reasoning_tokens": self.num_reasoning_tokens}
         if self.num_predicted:
-            usage["completion_tokens_details"] = {
+            details |= {
                 "accepted_prediction_tokens": sum(self.accepted.values()),
                 "rejected_prediction_tokens": sum(
                     max(0, self.num_predicted - accepted) for accepted in self.accepted.values()
                 ),
             }
+        usage["completion_tokens_details"] = details
         return usage
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Tokens of thoughts, of all choices."""
+        return sum(self.reasoning_tokens.values())
 
     @property
     def num_computed_tokens(self) -> int:

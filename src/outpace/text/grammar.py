@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
     from llguidance._lib import JsonCompileOptions
 
-__all__ = ["MAX_SOURCE", "AnswerState", "GrammarCompiler"]
+__all__ = ["MAX_SOURCE", "AnswerState", "GrammarCompiler", "any_lark"]
 
 MAX_SOURCE = 1 << 20
 """Characters of a grammar's source."""
@@ -34,6 +34,22 @@ _JSON_STYLE: JsonCompileOptions = {
 }
 """JSON on one line, as json.dumps writes it: keys and punctuation then leave no choice and cost no step of
 their own, and a small model cannot lose itself in white space. A schema may say otherwise in "x-guidance"."""
+
+
+def any_lark(source: str) -> Grammar:
+    """A grammar in Lark's form, or in GBNF, which llama.cpp's users have: told apart by their rules.
+
+    Raises `InvalidParameterError` for GBNF that cannot be read; Lark is looked at when it is compiled.
+    """
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    if len(source) > MAX_SOURCE:
+        raise InvalidParameterError(_too_long(source), "grammar")
+    try:
+        return Grammar("lark", any_to_lark(source))
+    except Exception as error:  # it says nothing of what it raises
+        reason = " ".join(str(error).split())[:500]
+        raise InvalidParameterError(f"the grammar cannot be read: {reason}", "grammar") from None
 
 
 class AnswerState:
@@ -97,9 +113,7 @@ class GrammarCompiler:
         from llguidance import LLMatcher
 
         if len(grammar.source) > MAX_SOURCE:
-            raise InvalidParameterError(
-                f"the grammar has {len(grammar.source)} characters, and {MAX_SOURCE} is the limit", "grammar"
-            )
+            raise InvalidParameterError(_too_long(grammar.source), "grammar")
         matcher = LLMatcher(self._prepared(), _source(grammar))
         if matcher.is_error():
             reason = " ".join(matcher.get_error().split())[:500]
@@ -114,6 +128,10 @@ class GrammarCompiler:
             ends = sorted(self._tokenizer.eos_ids)
             self._vocabulary = LLTokenizer(words, n_vocab=self._tokenizer.vocab_size, eos_token=ends)
         return self._vocabulary
+
+
+def _too_long(source: str) -> str:
+    return f"the grammar has {len(source)} characters, and {MAX_SOURCE} is the limit"
 
 
 _NAMES = {"json_schema": "JSON schema", "regex": "regular expression", "lark": "grammar"}

@@ -583,3 +583,17 @@ def test_untied_output_that_is_missing_is_named(tmp_path: Path, tiny_checkpoint:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelFormatError, match=r"lm_head\.weight: this tensor is missing"):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16"])
+def test_the_weights_in_memory_are_what_they_are_made(
+    tiny_checkpoint: Callable[..., Any], dtype: str
+) -> None:
+    checkpoint = open_checkpoint(tiny_checkpoint("llama", "gguf", dtype).path)
+    kept = checkpoint.weight_bytes("keep")
+    assert kept == checkpoint.num_bytes
+    bits = {"F32": 32, "F16": 16}[dtype]
+    assert checkpoint.weight_bytes("q8_0") == pytest.approx(kept * 8.5 / bits, rel=0.1)
+    assert checkpoint.weight_bytes("q4_0") == pytest.approx(kept * 4.5 / bits, rel=0.1)
+    quantized = open_checkpoint(tiny_checkpoint("llama", "gguf", "Q4_0").path)
+    assert quantized.weight_bytes("q8_0") == pytest.approx(quantized.num_bytes, rel=0.1)

@@ -11,7 +11,14 @@ from llguidance import LLMatcher, LLTokenizer
 
 from outpace.text.tool_calls.families import FAMILIES, HERMES, PLAIN_JSON, THOUGHTS, Family
 from outpace.text.tool_calls.form import AnswerForm
-from outpace.text.tool_calls.grammar import MAX_SCHEMAS, CallSpec, answer_grammar, json_grammar
+from outpace.text.tool_calls.grammar import (
+    MAX_SCHEMAS,
+    CallSpec,
+    TextArgument,
+    answer_grammar,
+    choice_grammar,
+    json_grammar,
+)
 from outpace.text.tool_calls.parser import AnswerParser
 from outpace.text.tool_calls.pieces import CallArguments, CallBegin, Text, merged
 from outpace.types import Grammar
@@ -28,6 +35,7 @@ WEATHER = {
     "additionalProperties": False,
 }
 CALLS = [CallSpec("weather", WEATHER, strict=True), CallSpec("bash", {})]
+INTEGER = json_grammar({"type": "integer"}, strict=True)
 FAMILY = {family.name: family for family in reversed((*FAMILIES, PLAIN_JSON))}
 ROME: dict[str, Any] = {"city": "Rome", "days": 3, "unit": "kelvin"}
 
@@ -148,13 +156,72 @@ def test_thoughts_come_first(name: str) -> None:
 
 
 def test_an_answer_of_a_schema_beside_calls() -> None:
-    either = grammar(required=False, answer={"type": "integer"})
+    either = grammar(required=False, answer=INTEGER)
     assert admits(either, "5")
     assert admits(either, written("hermes", ("weather", ROME)))
     assert not admits(either, "five")
-    alone = grammar(calls=[], required=False, answer={"type": "integer"}, thinks=True)
+    alone = grammar(calls=[], required=False, answer=INTEGER, thinks=True)
     assert admits(alone, "<think>a</think>5")
     assert admits(alone, "5")
+
+
+PATCH = r"""start: "*** Begin Patch" LF add+ "*** End Patch" LF?
+add: "*** Add File: " /(.+)/ LF line+   // a file
+line: "+" /(.*)/ LF -> line
+%import common.LF
+"""
+PATCHED = '*** Begin Patch\n*** Add File: a "b"\\c.py\n+print("{}", \'\\n\')\n+\n*** End Patch'
+
+
+def text_tool(kind: Any, source: str) -> CallSpec:
+    schema = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
+    return CallSpec("patch", schema, text=TextArgument("input", Grammar(kind, source)))
+
+
+def in_tags(text: str) -> str:
+    call = f"<function=patch>\n<parameter=input>\n{text}\n</parameter>\n</function>"
+    return f"<tool_call>\n{call}\n</tool_call>"
+
+
+@pytest.mark.parametrize("name", ["hermes", "qwen-tags"])
+@pytest.mark.parametrize(
+    ("kind", "source", "good", "bad"),
+    [
+        ("lark", PATCH, PATCHED, PATCHED.replace("+", "-")),
+        ("lark", 'start: "a" %json {"type": "integer"} "}"', "a5}", "a5"),
+        ("regex", r"\d+/[^/]+", '12/a "b"\nc', "12a"),
+        ("regex", r"[\s\S]*", "any\n<b>\n", None),
+    ],
+)
+def test_texts_of_a_grammar_are_written_as_they_are(
+    name: str, kind: Any, source: str, good: str, bad: str | None
+) -> None:
+    calls = [text_tool(kind, source), *CALLS]
+    held = grammar(FAMILY[name], calls=calls)
+    other = written(name, ("weather", ROME))
+    assert admits(held, in_tags(good))
+    assert admits(held, f"{in_tags(good)}\n{other}\n{in_tags(good)}")
+    assert admits(grammar(FAMILY[name], calls=calls, required=False), f"So:\n{in_tags(good)}")
+    assert bad is None or not admits(held, in_tags(bad))
+    assert name != "hermes" or not admits(held, written(name, ("patch", {"input": good})))
+    reader = form(FAMILY[name]).parser({call.name: call.schema for call in calls}, own_marks=True)
+    assert reader is not None
+    pieces = list(merged([*reader.push(in_tags(good)), *reader.finish()]))
+    assert [json.loads(piece.text) for piece in pieces if isinstance(piece, CallArguments)] == [
+        {"input": good}
+    ]
+
+
+@pytest.mark.parametrize("name", ["mistral", "llama3", "json"])
+def test_where_tags_are_not_read_the_text_is_any(name: str) -> None:
+    held = grammar(FAMILY[name], calls=[text_tool("regex", r"\d+")])
+    assert admits(held, written(name, ("patch", {"input": "any text"})))
+
+
+def test_a_choice_of_texts() -> None:
+    held = choice_grammar(["yes", 'a "b"\n/', ""])
+    assert all(admits(held, text) for text in ("yes", 'a "b"\n/', ""))
+    assert not admits(held, "no")
 
 
 def test_marks_that_are_special_tokens() -> None:

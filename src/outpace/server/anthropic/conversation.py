@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from outpace.server.anthropic.schema import Block, CountRequest, Message, ResultPart, Tool
-from outpace.server.conversation import AnswerSchema, Conversation, ToolUse, check_tool_names
+from outpace.server.conversation import AnswerFormat, Conversation, ToolUse, check_tool_names
 from outpace.server.errors import APIError, unsupported
 
 _NO_IMAGE = "[an image, left out: this model reads text only]"
@@ -32,7 +32,7 @@ def read_conversation(request: CountRequest) -> Conversation:
     return Conversation(
         turns.messages,
         _tool_use(request),
-        _answer_schema(request),
+        _answer_format(request),
         prefill or "",
         {"enable_thinking": shows_thinking(request)},
     )
@@ -211,7 +211,7 @@ def _tool(tool: Tool, where: str) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _answer_schema(request: CountRequest) -> AnswerSchema | None:
+def _answer_format(request: CountRequest) -> AnswerFormat | None:
     said = request.output_config.format if request.output_config else None
     if said is None:
         return None
@@ -220,7 +220,7 @@ def _answer_schema(request: CountRequest) -> AnswerSchema | None:
         raise unsupported("output_config.format", message)
     if said.schema_ is None:
         raise _missing("output_config.format", "schema")
-    return AnswerSchema(said.schema_, "output_config.format.schema")
+    return AnswerFormat.of_schema(said.schema_, "output_config.format.schema")
 
 
 def _missing(where: str, field: str) -> APIError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, cast
 
 from fastapi import APIRouter
@@ -25,7 +25,7 @@ from outpace.text.fill_in_middle import SourceFile, fill_in_middle
 from outpace.types import DraftHints, FinishReason, SamplingParams, TokenDelta
 
 _TEMPERATURE = 0.8
-"""llama.cpp's default."""
+"""llama.cpp's default, unless the server has one (`--sampling`)."""
 
 
 def infill_router(models: ModelPool) -> APIRouter:
@@ -56,7 +56,7 @@ async def _infill(served: ServedModel, name: str, request: Request, body: Infill
     try:
         prompt = await served.encode(num_chars, encode)
         hints = DraftHints(client_scope(request), deadline=deadline_of(request, body.deadline_ms))
-        generation = await served.start([prompt], _params(body), hints)
+        generation = await served.start([prompt], _params(body, served.settings.sampling), hints)
     except Exception as error:
         raise from_exception(error, {"messages": "input_prefix"}) from error
     answer = _Answer(name, body)
@@ -66,11 +66,12 @@ async def _infill(served: ServedModel, name: str, request: Request, body: Infill
         return json_response(await answer.whole(generation))
 
 
-def _params(body: InfillRequest) -> SamplingParams:
+def _params(body: InfillRequest, defaults: Mapping[str, float]) -> SamplingParams:
     num_tokens = body.n_predict
-    given: dict[str, Any] = {
+    given: dict[str, Any] = {"temperature": _TEMPERATURE, **defaults} | {
         name: value
         for name, value in (
+            ("temperature", None if body.temperature is None else max(0.0, body.temperature)),
             ("top_k", body.top_k),
             ("top_p", body.top_p),
             ("min_p", body.min_p),
@@ -82,7 +83,6 @@ def _params(body: InfillRequest) -> SamplingParams:
     }
     return SamplingParams(
         max_tokens=None if num_tokens is None or num_tokens < 0 else max(1, num_tokens),
-        temperature=_TEMPERATURE if body.temperature is None else max(0.0, body.temperature),
         seed=None if body.seed == -1 else body.seed,
         stop=tuple(body.stop or ()),
         **given,

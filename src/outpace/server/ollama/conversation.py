@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from outpace.server.conversation import AnswerSchema, Conversation, ToolUse, check_tool_names
+from outpace.server.conversation import AnswerFormat, Conversation, ToolUse, check_tool_names
 from outpace.server.errors import APIError, unsupported
 from outpace.server.ollama.schema import ChatRequest, Common, GenerateRequest, Message, Tool
 
@@ -17,7 +17,7 @@ def read_chat(request: ChatRequest) -> Conversation:
             raise unsupported(f"messages[{index}].images", "this model reads text only")
         turns.add(message)
     return Conversation(
-        turns.messages, _tool_use(request.tools), answer_schema(request), template=_template(request)
+        turns.messages, _tool_use(request.tools), answer_format(request), template=_template(request)
     )
 
 
@@ -27,18 +27,18 @@ def read_prompt(request: GenerateRequest) -> Conversation:
         raise unsupported("images", "this model reads text only")
     system = [{"role": "system", "content": request.system}] if request.system else []
     messages = [*system, {"role": "user", "content": request.prompt}]
-    return Conversation(messages, schema=answer_schema(request), template=_template(request))
+    return Conversation(messages, format=answer_format(request), template=_template(request))
 
 
-def answer_schema(request: Common) -> AnswerSchema | None:
+def answer_format(request: Common) -> AnswerFormat | None:
     """The schema of the answer; None where it is text. Raises `APIError` for a format that is none."""
     wanted = request.format
     if wanted is None or wanted == "":
         return None
     if wanted == "json":
-        return AnswerSchema({"type": "object"}, "format")
+        return AnswerFormat.of_schema({"type": "object"}, "format")
     if isinstance(wanted, dict):
-        return AnswerSchema(wanted, "format")
+        return AnswerFormat.of_schema(wanted, "format")
     raise APIError(400, "'format' must be \"json\" or a JSON schema", param="format", code="invalid_value")
 
 

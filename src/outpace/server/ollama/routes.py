@@ -14,7 +14,7 @@ from starlette.responses import Response
 from outpace.server.answer import read_answer
 from outpace.server.body import read_json
 from outpace.server.client import client_scope
-from outpace.server.constraint import compiled_grammar, compiled_schema
+from outpace.server.constraint import compiled_format, compiled_grammar
 from outpace.server.conversation import Conversation, answer_params, answer_reader, encode_conversation
 from outpace.server.deadlines import deadline_of
 from outpace.server.encoding import json_response, to_json
@@ -22,7 +22,7 @@ from outpace.server.errors import from_exception, unsupported
 from outpace.server.generation import Generation
 from outpace.server.model_pool import Entry, ModelPool
 from outpace.server.ollama.answer import NDJSON, Answer, error_line, wire_time
-from outpace.server.ollama.conversation import answer_schema, read_chat, read_prompt
+from outpace.server.ollama.conversation import answer_format, read_chat, read_prompt
 from outpace.server.ollama.params import RENAMED, plain_name, sampling
 from outpace.server.ollama.schema import ChatRequest, Common, GenerateRequest, ShowRequest
 from outpace.server.openapi import OLLAMA_ERRORS, described
@@ -124,11 +124,11 @@ async def _complete(served: ServedModel, name: str, request: Request, body: Gene
         raise unsupported("images", "this model reads text only")
     try:
         prompt = await served.encode(len(body.prompt) + len(body.suffix or ""), encode)
-        params = replace(params, grammar=await compiled_schema(served, answer_schema(body)))
+        params = replace(params, grammar=await compiled_format(served, answer_format(body)))
         generation = await served.start([prompt], params, _hints(request, body))
     except Exception as error:
         raise from_exception(error, RENAMED) from error
-    read = partial(read_answer, new_parser=lambda: None, parallel=True)
+    read = partial(read_answer, new_parser=lambda: None, new_count=lambda: None, parallel=True)
     return await _send(request, body, Answer(name, "response", read, thinks=False), generation)
 
 

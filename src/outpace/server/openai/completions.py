@@ -14,7 +14,7 @@ from starlette.responses import Response
 from outpace.errors import UnsupportedModelError
 from outpace.server.body import read_json
 from outpace.server.client import client_scope
-from outpace.server.constraint import compiled_schema
+from outpace.server.constraint import compiled_format
 from outpace.server.deadlines import deadline_of
 from outpace.server.encoding import json_response
 from outpace.server.errors import APIError, from_exception
@@ -26,7 +26,7 @@ from outpace.server.openai.events import EventText
 from outpace.server.openai.logprobs import CompletionLogprobs
 from outpace.server.openai.params import completion_params
 from outpace.server.openai.prompts import Prompt, checked_prompts
-from outpace.server.openai.response_format import answer_schema
+from outpace.server.openai.response_format import answer_format
 from outpace.server.openai.schema import CompletionRequest
 from outpace.server.served import ServedModel
 from outpace.server.sse import DONE, EventStream
@@ -60,7 +60,7 @@ async def _answer(served: ServedModel, name: str, request: Request, body: Comple
         echoes = (
             [decode(p) if isinstance(p, list) else p for p in prompts] if body.echo else [""] * len(prompts)
         )
-        params = replace(wire.params, grammar=await compiled_schema(served, answer_schema(body)))
+        params = replace(wire.params, grammar=await compiled_format(served, answer_format(body)))
         deadline = deadline_of(request, body.deadline_ms)
         hints = DraftHints(client_scope(request), lane=lane_of(body.service_tier), deadline=deadline)
         generation = await served.start(encoded, params, hints)

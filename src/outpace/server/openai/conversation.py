@@ -6,7 +6,7 @@ from typing import Any
 
 from outpace.server.conversation import Conversation, ToolUse, call_arguments, check_tool_names
 from outpace.server.errors import APIError, unsupported
-from outpace.server.openai.response_format import answer_schema
+from outpace.server.openai.response_format import answer_format
 from outpace.server.openai.schema import ChatRequest, Message, Tool, ToolCall, ToolChoice
 
 
@@ -19,7 +19,7 @@ def read_conversation(request: ChatRequest) -> Conversation:
     messages = [
         _message(message, f"messages[{index}]", names) for index, message in enumerate(request.messages)
     ]
-    return Conversation(messages, _tool_use(request), answer_schema(request))
+    return Conversation(messages, _tool_use(request), answer_format(request))
 
 
 def _message(message: Message, where: str, names: dict[str, str]) -> dict[str, Any]:

@@ -98,6 +98,16 @@ class ResponseFormat(Wire):
     json_schema: JSONSchema | None = None
 
 
+class StructuredOutputs(Wire):
+    """What the answer must look like, as vLLM's users say it: one of these."""
+
+    json_: dict[str, Any] | str | None = Field(default=None, alias="json")  # a schema, or its text
+    regex: str | None = None  # what matches it as a whole, of Rust's kind
+    choice: Annotated[list[str], FirstError(), Field(min_length=1)] | None = None
+    grammar: str | None = None  # of Lark's kind as llguidance reads it, or GBNF
+    json_object: bool | None = None  # any object
+
+
 class StreamOptions(Wire):
     """How a stream reports."""
 
@@ -125,6 +135,7 @@ class SamplingFields(Wire):
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     service_tier: Literal["auto", "default", "flex", "priority"] | None = None
     deadline_ms: float | None = None  # from the request's arrival on; then the answer ends as it is
 

@@ -36,6 +36,11 @@ class Family:
     short_ids: bool = False  # its templates insist on calls' ids of nine letters and digits
 
     @property
+    def takes_raw_text(self) -> bool:
+        """Whether a call may be written in tags, an argument as it is: the reader knows them within marks."""
+        return self.written is not None and self.body != "list"
+
+    @property
     def tokens(self) -> tuple[str, ...]:
         """The texts that, where they are special tokens, must be left in the answer's text."""
         marks = (text for each in self.marks for text in (each.begin, each.end) if text)

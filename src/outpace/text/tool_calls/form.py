@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from outpace.text.tokenizer import Tokenizer
 from outpace.text.tool_calls.families import (
@@ -17,6 +18,7 @@ from outpace.text.tool_calls.families import (
 )
 from outpace.text.tool_calls.parser import AnswerParser
 from outpace.text.tool_calls.sink import Tools
+from outpace.text.tool_calls.thought_tokens import ThoughtTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,16 @@ class AnswerForm:
         if own_marks:
             family = replace(family, marks=() if family.written is None else (family.written,))
         return AnswerParser(family, tools, self.thoughts, thinking=opens_thoughts(prompt, self.thoughts))
+
+    def thought_tokens(self, tokenizer: Tokenizer, prompt: str) -> ThoughtTokens | None:
+        """What counts the thoughts in the answer to a rendered `prompt`; None for a model that has none."""
+        if self.thoughts is None:
+            return None
+        return ThoughtTokens(
+            self.thoughts,
+            partial(tokenizer.token_bytes, skip_special=False),
+            thinking=opens_thoughts(prompt, self.thoughts),
+        )
 
     def shown_token_ids(self, *, calls: bool) -> tuple[int, ...]:
         """The special tokens that the reader must see, with or without calls."""

@@ -8,6 +8,7 @@ same tokens.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -24,9 +25,17 @@ TEXT: /(.|\\n)*/
 SPACE: /[ \\n]{1,4}/
 """
 
-
+_END_OF_PARAMETER = "\n</parameter>\n"
 _BARE = r"/\s*(```(json)?\s*)?[{\[](.|\n)*/"
 """What the reader may take for a call without marks, as a regular expression."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextArgument:
+    """The one argument of a tool that takes text, when that is to be in a grammar (`regex` or `lark`)."""
+
+    name: str
+    grammar: Grammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +45,17 @@ class CallSpec:
     name: str
     schema: Mapping[str, Any]
     strict: bool = False
+    text: TextArgument | None = None
 
 
 def json_grammar(schema: Mapping[str, Any], *, strict: bool) -> Grammar:
     """An answer that is JSON as `schema` says."""
     return Grammar("json_schema", json.dumps(_styled(schema, strict=strict)))
+
+
+def choice_grammar(texts: Sequence[str]) -> Grammar:
+    """An answer that is one of the texts."""
+    return Grammar("lark", f"start: {' | '.join(json.dumps(text, ensure_ascii=False) for text in texts)}")
 
 
 def answer_grammar(
@@ -50,13 +65,12 @@ def answer_grammar(
     required: bool,
     parallel: bool,
     opened: bool,
-    answer: Mapping[str, Any] | None = None,
-    strict_answer: bool = True,
+    answer: Grammar | None = None,
 ) -> Grammar:
     """Thoughts where the model has some, then calls, or text with calls in it.
 
     `required`: calls and no text, as an answer that must call needs none. `parallel`: several calls in a row.
-    `opened`: the prompt has opened the thoughts. `answer`: a schema of what there is instead of text.
+    `opened`: the prompt has opened the thoughts. `answer`: what there is instead of text.
     """
     lark = _Lark(form)
     lark.thoughts(opened=opened)
@@ -65,7 +79,7 @@ def answer_grammar(
         lark.calls(calls, parallel=parallel)
         parts.append("calls")
     if answer is not None:
-        lark.rule("answer", "%json " + json.dumps(_styled(answer, strict=strict_answer)))
+        lark.grammar("answer", answer)
         parts.append("answer")
     elif not required:
         parts = [lark.text_with_calls(parallel=parallel)]
@@ -89,6 +103,16 @@ class _Lark:
     def rule(self, name: str, body: str) -> None:
         """Add a rule."""
         self._rules.append(f"{name}: {body}")
+
+    def grammar(self, name: str, grammar: Grammar) -> None:
+        """A rule for what is in a grammar of its own."""
+        match grammar.kind:
+            case "json_schema":
+                self.rule(name, f"%json {grammar.source}")
+            case "regex":
+                self.rule(name, _regex(grammar.source))
+            case "lark":
+                self.rule(name, f"%lark {{\n{grammar.source}\n}}")
 
     def mark(self, text: str) -> str:
         """A mark as a terminal: a special token, or its text."""
@@ -114,7 +138,9 @@ class _Lark:
         """`calls`, one or several, and `call_body`, what stands between the marks of the first."""
         self.rule("any_object", "%json " + json.dumps(_styled({"type": "object"}, strict=True)))
         for index, call in enumerate(calls):
-            if self._family.body == "tags":
+            if call.text is not None and self._family.takes_raw_text:
+                self.rule(f"call_{index}", self._raw(call.name, call.text, f"text_{index}"))
+            elif self._family.body == "tags":
                 self.rule(f"call_{index}", self._tags(call))
             else:
                 open_to_any = len(calls) > MAX_SCHEMAS and not call.strict
@@ -155,6 +181,17 @@ class _Lark:
         head = json.dumps('{"name": ' + json.dumps(call.name) + f', "{key}": ')
         return f'{head} {arguments or "%json " + json.dumps(_arguments(call))} "}}"'
 
+    def _raw(self, name: str, text: TextArgument, rule: str) -> str:
+        """A call in tags, which any family's reader takes: within JSON the text would be another, escaped."""
+        end = json.dumps(_END_OF_PARAMETER)
+        if text.grammar.kind == "regex":  # one that matches anything takes the end for its own, if it may
+            self.rule(f"{rule}[lazy]", f"{_regex(text.grammar.source)} {end}")
+            end = ""
+        else:
+            self.grammar(rule, text.grammar)
+        begin = json.dumps(f"<function={name}>\n<parameter={text.name}>\n")
+        return f'{begin} {rule} {end} "</function>"'
+
     def _tags(self, call: CallSpec) -> str:
         schema = _arguments(call)
         properties = cast("dict[str, Any]", schema.get("properties") or {})
@@ -169,7 +206,7 @@ class _Lark:
 
     def _tag_value(self, schema: Any, shared: Mapping[str, Any], *, strict: bool) -> str:
         """A parameter's value and its end."""
-        end = json.dumps("\n</parameter>\n")
+        end = json.dumps(_END_OF_PARAMETER)
         if not isinstance(schema, dict):
             schema = {}
         schema = cast("dict[str, Any]", schema)
@@ -181,6 +218,15 @@ class _Lark:
                 self.rule("text_value[lazy]", f"TEXT {end}")
             return "text_value"
         return f"%json {json.dumps(_styled({**shared, **schema}, strict=strict))} {end}"
+
+
+def _regex(source: str) -> str:
+    """A regular expression as Lark writes it."""
+
+    def escaped(found: re.Match[str]) -> str:
+        return {"/": r"\/", "\n": r"\n"}.get(found[0], found[0])
+
+    return "/" + re.sub(r"\\.|/|\n", escaped, source, flags=re.DOTALL) + "/"
 
 
 def _arguments(call: CallSpec) -> dict[str, Any]:

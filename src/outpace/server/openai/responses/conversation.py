@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 from outpace.server.conversation import (
-    AnswerSchema,
+    AnswerFormat,
     Conversation,
     ToolUse,
     call_arguments,
@@ -14,6 +14,8 @@ from outpace.server.conversation import (
 )
 from outpace.server.errors import APIError, unsupported
 from outpace.server.openai.responses.schema import Item, Part, ResponseRequest, Tool
+from outpace.text.tool_calls.grammar import TextArgument
+from outpace.types import Grammar
 
 _TEXT_PARTS = {"input_text", "output_text", "text", "reasoning_text", "summary_text"}
 CUSTOM_INPUT = "input"
@@ -45,7 +47,7 @@ def conversation_of(request: ResponseRequest, messages: list[dict[str, Any]]) ->
             messages = [{**head, "content": text}, *messages[1:]]
         else:
             messages = [head, *messages]
-    return Conversation(messages, _tool_use(request), _schema(request))
+    return Conversation(messages, _tool_use(request), _format(request))
 
 
 def custom_tools(request: ResponseRequest) -> frozenset[str]:
@@ -167,8 +169,25 @@ def _tool_use(request: ResponseRequest) -> ToolUse | None:
         named=named,
         parallel=request.parallel_tool_calls is not False,
         strict=frozenset(tool.name for tool in own if tool.strict and tool.name),
+        texts=dict(_texts(own)),
         where="tools[{}].parameters",
+        where_text="tools[{}].format.definition",
     )
+
+
+def _texts(tools: Sequence[Tool]) -> Iterator[tuple[str, TextArgument]]:
+    """The grammars of custom tools' texts, by the tools' names. Raises `APIError`."""
+    for index, tool in enumerate(tools):
+        said = tool.format
+        if tool.type != "custom" or said is None or said.type != "grammar":
+            continue
+        where = f"tools[{index}]"
+        if said.syntax not in {"lark", "regex"}:
+            message = f"'{where}.format.syntax' must be 'lark' or 'regex'"
+            raise APIError(400, message, param=f"{where}.format.syntax", code="invalid_value")
+        source = _given(said.definition, f"{where}.format", "definition")
+        kind: Literal["lark", "regex"] = "lark" if said.syntax == "lark" else "regex"
+        yield tool.name or "", TextArgument(CUSTOM_INPUT, Grammar(kind, source))
 
 
 def _shown(tool: Tool, where: str) -> dict[str, Any]:
@@ -178,7 +197,7 @@ def _shown(tool: Tool, where: str) -> dict[str, Any]:
         shown["description"] = tool.description
     shown["parameters"] = tool.parameters or {"type": "object", "properties": {}}
     if tool.type == "custom":
-        definition = str((tool.format or {}).get("definition", ""))
+        definition = tool.format.definition if tool.format else None
         text = (
             {"type": "string", "description": f"Text of this grammar:\n{definition}"}
             if definition
@@ -192,13 +211,13 @@ def _shown(tool: Tool, where: str) -> dict[str, Any]:
     return {"type": "function", "function": shown}
 
 
-def _schema(request: ResponseRequest) -> AnswerSchema | None:
+def _format(request: ResponseRequest) -> AnswerFormat | None:
     said = request.text.format if request.text else None
     if said is None or said.type == "text":
         return None
     if said.type == "json_object":
-        return AnswerSchema({"type": "object"}, "text.format")
+        return AnswerFormat.of_schema({"type": "object"}, "text.format")
     if said.type != "json_schema" or said.schema_ is None:
         message = "'text.format' must be of type text, json_object, or json_schema with a 'schema'"
         raise APIError(400, message, param="text.format", code="invalid_value")
-    return AnswerSchema(said.schema_, "text.format.schema", strict=bool(said.strict))
+    return AnswerFormat.of_schema(said.schema_, "text.format.schema", strict=bool(said.strict))

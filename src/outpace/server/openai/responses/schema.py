@@ -30,6 +30,14 @@ class Item(Wire):
     output: str | Annotated[list[Part], FirstError()] | None = None
 
 
+class TextFormat(Wire):
+    """What a custom tool's text must look like: any text, or one of a grammar."""
+
+    type: str
+    syntax: str | None = None  # of a grammar: lark or regex
+    definition: str | None = None
+
+
 class Tool(Wire):
     """A function (`parameters` is a schema), a custom tool that takes text, or a service of the API's own."""
 
@@ -38,7 +46,7 @@ class Tool(Wire):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
-    format: dict[str, Any] | None = None  # of a custom tool's text
+    format: TextFormat | None = None  # of a custom tool's text
 
 
 class ToolChoice(Wire):
