@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from serving import running
+
+from outpace.llm import LLM
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 GBNF = 'root ::= "a" num+\nnum ::= [0-9] ","'
@@ -73,6 +77,15 @@ def test_two_wishes_are_one_too_many(http: httpx.Client) -> None:
     assert "response_format" in answer.json()["error"]["message"]
     assert ask(http, CHAT, {"regex": "a"}, response_format={"type": "text"}).status_code == 200
     assert ask(http, CHAT, {}).status_code == 200
+
+
+def test_the_first_grammar_finds_the_vocabulary_prepared(
+    model_135m: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LLM(model_135m, backend="null", kv_cache_bytes=64 << 20) as llm, running(llm) as server:
+        monkeypatch.setattr("llguidance.LLTokenizer", None)
+        with httpx.Client(base_url=server.url, timeout=60) as fresh:
+            assert ask(fresh, CHAT, {"regex": "a"}).status_code == 200
 
 
 def custom(syntax: str, definition: str) -> Any:
