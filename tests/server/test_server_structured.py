@@ -34,6 +34,8 @@ def ask(http: httpx.Client, path: str, outputs: Any, **fields: Any) -> httpx.Res
         ({"json": {"type": "integer", "minimum": 1, "maximum": 3}}, "[123]"),
         ({"json": '{"enum": ["a"]}'}, '"a"'),
         ({"json": {"type": "boolean"}, "regex": None}, "true|false"),
+        ({"json_object": True}, r"(?s:\{.*)+"),
+        ({"regex": ""}, ""),
     ],
 )
 def test_an_answer_is_of_the_form(http: httpx.Client, path: str, outputs: Any, pattern: str) -> None:

@@ -191,6 +191,7 @@ def in_tags(text: str) -> str:
         ("lark", 'start: "a" %json {"type": "integer"} "}"', "a5}", "a5"),
         ("regex", r"\d+/[^/]+", '12/a "b"\nc', "12a"),
         ("regex", r"[\s\S]*", "any\n<b>\n", None),
+        ("regex", "", "", "a"),
     ],
 )
 def test_texts_of_a_grammar_are_written_as_they_are(
@@ -216,6 +217,14 @@ def test_texts_of_a_grammar_are_written_as_they_are(
 def test_where_tags_are_not_read_the_text_is_any(name: str) -> None:
     held = grammar(FAMILY[name], calls=[text_tool("regex", r"\d+")])
     assert admits(held, written(name, ("patch", {"input": "any text"})))
+
+
+def test_an_answer_of_a_grammar_beside_calls() -> None:
+    for kind, source in (("regex", "a/b|"), ("lark", 'start: "a/b" | ""')):
+        either = grammar(required=False, answer=Grammar(kind, source))
+        for text in ("a/b", "", written("hermes", ("weather", ROME))):
+            assert admits(either, text)
+        assert not admits(either, "a")
 
 
 def test_a_choice_of_texts() -> None:

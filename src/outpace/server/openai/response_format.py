@@ -59,4 +59,4 @@ def _grammar(outputs: StructuredOutputs) -> Grammar:
         return any_lark(outputs.grammar)
     if isinstance(outputs.json_, str):
         return Grammar("json_schema", outputs.json_)
-    return json_grammar(outputs.json_ or {"type": "object"}, strict=True)
+    return json_grammar({"type": "object"} if outputs.json_ is None else outputs.json_, strict=True)

@@ -221,12 +221,12 @@ class _Lark:
 
 
 def _regex(source: str) -> str:
-    """A regular expression as Lark writes it."""
+    """A regular expression as Lark writes it, where two slashes begin a comment."""
 
     def escaped(found: re.Match[str]) -> str:
         return {"/": r"\/", "\n": r"\n"}.get(found[0], found[0])
 
-    return "/" + re.sub(r"\\.|/|\n", escaped, source, flags=re.DOTALL) + "/"
+    return "/" + re.sub(r"\\.|/|\n", escaped, source or "(?:)", flags=re.DOTALL) + "/"
 
 
 def _arguments(call: CallSpec) -> dict[str, Any]:
