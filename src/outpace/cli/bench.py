@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -23,6 +24,18 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+@bench.callback()
+def measure() -> None:
+    """Measure: one step, a workload, or against a peer."""
+
+    # As Ctrl-C: what was started for a measurement (servers, peers) ends with it.
+    def end(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+
 
 ModelFlag = Annotated[
     str | None, typer.Option("--model", "-m", help="A model's short name, path or repository.")

@@ -31,6 +31,23 @@ def test_the_server_against_the_engine(model_135m: Path) -> None:
 
 
 @pytest.mark.model05b
+def test_its_processes_end_with_it(model_135m: Path) -> None:
+    command = [sys.executable, "-m", "outpace", "bench", "overhead", "-m", str(model_135m), "--rounds", "100"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as bench:
+        assert bench.stderr is not None
+        while "1 of 100" not in bench.stderr.readline():
+            assert bench.poll() is None
+        others = children(bench.pid)
+        assert len(others) == 2, "the engine alone, and the server"
+        bench.terminate()
+        assert bench.wait(60) == 143
+        assert not any(Path(f"/proc/{pid}").exists() for pid in others)
+
+
+def children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def test_many_tools_against_one(model_05b: Path) -> None:
     report = overhead(model_05b, "--tools", "40", "--rounds", "1", "--max-tokens", "24", "--json")
     base, other = report["base"], report["other"]
