@@ -113,7 +113,7 @@ def test_a_prediction_is_counted_and_changes_nothing(
     drafting: RunningServer, drafter: FromPrediction
 ) -> None:
     plain = answer_to(drafting)
-    assert "completion_tokens_details" not in plain["usage"]
+    assert plain["usage"]["completion_tokens_details"] == {"reasoning_tokens": 0}
     text = plain["choices"][0]["message"]["content"]
     tokenizer = drafting.llm.tokenizer
     for right in (text, text[: len(text) // 2] + " and something else", "nothing of the kind", "x"):
@@ -186,7 +186,8 @@ def test_wrong_predictions(drafting: RunningServer, prediction: Any, param: str,
 
 def test_no_prediction_is_none(drafting: RunningServer) -> None:
     for prediction in (None, {"type": "content", "content": ""}, {"type": "content", "content": []}):
-        assert "completion_tokens_details" not in answer_to(drafting, prediction=prediction)["usage"]
+        usage = answer_to(drafting, prediction=prediction)["usage"]
+        assert usage["completion_tokens_details"] == {"reasoning_tokens": 0}
 
 
 @pytest.mark.parametrize(
