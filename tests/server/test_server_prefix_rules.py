@@ -35,6 +35,13 @@ CLAUDE = (
 )
 
 
+MEMORY = (
+    "You have a persistent file-based memory at `/home/ann/.claude/projects/-home-ann-shop/memory/`. "
+    "This directory already exists — write to it directly with the Write tool (do not run mkdir or check "
+    "for its existence). "
+)
+
+
 def system(text: str) -> dict[str, Any]:
     return {"role": "system", "content": text}
 
@@ -85,10 +92,23 @@ def test_what_only_looks_alike_stays(text: str) -> None:
     assert apply_rules(messages, KNOWN_RULES) == messages
 
 
-@pytest.mark.parametrize("fragment", [BILLING, OPENCODE, CLAUDE])
+@pytest.mark.parametrize("fragment", [BILLING, OPENCODE, CLAUDE, MEMORY])
 def test_only_the_system_prompt_is_looked_at(fragment: str) -> None:
     messages = [system("S"), user(fragment), {"role": "assistant", "content": fragment}, system(fragment)]
     assert apply_rules(messages, KNOWN_RULES) == messages
+
+
+def test_the_folder_of_the_memory_moves_and_what_it_is_for_stays() -> None:
+    about = "Each memory is one file holding one fact, with frontmatter:\n\n```markdown\n"
+    for said in (MEMORY, MEMORY.partition("This")[0]):
+        messages = [system(f"# Memory\n\n{said}{about}"), user("Fix it.")]
+        assert apply_rules(messages, KNOWN_RULES) == [
+            system(f"# Memory\n\n{about}"),
+            user(f"{said}\n\nFix it."),
+        ]
+    for other in (f"Note: {MEMORY}", MEMORY.replace("`", "'"), MEMORY.replace("`.", "`, maybe.")):
+        messages = [system(other + about), user("Fix it.")]
+        assert apply_rules(messages, KNOWN_RULES) == messages
 
 
 def test_nothing_moves_where_no_user_spoke() -> None:
@@ -96,7 +116,9 @@ def test_nothing_moves_where_no_user_spoke() -> None:
     assert apply_rules(messages, KNOWN_RULES) == messages
 
 
-pieces = st.lists(st.sampled_from([BILLING, OPENCODE, CLAUDE, "A", "", "\n", " - b", "<env>"]), max_size=6)
+pieces = st.lists(
+    st.sampled_from([BILLING, OPENCODE, CLAUDE, MEMORY, "A", "", "\n", " - b", "<env>"]), max_size=6
+)
 
 
 @given(pieces, pieces)

@@ -60,6 +60,14 @@ KNOWN_RULES = (
         r"^# Environment\nYou have been invoked in the following environment: ?\n"
         r" *- Primary working directory: [^\n]*(?:\n|\Z)(?: *- [^\n]*(?:\n|\Z))*",
     ),
+    # The sentences that name the project's own folder; what the memory is for follows, and stays.
+    _rule(
+        "memory-folder",
+        "Claude Code",
+        "move",
+        r"^You have a persistent file-based memory at `[^`\n]+`\."
+        r"(?: This directory already exists [^(\n]*\([^)\n]*\)\.)?(?: |\n|\Z)",
+    ),
 )
 
 
