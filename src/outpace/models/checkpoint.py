@@ -26,8 +26,6 @@ from outpace.types import ModelSpec, TensorRef, WeightFormat
 __all__ = ["Checkpoint", "GGUFTokenizer", "HFTokenizer", "TokenizerSource", "open_checkpoint"]
 
 _PART = re.compile(r"-00001-of-\d{5}$")
-
-
 _FLOAT_BITS = {"F32": 32, "F16": 16, "BF16": 16}  # of what is converted; blocks of fewer bits stay
 _BITS_PER_WEIGHT: dict[WeightFormat, float] = {"keep": 32, "q8_0": 8.5, "q4_0": 4.5}
 

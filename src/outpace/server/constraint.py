@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
 
 from outpace.errors import InvalidParameterError
 from outpace.server.conversation import AnswerFormat, Conversation, Prompt, ToolUse, holds_calls
@@ -41,7 +39,7 @@ async def _compiled(served: ServedModel, grammar: Grammar, conversation: Convers
         except InvalidParameterError as error:
             raise _explain(served, conversation, error) from error
 
-    # It takes up to a second, for many tools and for the first grammar of all.
+    # Many tools take their time.
     await asyncio.to_thread(compile_it)
     return grammar
 
@@ -64,10 +62,9 @@ def _grammar(served: ServedModel, conversation: Conversation, prompt: Prompt) ->
 def _calls(use: ToolUse | None) -> list[CallSpec]:
     if use is None:
         return []
-    schemas: Mapping[str, Mapping[str, Any]] = use.schemas
     return [
         CallSpec(name, schema, strict=name in use.strict, text=use.texts.get(name))
-        for name, schema in schemas.items()
+        for name, schema in use.schemas.items()
         if use.named in {"", name}
     ]
 

@@ -138,10 +138,10 @@ class _Lark:
         """`calls`, one or several, and `call_body`, what stands between the marks of the first."""
         self.rule("any_object", "%json " + json.dumps(_styled({"type": "object"}, strict=True)))
         for index, call in enumerate(calls):
-            if call.text is not None and self._family.takes_raw_text:
-                self.rule(f"call_{index}", self._raw(call.name, call.text, f"text_{index}"))
-            elif self._family.body == "tags":
-                self.rule(f"call_{index}", self._tags(call))
+            # Any family's reader takes tags, and within JSON a text would be another, escaped.
+            raw = call.text is not None and self._family.takes_raw_text
+            if raw or self._family.body == "tags":
+                self.rule(f"call_{index}", self._tags(call, f"text_{index}"))
             else:
                 open_to_any = len(calls) > MAX_SCHEMAS and not call.strict
                 self.rule(f"call_{index}", self._object(call, "any_object" if open_to_any else None))
@@ -181,28 +181,30 @@ class _Lark:
         head = json.dumps('{"name": ' + json.dumps(call.name) + f', "{key}": ')
         return f'{head} {arguments or "%json " + json.dumps(_arguments(call))} "}}"'
 
-    def _raw(self, name: str, text: TextArgument, rule: str) -> str:
-        """A call in tags, which any family's reader takes: within JSON the text would be another, escaped."""
-        end = json.dumps(_END_OF_PARAMETER)
-        if text.grammar.kind == "regex":  # one that matches anything takes the end for its own, if it may
-            self.rule(f"{rule}[lazy]", f"{_regex(text.grammar.source)} {end}")
-            end = ""
-        else:
-            self.grammar(rule, text.grammar)
-        begin = json.dumps(f"<function={name}>\n<parameter={text.name}>\n")
-        return f'{begin} {rule} {end} "</function>"'
-
-    def _tags(self, call: CallSpec) -> str:
+    def _tags(self, call: CallSpec, text_rule: str) -> str:
+        """A call in tags; `text_rule` names the rule for a text of a grammar, where it has one."""
         schema = _arguments(call)
         properties = cast("dict[str, Any]", schema.get("properties") or {})
         required = cast("list[Any]", schema.get("required") or [])
         shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
         parts = [json.dumps(f"<function={call.name}>\n")]
         for name, each in properties.items():
-            value = self._tag_value(each, shared, strict=call.strict)
+            if call.text is not None and name == call.text.name:
+                value = self._text_value(text_rule, call.text.grammar)
+            else:
+                value = self._tag_value(each, shared, strict=call.strict)
             part = f"{json.dumps(f'<parameter={name}>' + chr(10))} {value}"
             parts.append(part if name in required else f"({part})?")
         return " ".join([*parts, '"</function>"'])
+
+    def _text_value(self, rule: str, grammar: Grammar) -> str:
+        """A text of a grammar as a parameter's value, and its end."""
+        end = json.dumps(_END_OF_PARAMETER)
+        if grammar.kind == "regex":  # one that matches anything takes the end for its own, if it may
+            self.rule(f"{rule}[lazy]", f"{_regex(grammar.source)} {end}")
+            return rule
+        self.grammar(rule, grammar)
+        return f"{rule} {end}"
 
     def _tag_value(self, schema: Any, shared: Mapping[str, Any], *, strict: bool) -> str:
         """A parameter's value and its end."""
