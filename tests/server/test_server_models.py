@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import shutil
@@ -25,6 +26,7 @@ from outpace.llm import LLM, footprint_of
 from outpace.server.model_pool import ModelPool, ModelSource
 from outpace.server.run import make_server
 from outpace.server.settings import ServerSettings
+from outpace.text.grammar import GrammarCompiler
 
 KV_BYTES = 16 << 20
 OPTIONS: EngineOptions = {"backend": "null", "max_context": 512, "kv_cache_bytes": KV_BYTES}
@@ -97,6 +99,20 @@ def test_a_request_loads_the_model_that_it_names(model_135m: Path, sources: list
         unknown = served.http.post("/v1/completions", json={"model": "e", "prompt": "a"})
         assert unknown.status_code == 404
         assert "'a', 'b', 'c', 'd'" in unknown.json()["error"]["message"]
+
+
+def test_a_model_that_comes_later_is_prepared_beside_the_event_loop(
+    model_135m: Path, sources: list[ModelSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(model_135m, sources) as served:
+        on_loop: list[bool] = []
+
+        def note(_: GrammarCompiler) -> None:
+            on_loop.append(asyncio._get_running_loop() is not None)
+
+        monkeypatch.setattr(GrammarCompiler, "warm_up", note)
+        served.complete("b")
+        assert on_loop == [False]
 
 
 def test_every_dialect_loads(model_135m: Path, sources: list[ModelSource]) -> None:

@@ -119,6 +119,7 @@ class ModelPool:
                 )
             self._check_size(entry)
         self._aliases = {alias: self._aliased(alias, model) for alias, model in settings.aliases.items()}
+        _prepared(llm)
 
     def _check_size(self, entry: Entry) -> None:
         needed = entry.source.footprint.num_bytes
@@ -283,7 +284,7 @@ class ModelPool:
         if self.live.draining:
             raise APIError(503, "the server is shutting down", type=SERVER_ERROR, code="shutting_down")
         try:
-            llm = await asyncio.to_thread(LLM, source.model, **source.options)
+            llm = await asyncio.to_thread(lambda: _prepared(LLM(source.model, **source.options)))
         except OutpaceError as error:
             message = f"{entry.name} can't be loaded: {error}"
             raise APIError(500, message, type=SERVER_ERROR, code="model_not_loaded") from error
@@ -324,3 +325,13 @@ class ModelPool:
         served, entry.served, entry.leaving = entry.served, None, False
         if served is not None:
             await asyncio.to_thread(served.llm.close)
+
+
+def _prepared(llm: LLM) -> LLM:
+    """The model, ready for grammars.
+
+    At the first of them it would hold up every stream: the grammars' library takes up to half a second for a
+    large vocabulary. It keeps the interpreter to itself meanwhile, so even on a thread streams wait for it.
+    """
+    llm.loop.engine.grammars.warm_up()
+    return llm

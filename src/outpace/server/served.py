@@ -53,9 +53,6 @@ class ServedModel:
         self.form = AnswerForm.of(llm.tokenizer)
         self._tracing = tracing
         self._on_start, self._on_end = on_start, on_end
-        # Later it would hold up every stream: the grammars' library takes up to half a second for a large
-        # vocabulary, and keeps the interpreter to itself meanwhile.
-        self.grammars.warm_up()
 
     @property
     def max_context(self) -> int:
