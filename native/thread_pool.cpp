@@ -77,6 +77,14 @@ void wait_for_change(std::atomic<uint32_t>& value, uint32_t old, Patience patien
   while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
 }
 
+// Ends the waits for a change of `value`, without a system call where nobody sleeps. Sequentially consistent:
+// notify_all() looks whether somebody sleeps, and a store that is only a release may reach the others after
+// that look. One who falls asleep in between would see neither the new value nor be woken, and wait for ever.
+void publish(std::atomic<uint32_t>& value, uint32_t next) {
+  value.store(next, std::memory_order_seq_cst);
+  value.notify_all();
+}
+
 std::atomic<uint32_t> num_forks{0};
 
 uint32_t count_forks() {
@@ -110,8 +118,7 @@ void Barrier::wait() {
   const uint32_t phase = phase_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) == num_threads_ - 1) {
     arrived_.store(0, std::memory_order_relaxed);
-    phase_.store(phase + 1, std::memory_order_release);
-    phase_.notify_all();  // no system call where nobody sleeps
+    publish(phase_, phase + 1);
   } else {
     wait_for_change(phase_, phase, kInStep);
   }
@@ -150,8 +157,7 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::stop() {
   stopping_.store(true);
-  generation_.fetch_add(1, std::memory_order_release);
-  generation_.notify_all();
+  publish(generation_, generation_.load() + 1);
   for (std::thread& thread : threads_) thread.join();
   if (pins_) pool_pins.store(false);
 }
@@ -165,8 +171,7 @@ void ThreadPool::run(const void* task, Call call) {
   for (Ranges& ranges : ranges_) ranges.reset();
   task_ = task;
   call_ = call;
-  generation_.fetch_add(1, std::memory_order_release);
-  generation_.notify_all();
+  publish(generation_, generation_.load() + 1);
   call(task, 0);
   barrier();
   if (failed_.exchange(false)) std::rethrow_exception(std::exchange(failure_, nullptr));
