@@ -48,8 +48,7 @@ void Forward::reserve(int64_t num_rows) {
   resize(sin_, num_pairs_);
   per_32_.resize(num_rows, widest);
   per_256_.resize(num_rows, widest);
-  const int64_t scratch = std::max(
-      {2 * num_rows * kStrip, 2 * padded_head_dim_, kAttentionRows * group_heads_ * (padded_head_dim_ + 2)});
+  const int64_t scratch = std::max(2 * num_rows * kStrip, 2 * padded_head_dim_);
   for (auto& v : scratch_) v.resize(static_cast<size_t>(scratch));
   reserved_rows_ = num_rows;
 }

@@ -82,9 +82,6 @@ class Forward {
   void attend(int64_t index, const std::vector<Row>& rows);
   void attend_unit(int64_t index, const AttentionUnit& unit, const std::vector<Row>& rows);
   AttentionTask chunk_task(int64_t index, int64_t kv_head, const Row& at, int64_t row, int64_t chunk);
-  int64_t partial_at(const Sight& sight, int64_t nth, int64_t first_head) const;
-  void place_results(AttentionTask& task, int64_t row, int64_t first_head, int64_t chunk, float* scratch);
-  void merge_chunk(const AttentionTask& task, int64_t row, int64_t first_head);
   void merge_row(int64_t row);
   void feed_forward(const LayerWeights& w, int64_t num_rows);
 

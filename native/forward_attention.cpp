@@ -96,26 +96,20 @@ void Forward::attend(int64_t index, const std::vector<Row>& rows) {
 // Chunk by chunk, and there all rows that see it: its keys and values are in the nearest cache for them.
 void Forward::attend_unit(int64_t index, const AttentionUnit& unit, const std::vector<Row>& rows) {
   AttentionTask tasks[kAttentionRows];
-  int64_t seeing[kAttentionRows];  // rows
-  float* scratch = scratch_[static_cast<size_t>(pool_.thread_index())].data();
-  const int64_t first_head = unit.kv_head * group_heads_;
   for (int64_t chunk = unit.first_chunk; chunk <= unit.last_chunk; ++chunk) {
     int64_t count = 0;
     for (int64_t row = unit.first_row; row <= unit.last_row; ++row) {
       const Sight& sight = sights_[static_cast<size_t>(row)];
       if (chunk < sight.first_chunk() || chunk > sight.last_chunk()) continue;
       tasks[count] = chunk_task(index, unit.kv_head, rows[static_cast<size_t>(row)], row, chunk);
-      place_results(tasks[count], row, first_head, chunk,
-                    scratch + count * group_heads_ * (padded_head_dim_ + 2));
       if (row > unit.first_row) tasks[count].num_next_blocks = 0;  // they are fetched once
-      seeing[count++] = row;
+      ++count;
     }
     if (count > 0) kernels_.attend_rows(tasks, count);
-    for (int64_t i = 0; i < count; ++i) merge_chunk(tasks[i], seeing[i], first_head);
   }
 }
 
-// What a row's heads of one KV head read of a chunk.
+// What a row's heads of one KV head read of a chunk, and where their results go.
 AttentionTask Forward::chunk_task(int64_t index, int64_t kv_head, const Row& at, int64_t row, int64_t chunk) {
   const Sight& sight = sights_[static_cast<size_t>(row)];
   const int64_t head = row * spec_.num_heads + kv_head * group_heads_;
@@ -138,37 +132,14 @@ AttentionTask Forward::chunk_task(int64_t index, int64_t kv_head, const Row& at,
     task.query_unit = query_unit_.data() + head;
     task.query_sum = query_sum_.data() + head;
   }
+  // Partial results have places of their own; else one place takes in chunk after chunk.
+  const int64_t nth = chunk - sight.first_chunk(), partial = sight.num_partials == 1 ? 0 : nth;
+  const int64_t result = (sight.partial + partial) * spec_.num_heads + kv_head * group_heads_;
+  task.merge = partial != nth;
+  task.out = partial_.data() + result * padded_head_dim_;
+  task.max = partial_max_.data() + result;
+  task.sum = partial_sum_.data() + result;
   return task;
-}
-
-// Where a row keeps the results of its nth chunk: all in one place if they are merged as they come.
-int64_t Forward::partial_at(const Sight& sight, int64_t nth, int64_t first_head) const {
-  return (sight.partial + (sight.num_partials == 1 ? 0 : nth)) * spec_.num_heads + first_head;
-}
-
-// A chunk's results go to a place of their own, or to `scratch` if those of the chunks before take them in.
-void Forward::place_results(AttentionTask& task, int64_t row, int64_t first_head, int64_t chunk,
-                            float* scratch) {
-  const Sight& sight = sights_[static_cast<size_t>(row)];
-  const int64_t nth = chunk - sight.first_chunk(), at = partial_at(sight, nth, first_head);
-  const bool merge = sight.num_partials == 1 && nth > 0;
-  task.out = merge ? scratch : partial_.data() + at * padded_head_dim_;
-  task.max = merge ? scratch + group_heads_ * padded_head_dim_ : partial_max_.data() + at;
-  task.sum = merge ? task.max + group_heads_ : partial_sum_.data() + at;
-}
-
-// Takes in what lies in scratch.
-void Forward::merge_chunk(const AttentionTask& task, int64_t row, int64_t first_head) {
-  const Sight& sight = sights_[static_cast<size_t>(row)];
-  const int64_t nth = task.begin / kAttentionChunk - sight.first_chunk();
-  if (sight.num_partials > 1 || nth == 0) return;
-  const int64_t at = partial_at(sight, nth, first_head);
-  float* out = partial_.data() + at * padded_head_dim_;
-  for (int64_t h = 0; h < group_heads_; ++h) {
-    kernels_.merge_attention(out + h * padded_head_dim_, &partial_max_[static_cast<size_t>(at + h)],
-                             &partial_sum_[static_cast<size_t>(at + h)], task.out + h * padded_head_dim_,
-                             task.max[h], task.sum[h], padded_head_dim_);
-  }
 }
 
 // Merges a row's chunks in their order and divides by the sum of the weights.

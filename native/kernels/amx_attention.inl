@@ -73,7 +73,8 @@ struct Pairs {
   alignas(64) int8_t query_high[kTileRows * kMaxHeadDim], query_low[kTileRows * kMaxHeadDim];  // [][depth]
   alignas(64) float scores[kTileRows][kAttentionChunk];
   IntegerWeights weights[kTileRows];
-  float weight_unit[kTileRows];
+  float largest[kTileRows], weight_unit[kTileRows];
+  Factors factors[kTileRows];
 };
 
 // The value scales of the row that is at hand: pairs come row by row.
@@ -154,7 +155,7 @@ inline void gather_queries(const ChunkOfRows& chunk, Pairs& pairs) {
 
 // As scores_int8: the scores of N tiles of 16 tokens from `token` on, for all pairs.
 template <int N>
-void score_tokens(const ChunkOfRows& chunk, Pairs& pairs, int64_t token) {
+void score_tokens(const ChunkOfRows& chunk, Pairs& pairs, int64_t token, FetchAhead& ahead) {
   alignas(64) int32_t sums[N][2][kTileRows * 16];
   CacheBytes keys[N];
   const float* scales[N];
@@ -164,7 +165,7 @@ void score_tokens(const ChunkOfRows& chunk, Pairs& pairs, int64_t token) {
     const uint8_t* block = chunk.block(first);
     keys[i] = {block + half * kTileTokens * kv.head_dim, 64, 16 * kTileDepth};
     scales[i] = reinterpret_cast<const float*>(block + kv.key_scale_offset) + half * kTileTokens;
-    if (pairs.first == 0) fetch_next_tile(*chunk.tasks, first);
+    if (pairs.first == 0) ahead.after(1);
   }
   const int64_t depth = chunk.depth();
   multiply_planes<N>({pairs.query_high, pairs.query_low, depth}, keys, depth / kTileDepth, sums);
@@ -180,7 +181,7 @@ void score_tokens(const ChunkOfRows& chunk, Pairs& pairs, int64_t token) {
   }
 }
 
-// Tiles before a row's own first one add zeros to what softmax_chunk sums, lane by lane: the same bits.
+// Tiles before a row's own first one add zeros to what `weigh` sums, lane by lane: the same bits.
 inline void set_row(const ChunkOfRows& chunk, const AttentionTask& t, RowScales& at) {
   const int64_t tile_begin = t.begin / kTileTokens * kTileTokens;
   for (int64_t i = 0; i < tile_begin - chunk.begin; ++i) at.scales[i] = 0.0f;
@@ -193,11 +194,16 @@ inline void weigh_scores(const ChunkOfRows& chunk, Pairs& pairs, RowScales& at) 
   const int64_t padded = chunk.num_tiles() * kTileTokens, whole = (padded + kTileDepth - 1) / kTileDepth;
   for (int64_t p = 0; p < pairs.count; ++p) {
     const AttentionTask& t = chunk.row(pairs.first + p);
+    const int64_t last = t.end - chunk.begin;
+    pairs.largest[p] = largest_score(pairs.scores[p], t.begin - chunk.begin, last, t.softcap);
+  }
+  for (int64_t p = 0; p < pairs.count; ++p) {
+    const AttentionTask& t = chunk.row(pairs.first + p);
     const int64_t head = chunk.head(pairs.first + p), last = t.end - chunk.begin;
     if (at.row != &t) set_row(chunk, t, at);
-    softmax_chunk(pairs.scores[p], t.begin - chunk.begin, last, t.softcap, t.max[head], t.sum[head]);
     IntegerWeights& weights = pairs.weights[p];
-    quantize_weights_of(pairs.scores[p], at.scales, last, weights);
+    const float sum = weigh(pairs.scores[p], at.scales, last, pairs.largest[p], weights);
+    pairs.factors[p] = save_sums(t, head, pairs.largest[p], sum);
     for (int64_t i = (last + 15) / 16 * 16; i < whole * kTileDepth; i += 16) {
       std::memset(weights.high + i, 0, 16);
       std::memset(weights.low + i, 0, 16);
@@ -219,11 +225,12 @@ void sum_values(const ChunkOfRows& chunk, const Pairs& pairs, const uint8_t* val
   multiply_planes<N>({pairs.weights[0].high, pairs.weights[0].low, sizeof(IntegerWeights)}, bytes, steps,
                      sums);
   for (int64_t p = 0; p < pairs.count; ++p) {
-    float* out = chunk.row(pairs.first + p).out + chunk.head(pairs.first + p) * head_dim + channel;
+    const AttentionTask& t = chunk.row(pairs.first + p);
+    float* out = t.out + chunk.head(pairs.first + p) * head_dim + channel;
     for (int i = 0; i < N; ++i) {
       const Ints total =
           planes_total(load_ints(sums[i][0] + p * 16), load_ints(sums[i][1] + p * 16), pairs.weights[p].sum);
-      store(out + 16 * i, mul(to_floats(total), set_floats(pairs.weight_unit[p])));
+      save_values(t, out + 16 * i, pairs.factors[p], mul(to_floats(total), set_floats(pairs.weight_unit[p])));
     }
   }
 }
@@ -243,12 +250,14 @@ inline void gather_values(const ChunkOfRows& chunk, uint8_t* values) {
   std::memset(values + tiles * bytes, 0, static_cast<size_t>(missing * bytes));
 }
 
-inline void attend_pairs(const ChunkOfRows& chunk, Pairs& pairs, RowScales& at, const uint8_t* values) {
+inline void attend_pairs(const ChunkOfRows& chunk, Pairs& pairs, RowScales& at, const uint8_t* values,
+                         FetchAhead& ahead) {
   gather_queries(chunk, pairs);
   const int64_t end = chunk.begin + chunk.num_tiles() * kTileTokens, head_dim = chunk.tasks->layout->head_dim;
   int64_t token = chunk.begin;
-  for (; token + 2 * kTileTokens <= end; token += 2 * kTileTokens) score_tokens<2>(chunk, pairs, token);
-  if (token < end) score_tokens<1>(chunk, pairs, token);
+  for (; token + 2 * kTileTokens <= end; token += 2 * kTileTokens)
+    score_tokens<2>(chunk, pairs, token, ahead);
+  if (token < end) score_tokens<1>(chunk, pairs, token, ahead);
   weigh_scores(chunk, pairs, at);
   int64_t channel = 0;
   for (; channel + 32 <= head_dim; channel += 32) sum_values<2>(chunk, pairs, values, channel);
@@ -267,12 +276,13 @@ void attend_rows_tiles(const AttentionTask* tasks, int64_t num_tasks) {
   gather_values(chunk, values);
   Pairs pairs;
   RowScales at;
+  FetchAhead ahead(*chunk.tasks, chunk.num_tiles());
   const int64_t height = RowBlocks(chunk.num_pairs).height;
   configure_tiles(attention_config(height));
   for (int64_t first = 0; first < chunk.num_pairs; first += height) {
     pairs.first = first;
     pairs.count = chunk.num_pairs - first < height ? chunk.num_pairs - first : height;
-    attend_pairs(chunk, pairs, at, values);
+    attend_pairs(chunk, pairs, at, values, ahead);
   }
   release_tiles();
 }

@@ -6,61 +6,124 @@
 namespace outpace::OUTPACE_TIER {
 
 constexpr int kTileTokens = 16;
+constexpr int kTilesAtOnce = kMaxRows / 4;  // whose softmax weights are computed together
 
 OUTPACE_INLINE const uint8_t* block_of(const AttentionTask& t, int64_t token) {
   return t.blocks + static_cast<int64_t>(t.block_table[token / kBlockTokens]) * t.block_stride;
 }
 
-// Scores to weights: subtracts the largest and exponentiates; lanes outside [begin, end) become 0.
-// scores: [(end - tile_begin) padded to 16], the first belonging to token tile_begin.
-OUTPACE_INLINE void softmax_chunk(float* scores, int64_t first, int64_t last, float cap, float& max,
-                                  float& sum) {
-  const int64_t padded = (last + 15) / 16 * 16;
+// The largest of a row of scores; lanes outside [first, last) become -inf, up to the end of the last tile.
+OUTPACE_INLINE float largest_score(float* scores, int64_t first, int64_t last, float cap) {
   for (int64_t i = 0; i < first; ++i) scores[i] = -__builtin_inff();
-  for (int64_t i = last; i < padded; ++i) scores[i] = -__builtin_inff();
+  for (int64_t i = last; i < (last + 15) / 16 * 16; ++i) scores[i] = -__builtin_inff();
   if (cap > 0.0f) softcap_row(scores + first, cap, last - first);
   F16x largest = F16x{} - __builtin_inff();
-  for (int64_t i = 0; i < padded; i += 16) largest = max16(largest, load16(scores + i));
-  max = fold_max(largest);
-  F16x total = {};
-  for (int64_t i = 0; i < padded; i += 16) {
-    const F16x s = load16(scores + i);
-    const F16x e = exp16(s - max);
-    const F16x w = s > F16x{} - __builtin_inff() ? e : F16x{};
-    store16(scores + i, w);
-    total = total + w;
+  for (int64_t i = 0; i < last; i += 16) largest = max16(largest, load16(scores + i));
+  return fold_max(largest);
+}
+
+// Scores of K tiles, in place, to softmax weights less than or equal to 1; 0 where the score is -inf.
+template <int K>
+OUTPACE_INLINE void weights_of(F16x (&scores)[K], float largest) {
+  F16x x[K];
+  OUTPACE_UNROLL for (int k = 0; k < K; ++k) {
+    // Below zero bits grow as the number falls, so one operation on integers clamps it.
+    const F16x difference = scores[k] - largest;
+    constexpr uint32_t kLowest = 0xc2ae0000;  // -87.0f
+    U16x bits;
+    std::memcpy(&bits, &difference, 64);
+    const U16x limit = U16x{} + kLowest;
+    bits = bits < limit ? bits : limit;
+    std::memcpy(&x[k], &bits, 64);
   }
-  sum = fold_sum(total);
+  exp_within(x);
+  OUTPACE_UNROLL for (int k = 0; k < K; ++k) {
+    scores[k] = scores[k] > F16x{} - __builtin_inff() ? x[k] : F16x{};
+  }
+}
+
+// Calls take<K>(first tile's place in the row) for all tiles that begin before `last`.
+template <class Take>
+OUTPACE_INLINE void each_tile(int64_t last, Take take) {
+  int64_t i = 0;
+  for (; i + (kTilesAtOnce - 1) * kTileTokens < last; i += kTilesAtOnce * kTileTokens) {
+    take.template operator()<kTilesAtOnce>(i);
+  }
+  for (; i < last; i += kTileTokens) take.template operator()<1>(i);
+}
+
+// What a result of the chunks before and one of this chunk are multiplied by before they are added.
+struct Factors {
+  float before, now;
+};
+
+// all_max and all_sum take in another chunk's.
+OUTPACE_INLINE Factors take_in(float& all_max, float& all_sum, float max, float sum) {
+  const float top = max > all_max ? max : all_max;
+  const F16x before_and_now = exp16(F16x{all_max - top, max - top});
+  const Factors factors = {before_and_now[0], before_and_now[1]};
+  all_sum = all_sum * factors.before + sum * factors.now;
+  all_max = top;
+  return factors;
+}
+
+OUTPACE_INLINE Factors save_sums(const AttentionTask& t, int64_t head, float max, float sum) {
+  if (t.merge) return take_in(t.max[head], t.sum[head], max, sum);
+  t.max[head] = max;
+  t.sum[head] = sum;
+  return {};
+}
+
+// 16 channels' sums of weight x value of this chunk, to where `out` has those of all.
+OUTPACE_INLINE void save_values(const AttentionTask& t, float* out, const Factors& factors, Floats values) {
+  if (t.merge) {
+    values = add(mul(load_floats(out), set_floats(factors.before)), mul(values, set_floats(factors.now)));
+  }
+  store(out, values);
 }
 
 void merge_attention(float* acc, float* acc_max, float* acc_sum, const float* out, float max, float sum,
                      int64_t n) {
-  const float top = max > *acc_max ? max : *acc_max;
-  const F16x old_and_new = {*acc_max - top, max - top};
-  const F16x factors = exp16(old_and_new);
-  const float a = factors[0], b = factors[1];
-  for (int64_t i = 0; i < n; i += 16) store16(acc + i, load16(acc + i) * a + load16(out + i) * b);
-  *acc_sum = *acc_sum * a + sum * b;
-  *acc_max = top;
+  const Factors factors = take_in(*acc_max, *acc_sum, max, sum);
+  for (int64_t i = 0; i < n; i += 16) {
+    store16(acc + i, load16(acc + i) * factors.before + load16(out + i) * factors.now);
+  }
 }
 
-// Blocks lie far apart, so no hardware prefetcher follows a request's context: while a chunk is computed,
-// the lines of the next one are asked for, each tile of 16 tokens in its turn.
-OUTPACE_INLINE void fetch_next_tile(const AttentionTask& t, int64_t token) {
-  const int64_t in_chunk = token % kAttentionChunk / kBlockTokens;
-  if (in_chunk >= t.num_next_blocks) return;
-  const KVLayout& kv = *t.layout;
-  const int64_t tile = token % kBlockTokens / kTileTokens,
-                bytes = kTileTokens * kv.head_dim * (kv.int8 ? 1 : 2);
-  const uint8_t* block = t.blocks + t.next_blocks[in_chunk] * t.block_stride;
-  for (int64_t at = tile * bytes; at < (tile + 1) * bytes; at += 64) {
-    __builtin_prefetch(block + at, 0, 2);
-    __builtin_prefetch(block + kv.value_offset + at, 0, 2);
+// Blocks lie far apart, so no hardware prefetcher follows a request's context: while a chunk is computed, the
+// lines of the next one are asked for. Evenly, as a burst of them would fill the queue of misses, where this
+// chunk's own loads then wait.
+class FetchAhead {
+ public:
+  // `work`: of all calls of after() together, at least 1, in any unit.
+  FetchAhead(const AttentionTask& t, int64_t work)
+      : task_(t), lines_left_(t.num_next_blocks * lines_in_block()) {
+    rate_ = (lines_left_ << kFraction) / work + 1;
   }
-  if (!kv.int8) return;
-  __builtin_prefetch(block + kv.key_scale_offset + 64 * tile, 0, 2);
-  __builtin_prefetch(block + kv.value_scale_offset + 64 * tile, 0, 2);
-}
+
+  OUTPACE_INLINE_MEMBER void after(int64_t work) {
+    for (due_ += work * rate_; due_ >= kOne && lines_left_ > 0; due_ -= kOne, --lines_left_) {
+      if (line_ == lines_in_block()) line_ = 0;
+      if (line_ == 0) block_ = task_.blocks + *next_++ * task_.block_stride;
+      __builtin_prefetch(block_ + 64 * line_++, 0, 2);
+    }
+  }
+
+ private:
+  static constexpr int kFraction = 16;
+  static constexpr int64_t kOne = int64_t{1} << kFraction;
+  int64_t lines_in_block() const { return (task_.layout->bytes + 63) / 64; }
+
+  const AttentionTask& task_;
+  const int32_t* next_ = task_.next_blocks;
+  const uint8_t* block_ = nullptr;
+  int64_t line_ = 0, lines_left_, rate_, due_ = 0;
+};
+
+// Where nothing is to be fetched.
+struct NothingAhead {
+  void after(int64_t /*work*/) {}
+};
 
 }  // namespace outpace::OUTPACE_TIER
 
@@ -79,14 +142,21 @@ OUTPACE_INLINE void each_sub_group(int64_t num_heads, Attend attend_heads) {
   if (num_heads - head == 1) attend_heads.template operator()<1>(head);
 }
 
-void attend(const AttentionTask& t) {
+template <class Ahead>
+void attend_with(const AttentionTask& t, Ahead ahead) {
   if (t.layout->int8) {
     alignas(64) float scales[kAttentionChunk];
     const float unit = scale_values(t, t.begin / kTileTokens * kTileTokens, scales);
-    each_sub_group(t.num_heads, [&]<int H>(int64_t head) { attend_int8<H>(t, head, scales, unit); });
+    each_sub_group(t.num_heads, [&]<int H>(int64_t head) { attend_int8<H>(t, head, scales, unit, ahead); });
   } else {
-    each_sub_group(t.num_heads, [&]<int H>(int64_t head) { attend_f16<H>(t, head); });
+    each_sub_group(t.num_heads, [&]<int H>(int64_t head) { attend_f16<H>(t, head, ahead); });
   }
+}
+
+void attend(const AttentionTask& t) {
+  if (t.num_next_blocks == 0) return attend_with(t, NothingAhead{});
+  const int64_t tiles = (t.end + kTileTokens - 1) / kTileTokens - t.begin / kTileTokens;
+  attend_with(t, FetchAhead(t, t.num_heads * tiles * t.layout->head_dim * 2));
 }
 
 void attend_rows(const AttentionTask* tasks, int64_t num_tasks) {

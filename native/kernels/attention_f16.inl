@@ -22,9 +22,9 @@ OUTPACE_INLINE void scores_f16(const AttentionTask& t, int64_t head, int64_t tok
 }
 
 // out[h][channel ..] = sum over the tokens in their order of weight x value, S groups of 16 channels.
-template <int H, int S>
+template <int H, int S, class Ahead>
 OUTPACE_INLINE void values_f16(const AttentionTask& t, int64_t head, int64_t tile_begin, int64_t channel,
-                               const float* weights) {
+                               const float* weights, const Factors (&factors)[H], Ahead& ahead) {
   const KVLayout& kv = *t.layout;
   Floats acc[H][S];
   for (int h = 0; h < H; ++h) {
@@ -38,29 +38,52 @@ OUTPACE_INLINE void values_f16(const AttentionTask& t, int64_t head, int64_t til
       const Floats w = set_floats(weights[h * kAttentionChunk + token - tile_begin]);
       for (int s = 0; s < S; ++s) acc[h][s] = add(acc[h][s], mul(w, v[s]));
     }
+    ahead.after(H * S);
   }
   for (int h = 0; h < H; ++h) {
-    for (int s = 0; s < S; ++s) store(t.out + (head + h) * kv.head_dim + channel + 16 * s, acc[h][s]);
+    for (int s = 0; s < S; ++s) {
+      save_values(t, t.out + (head + h) * kv.head_dim + channel + 16 * s, factors[h], acc[h][s]);
+    }
   }
 }
 
-template <int H>
-void attend_f16(const AttentionTask& t, int64_t head) {
+// Scores to weights, in place; returns their sum.
+OUTPACE_INLINE float weigh(float* scores, int64_t last, float largest) {
+  F16x total = {};
+  each_tile(last, [&]<int K>(int64_t at) {
+    F16x w[K];
+    for (int k = 0; k < K; ++k) w[k] = load16(scores + at + k * kTileTokens);
+    weights_of(w, largest);
+    for (int k = 0; k < K; ++k) {
+      store16(scores + at + k * kTileTokens, w[k]);
+      total = total + w[k];
+    }
+  });
+  return fold_sum(total);
+}
+
+template <int H, class Ahead>
+void attend_f16(const AttentionTask& t, int64_t head, Ahead& ahead) {
   const int64_t tile_begin = t.begin / kTileTokens * kTileTokens, head_dim = t.layout->head_dim;
   alignas(64) float scores[H][kAttentionChunk];
   for (int64_t token = tile_begin; token < t.end; token += kTileTokens) {
-    if (head == 0) fetch_next_tile(t, token);
     scores_f16<H>(t, head, token, &scores[0][token - tile_begin]);
+    ahead.after(H * head_dim);
   }
+  const int64_t last = t.end - tile_begin;
+  float largest[H];
+  Factors factors[H];
+  for (int h = 0; h < H; ++h) largest[h] = largest_score(scores[h], t.begin - tile_begin, last, t.softcap);
   for (int h = 0; h < H; ++h) {
-    softmax_chunk(scores[h], t.begin - tile_begin, t.end - tile_begin, t.softcap, t.max[head + h],
-                  t.sum[head + h]);
+    factors[h] = save_sums(t, head + h, largest[h], weigh(scores[h], last, largest[h]));
   }
   int64_t channel = 0;
   for (; channel + 64 <= head_dim; channel += 64) {
-    values_f16<H, 4>(t, head, tile_begin, channel, &scores[0][0]);
+    values_f16<H, 4>(t, head, tile_begin, channel, &scores[0][0], factors, ahead);
   }
-  for (; channel < head_dim; channel += 16) values_f16<H, 1>(t, head, tile_begin, channel, &scores[0][0]);
+  for (; channel < head_dim; channel += 16) {
+    values_f16<H, 1>(t, head, tile_begin, channel, &scores[0][0], factors, ahead);
+  }
 }
 
 OUTPACE_INLINE void write_kv_f16(const KVLayout& kv, uint8_t* block, int64_t slot, const float* k,

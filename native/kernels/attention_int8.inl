@@ -3,8 +3,9 @@
 // Queries and softmax weights have 14 or 15 bits in two planes of int8, value = 128 x high + low. Keys lie as
 // dot-product lines of 16 tokens x 4 channels, values as lines of 16 channels x 4 tokens, both biased by 128
 // (u8). Per 16 tokens, query head and d channels: d / 2 dot products for the scores, d / 2 for the values and
-// about 45 float instructions for the softmax; d = 64 at one dot product a cycle: about 100 cycles. K and V
-// of a chunk (128 x (2d + 8) bytes) stay in the first-level cache for all the rows and heads that see it.
+// about 40 float instructions for the softmax; d = 64 at one dot product a cycle: about 90 cycles, at two
+// (Zen 5): 50. Measured there: 62, and 95 for d = 128 (rows_bench). K and V of a chunk (128 x (2d + 8) bytes)
+// stay in the first-level cache for all the rows and heads that see it.
 
 namespace outpace::OUTPACE_TIER {
 
@@ -48,7 +49,7 @@ OUTPACE_INLINE void scores_int8(const AttentionTask& t, int64_t head, int64_t to
   }
   const int8_t* query_high = t.query_high + head * kv.head_dim;
   const int8_t* query_low = t.query_low + head * kv.head_dim;
-  for (int64_t quad = 0; quad < kv.head_dim / 4; ++quad) {
+  OUTPACE_UNROLL_SOME for (int64_t quad = 0; quad < kv.head_dim / 4; ++quad) {
     for (int i = 0; i < T; ++i) {
       const Lines line = load_lines(keys[i] + 64 * quad);
       for (int h = 0; h < H; ++h) {
@@ -73,9 +74,10 @@ struct IntegerWeights {
 };
 
 // out[h][channel ..] = sum over tokens of weight x value, S groups of 16 channels.
-template <int H, int S>
+template <int H, int S, class Ahead>
 OUTPACE_INLINE void values_int8(const AttentionTask& t, int64_t head, int64_t tile_begin, int64_t channel,
-                                const IntegerWeights* weights, float unit) {
+                                const IntegerWeights* weights, float unit, const Factors (&factors)[H],
+                                Ahead& ahead) {
   const KVLayout& kv = *t.layout;
   Ints high[H][S], low[H][S];
   for (int h = 0; h < H; ++h) {
@@ -83,7 +85,7 @@ OUTPACE_INLINE void values_int8(const AttentionTask& t, int64_t head, int64_t ti
   }
   for (int64_t token = tile_begin; token < t.end; token += kTileTokens) {
     const uint8_t* values = block_of(t, token) + kv.value_offset + token % kBlockTokens * kv.head_dim;
-    for (int quad = 0; quad < kTileTokens / 4; ++quad) {
+    OUTPACE_UNROLL_SOME for (int quad = 0; quad < kTileTokens / 4; ++quad) {
       const int64_t at = token - tile_begin + 4 * quad;
       for (int s = 0; s < S; ++s) {
         const Lines line = load_lines(values + 4 * (quad * kv.head_dim + channel + 16 * s));
@@ -93,11 +95,13 @@ OUTPACE_INLINE void values_int8(const AttentionTask& t, int64_t head, int64_t ti
         }
       }
     }
+    ahead.after(H * S * 16);
   }
   for (int h = 0; h < H; ++h) {
     for (int s = 0; s < S; ++s) {
       const Ints total = planes_total(high[h][s], low[h][s], weights[h].sum);
-      store(t.out + (head + h) * kv.head_dim + channel + 16 * s, mul(to_floats(total), set_floats(unit)));
+      save_values(t, t.out + (head + h) * kv.head_dim + channel + 16 * s, factors[h],
+                  mul(to_floats(total), set_floats(unit)));
     }
   }
 }
@@ -120,44 +124,61 @@ OUTPACE_INLINE float scale_values(const AttentionTask& t, int64_t tile_begin, fl
   return top / kWeightSteps;
 }
 
-OUTPACE_INLINE void quantize_weights_of(const float* weights, const float* scales, int64_t n,
-                                        IntegerWeights& out) {
-  I16x total = {};
-  for (int64_t i = 0; i < n; i += kTileTokens) {
-    const I16x v = round16(load16(weights + i) * load16(scales + i));
-    narrow16(out.high + i, v >> 7);
-    narrow16(out.low + i, v & 127);
-    total += v;
-  }
-  out.sum = fold_ints(total);
+// Scores to integer weights; returns the sum of the weights as floats.
+OUTPACE_INLINE float weigh(const float* scores, const float* scales, int64_t last, float largest,
+                           IntegerWeights& out) {
+  I16x sum = {};
+  F16x total = {};
+  each_tile(last, [&]<int K>(int64_t first) {
+    F16x w[K];
+    OUTPACE_UNROLL for (int k = 0; k < K; ++k) w[k] = load16(scores + first + k * kTileTokens);
+    weights_of(w, largest);
+    OUTPACE_UNROLL for (int k = 0; k < K; ++k) {
+      const int64_t at = first + k * kTileTokens;
+      const I16x v = round16(w[k] * load16(scales + at));
+      narrow16(out.high + at, v >> 7);
+      narrow16(out.low + at, v & 127);
+      total = total + w[k];
+      sum += v;
+    }
+  });
+  out.sum = fold_ints(sum);
+  return fold_sum(total);
 }
 
 // H heads at once share the loads of keys and values; few heads take more tiles or channels at once, so
-// that there are eight independent sums.
-template <int H>
-void attend_int8(const AttentionTask& t, int64_t head, const float* scales, float unit) {
-  constexpr int wide = H >= 3 ? 1 : 4 / H;
+// that there are as many independent sums as fit the registers. All heads' largest scores are found before
+// any of their weights, which wait for them.
+template <int H, class Ahead>
+void attend_int8(const AttentionTask& t, int64_t head, const float* scales, float unit, Ahead& ahead) {
+  constexpr int sums = kMaxRows > 8 ? kMaxRows : 8, wide = H < sums / 2 ? sums / (2 * H) : 1;
   const int64_t tile_begin = t.begin / kTileTokens * kTileTokens, head_dim = t.layout->head_dim;
   alignas(64) float scores[H][kAttentionChunk];
   int64_t token = tile_begin;
   for (; token + wide * kTileTokens <= t.end; token += wide * kTileTokens) {
-    for (int i = 0; i < wide && head == 0; ++i) fetch_next_tile(t, token + i * kTileTokens);
     scores_int8<H, wide>(t, head, token, &scores[0][token - tile_begin]);
+    ahead.after(H * wide * head_dim);
   }
   for (; token < t.end; token += kTileTokens) {
     scores_int8<H, 1>(t, head, token, &scores[0][token - tile_begin]);
+    ahead.after(H * head_dim);
   }
+  const int64_t last = t.end - tile_begin;
   IntegerWeights weights[H];
+  float largest[H];
+  Factors factors[H];
+  for (int h = 0; h < H; ++h) largest[h] = largest_score(scores[h], t.begin - tile_begin, last, t.softcap);
   for (int h = 0; h < H; ++h) {
-    softmax_chunk(scores[h], t.begin - tile_begin, t.end - tile_begin, t.softcap, t.max[head + h],
-                  t.sum[head + h]);
-    quantize_weights_of(scores[h], scales, t.end - tile_begin, weights[h]);
+    const float sum = weigh(scores[h], scales, last, largest[h], weights[h]);
+    factors[h] = save_sums(t, head + h, largest[h], sum);
   }
   int64_t channel = 0;
   for (; channel + 16 * wide <= head_dim; channel += 16 * wide) {
-    values_int8<H, wide>(t, head, tile_begin, channel, weights, unit);
+    values_int8<H, wide>(t, head, tile_begin, channel, weights, unit, factors, ahead);
   }
-  for (; channel < head_dim; channel += 16) values_int8<H, 1>(t, head, tile_begin, channel, weights, unit);
+  for (; channel < head_dim; channel += 16) {
+    values_int8<H, 1>(t, head, tile_begin, channel, weights, unit, factors, ahead);
+  }
 }
 
 // Both biased by 128: the byte of x - 128 is that of x + 128.

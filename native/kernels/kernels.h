@@ -42,6 +42,9 @@ struct AttentionTask {
   const float* query_unit;               // [num_heads]
   const int32_t* query_sum;              // [num_heads] of the integers
   float softcap;
+  // The results; with `merge` they hold those of the chunks before, and take this one's in as merge_attention
+  // does.
+  bool merge;
   float* out;  // [num_heads, head_dim] sum of weight x value, not normalised
   float* max;  // [num_heads] the largest score
   float* sum;  // [num_heads] sum of the weights

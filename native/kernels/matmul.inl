@@ -13,9 +13,6 @@
 
 namespace outpace::OUTPACE_TIER {
 
-// Rows' sums stay in registers only where the loop over the rows is unrolled, which gcc must be told.
-#define OUTPACE_UNROLL _Pragma("GCC unroll 16")
-
 // Eight lines of 16 outputs x 4 inputs each, one byte a weight, biased by the format's zero point.
 template <Format F>
 OUTPACE_INLINE void unpack_group(const uint8_t* quants, const uint8_t* high, Lines (&w)[8]) {

@@ -190,15 +190,15 @@ inline outpace::AttentionTask task_of(Context& c, const float* rows, IntegerQuer
   return task;
 }
 
-inline Result attend_chunk(Context& c, const Kernels& kernels, const Query& q, int64_t begin, int64_t end,
-                           int64_t first_head, int64_t heads) {
-  Result r(heads, c.padded());
+inline void attend_chunk(Context& c, const Kernels& kernels, const Query& q, int64_t begin, int64_t end,
+                         int64_t first_head, bool merge, Result& r) {
+  const auto heads = static_cast<int64_t>(r.max.size());
   const float* rows = q.rows.data() + first_head * c.padded();
   IntegerQuery integers = quantize(kernels, rows, heads, c.padded());
   outpace::AttentionTask task = task_of(c, rows, integers, begin, end, r);
   task.softcap = q.softcap;
+  task.merge = merge;
   kernels.attend(task);
-  return r;
 }
 
 inline void merge(const Kernels& kernels, Result& into, const Result& from, int64_t width) {
@@ -209,14 +209,15 @@ inline void merge(const Kernels& kernels, Result& into, const Result& from, int6
   }
 }
 
-// Chunk after chunk as one thread does it.
+// Chunk after chunk as one thread does it: the results take them in as they come.
 inline Result attend_all(Context& c, const Kernels& kernels, const Query& q) {
   constexpr int64_t chunk = outpace::kAttentionChunk;
   int64_t end = std::min(c.end, (c.begin / chunk + 1) * chunk);
-  Result all = attend_chunk(c, kernels, q, c.begin, end, 0, q.heads);
+  Result all(q.heads, c.padded());
+  attend_chunk(c, kernels, q, c.begin, end, 0, false, all);
   for (int64_t begin = end; begin < c.end; begin = end) {
     end = std::min(c.end, begin + chunk);
-    merge(kernels, all, attend_chunk(c, kernels, q, begin, end, 0, q.heads), c.padded());
+    attend_chunk(c, kernels, q, begin, end, 0, true, all);
   }
   return all;
 }
@@ -228,8 +229,8 @@ inline Result attend_split(Context& c, const Kernels& kernels, const Query& q) {
   for (int64_t h = 0; h < q.heads; ++h) {
     std::vector<Result> parts;
     for (int64_t i = (c.end - 1) / chunk; i >= c.begin / chunk; --i) {
-      parts.push_back(
-          attend_chunk(c, kernels, q, std::max(c.begin, i * chunk), std::min(c.end, (i + 1) * chunk), h, 1));
+      const int64_t begin = std::max(c.begin, i * chunk), end = std::min(c.end, (i + 1) * chunk);
+      attend_chunk(c, kernels, q, begin, end, h, false, parts.emplace_back(1, c.padded()));
     }
     Result head = parts.back();
     for (size_t i = parts.size() - 1; i-- > 0;) merge(kernels, head, parts[i], c.padded());

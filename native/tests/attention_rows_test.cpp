@@ -48,7 +48,8 @@ __attribute__((noinline)) void soil_stack() {
   for (volatile uint8_t& byte : garbage) byte = 0xff;
 }
 
-// All rows that see the chunk, in one call or one by one. Nothing remains of a row that does not see it.
+// All rows that see the chunk, in one call or one by one; every second one takes it in with what its results
+// hold. Nothing remains of a row that does not see it.
 std::vector<Result> attend_chunk_of_rows(Context& c, const Kernels& kernels, const Rows& rows, int64_t chunk,
                                          bool together) {
   constexpr int64_t size = outpace::kAttentionChunk;
@@ -65,6 +66,7 @@ std::vector<Result> attend_chunk_of_rows(Context& c, const Kernels& kernels, con
     integers[i] = quantize(kernels, query, heads, c.padded());
     tasks.push_back(task_of(c, query, integers[i], begin, end, results[i]));
     tasks.back().softcap = rows.softcap;
+    tasks.back().merge = i % 2 == 1;
     if (!rows.tables.empty()) tasks.back().block_table = rows.tables[i].data();
   }
   soil_stack();

@@ -2,11 +2,13 @@
 #include <algorithm>
 #include <cstdio>
 #include <functional>
+#include <numeric>
 #include <random>
 #include <vector>
 
 #include "cpu.h"
 #include "kv_cache.h"
+#include "memory.h"
 
 #if defined(__x86_64__)
 #include <x86intrin.h>
@@ -21,16 +23,26 @@ static uint64_t ticks() {
 
 namespace {
 
-constexpr int64_t kColumns = 1536, kHeadDim = 64, kHeads = 3;
+constexpr int64_t kColumns = 1536, kRopeDim = 64;
+
+// The heads of a model that share a KV head.
+struct HeadGroup {
+  int64_t head_dim, heads;
+};
+
+constexpr int64_t kBlocksApart = 56;  // of the KV cache: 28 layers of 2 heads lie between
 
 // The quickest of many times kRuns runs: the time stamp's steps are longer than some of them.
 void report(const char* what, int64_t per, const std::function<void()>& run) {
   constexpr int kRuns = 32;
-  uint64_t best = ~uint64_t{0};
-  for (int pass = 0; pass < 200; ++pass) {
+  constexpr uint64_t kLong = uint64_t{1} << 30;  // ticks
+  uint64_t best = ~uint64_t{0}, spent = 0;
+  for (int pass = 0; pass < 200 && spent < kLong; ++pass) {
     const uint64_t start = ticks();
     for (int i = 0; i < kRuns; ++i) run();
-    best = std::min(best, ticks() - start);
+    const uint64_t took = ticks() - start;
+    best = std::min(best, took);
+    spent += took;
   }
   const double cycles = static_cast<double>(best) / kRuns;
   std::printf("%-28s %8.0f cycles %8.2f each\n", what, cycles, cycles / static_cast<double>(per));
@@ -63,62 +75,81 @@ struct Memory {
   }
 };
 
-void attention(const outpace::Kernels& kernels, std::mt19937& random, int64_t tokens, int64_t rows) {
+// Rows that see the same tokens, as a thread takes them: chunk by chunk, each chunk's results into one place.
+void attention(const outpace::Kernels& kernels, std::mt19937& random, const HeadGroup& group, int64_t tokens,
+               int64_t rows) {
+  const auto [head_dim, heads] = group;
   outpace::ModelSpec spec;
-  spec.head_dim = kHeadDim;
+  spec.head_dim = head_dim;
   const outpace::KVLayout layout = outpace::kv_layout(spec, outpace::KVFormat::int8);
-  std::vector<uint8_t> cache(static_cast<size_t>(layout.bytes * 8));
-  std::vector<int32_t> table{0, 1, 2, 3, 4, 5};
+  const int64_t num_blocks = (tokens + outpace::kBlockTokens - 1) / outpace::kBlockTokens;
+  const int64_t stride = kBlocksApart * layout.bytes;
+  const outpace::HugeBuffer cache(static_cast<uint64_t>(num_blocks * stride), "the benchmark");
+  std::vector<int32_t> table(static_cast<size_t>(num_blocks));
+  std::iota(table.begin(), table.end(), 0);
+  std::shuffle(table.begin(), table.end(), random);
   std::normal_distribution<float> normal;
-  std::vector<float> k(kHeadDim), v(kHeadDim);
+  std::vector<float> k(static_cast<size_t>(head_dim)), v(static_cast<size_t>(head_dim));
   for (int64_t t = 0; t < tokens; ++t) {
-    for (int64_t i = 0; i < kHeadDim; ++i) {
-      k[static_cast<size_t>(i)] = normal(random);
-      v[static_cast<size_t>(i)] = normal(random);
-    }
-    kernels.write_kv(layout, cache.data() + t / 32 * layout.bytes, t % 32, k.data(), v.data());
+    for (float& x : k) x = normal(random);
+    for (float& x : v) x = normal(random);
+    uint8_t* block = cache.data() + table[static_cast<size_t>(t / outpace::kBlockTokens)] * stride;
+    kernels.write_kv(layout, block, t % outpace::kBlockTokens, k.data(), v.data());
   }
-  const auto size = static_cast<size_t>(rows * kHeads * kHeadDim);
+  const auto size = static_cast<size_t>(rows * heads * head_dim);
   std::vector<float> query(size), out(size), max(size), sum(size), unit(size);
   std::vector<int8_t> high(size), low(size);
   std::vector<int32_t> query_sum(size);
   for (float& q : query) q = normal(random) / 8.0f;
   std::vector<outpace::AttentionTask> tasks;
   for (int64_t r = 0; r < rows; ++r) {
-    const int64_t head = r * kHeads;
-    for (int64_t h = head; h < head + kHeads; ++h) {
-      kernels.quantize_query(query.data() + h * kHeadDim, kHeadDim, high.data() + h * kHeadDim,
-                             low.data() + h * kHeadDim, unit.data() + h, query_sum.data() + h);
+    const int64_t head = r * heads;
+    for (int64_t h = head; h < head + heads; ++h) {
+      kernels.quantize_query(query.data() + h * head_dim, head_dim, high.data() + h * head_dim,
+                             low.data() + h * head_dim, unit.data() + h, query_sum.data() + h);
     }
     outpace::AttentionTask task{};
     task.layout = &layout;
     task.blocks = cache.data();
-    task.block_stride = layout.bytes;
+    task.block_stride = stride;
     task.block_table = table.data();
-    task.end = tokens;
-    task.num_heads = kHeads;
-    task.query = query.data() + head * kHeadDim;
-    task.query_high = high.data() + head * kHeadDim;
-    task.query_low = low.data() + head * kHeadDim;
+    task.num_heads = heads;
+    task.query = query.data() + head * head_dim;
+    task.query_high = high.data() + head * head_dim;
+    task.query_low = low.data() + head * head_dim;
     task.query_unit = unit.data() + head;
     task.query_sum = query_sum.data() + head;
-    task.out = out.data() + head * kHeadDim;
+    task.out = out.data() + head * head_dim;
     task.max = max.data() + head;
     task.sum = sum.data() + head;
     tasks.push_back(task);
   }
   char what[64];
-  std::snprintf(what, sizeof what, "attend_rows %lld x %lld tokens", static_cast<long long>(rows),
-                static_cast<long long>(tokens));
-  report(what, rows * tokens * kHeads, [&] { kernels.attend_rows(tasks.data(), rows); });
+  std::snprintf(what, sizeof what, "attend_rows %2d x %4d, %d of %3d", static_cast<int>(rows),
+                static_cast<int>(tokens), static_cast<int>(heads), static_cast<int>(head_dim));
+  report(what, rows * tokens * heads, [&] {
+    for (int64_t begin = 0; begin < tokens; begin += outpace::kAttentionChunk) {
+      const int64_t end = std::min(tokens, begin + outpace::kAttentionChunk);
+      for (outpace::AttentionTask& task : tasks) {
+        task.begin = begin;
+        task.end = end;
+        task.merge = begin > 0;
+        task.next_blocks = table.data() + end / outpace::kBlockTokens;
+        task.num_next_blocks =
+            &task == tasks.data()
+                ? std::clamp<int64_t>(num_blocks - end / outpace::kBlockTokens, 0, outpace::kBlocksPerChunk)
+                : 0;
+      }
+      kernels.attend_rows(tasks.data(), rows);
+    }
+  });
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   const outpace::Kernels& kernels = outpace::select_kernels(argc > 1 ? argv[1] : "auto");
-  std::printf("tier %s; each: of a value, or of a row, token and head of %lld channels\n", kernels.name,
-              static_cast<long long>(kHeadDim));
+  std::printf("tier %s; each: of a value, or of a row, token and head\n", kernels.name);
   std::mt19937 random(1);
   std::normal_distribution<float> normal;
   std::vector<float> x(kColumns), y(kColumns), out(kColumns);
@@ -130,14 +161,16 @@ int main(int argc, char** argv) {
   report("quantize_256", kColumns, [&] { kernels.quantize_256(x.data(), kColumns, quantized); });
   report("rms_norm", kColumns, [&] { kernels.rms_norm(x.data(), y.data(), kColumns, 1e-5f, out.data()); });
   report("silu_mul", kColumns, [&] { kernels.silu_mul(x.data(), y.data(), kColumns, out.data()); });
-  report("rope", kHeadDim, [&] { kernels.rope(out.data(), x.data(), y.data(), kHeadDim / 2, false); });
-  std::vector<int8_t> high(kHeadDim), low(kHeadDim);
+  report("rope", kRopeDim, [&] { kernels.rope(out.data(), x.data(), y.data(), kRopeDim / 2, false); });
+  std::vector<int8_t> high(kRopeDim), low(kRopeDim);
   float unit = 0.0f;
   int32_t sum = 0;
-  report("quantize_query", kHeadDim,
-         [&] { kernels.quantize_query(x.data(), kHeadDim, high.data(), low.data(), &unit, &sum); });
-  for (const int64_t tokens : {16, 128}) {
-    for (const int64_t rows : {1, 16}) attention(kernels, random, tokens, rows);
+  report("quantize_query", kRopeDim,
+         [&] { kernels.quantize_query(x.data(), kRopeDim, high.data(), low.data(), &unit, &sum); });
+  for (const HeadGroup& group : {HeadGroup{64, 3}, HeadGroup{64, 7}, HeadGroup{128, 6}}) {
+    for (const int64_t tokens : {16, 128, 4096}) {
+      for (const int64_t rows : {1, 16}) attention(kernels, random, group, tokens, rows);
+    }
   }
   return 0;
 }
