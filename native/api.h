@@ -69,7 +69,7 @@ struct PackedCache {
 struct Options {
   int num_threads = 1;
   std::vector<std::vector<int>> cores;  // where to pin thread 1, 2, ... (the first is unused); empty: nowhere
-  std::string isa = "auto";  // or a tier's name: "portable", "avx2", "avx512vnni", "amx", "neon", ...
+  std::string isa = "auto";             // or a tier's name: "portable", "avx2", "avxvnni", "amx", "neon", ...
   WeightFormat weight_format = WeightFormat::keep;
   KVFormat kv_format = KVFormat::int8;
   int64_t num_blocks = 0;      // of the KV cache

@@ -46,6 +46,16 @@ bool has_amx_int8() {
   return granted;
 }
 
+// On processors without AVX512 too: Alder Lake and newer, Zen 5.
+bool has_avx_vnni() {
+#if defined(OUTPACE_AVXVNNI)
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 #endif
 
@@ -61,6 +71,7 @@ std::vector<std::string> available_tiers() {
                       __builtin_cpu_supports("avx512vnni");
   if (avx512 && has_amx_int8()) names.emplace_back("amx");
   if (avx512) names.emplace_back("avx512vnni");
+  if (avx2 && has_avx_vnni()) names.emplace_back("avxvnni");
   if (avx2) names.emplace_back("avx2");
 #elif defined(OUTPACE_AARCH64)
   const bool dotprod = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
@@ -82,6 +93,9 @@ const Kernels& select_kernels(const std::string& name) {
 #if defined(OUTPACE_X86)
       if (wanted == "amx") return amx_kernels();
       if (wanted == "avx512vnni") return avx512vnni_kernels();
+#if defined(OUTPACE_AVXVNNI)
+      if (wanted == "avxvnni") return avxvnni_kernels();
+#endif
       if (wanted == "avx2") return avx2_kernels();
 #elif defined(OUTPACE_AARCH64)
       if (wanted == "neon-i8mm") return neon_i8mm_kernels();

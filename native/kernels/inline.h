@@ -4,7 +4,7 @@
 #if defined(OUTPACE_SANITIZED)
 // Calls: a check for each load of each inlined copy takes compilers more than four times as long, and what
 // one copy checks another one does too.
-#define OUTPACE_INLINE_MEMBER __attribute__((noinline))
+#define OUTPACE_INLINE_MEMBER inline __attribute__((noinline))
 #else
 #define OUTPACE_INLINE_MEMBER inline __attribute__((always_inline))
 #endif

@@ -1,4 +1,5 @@
-// AVX2 with F16C: two registers hold 16 outputs.
+// AVX2 with F16C: two registers hold 16 outputs. Where the compiler may use AVX-VNNI (tier_avxvnni.cpp), a
+// dot product is one instruction in place of two to six.
 #pragma once
 
 #include <immintrin.h>
@@ -93,6 +94,9 @@ OUTPACE_INLINE Ints shift_left(Ints a) {
 constexpr int kByteZeroPoint = 128;
 template <bool Small>
 OUTPACE_INLINE __m256i dot256(__m256i acc, __m256i w, __m256i a) {
+#if defined(__AVXVNNI__)
+  return _mm256_dpbusd_avx_epi32(acc, w, a);
+#else
   if constexpr (Small) {  // 63 x 127 x 2 fits 16 bits
     const __m256i pairs = _mm256_maddubs_epi16(w, a);
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
@@ -102,6 +106,7 @@ OUTPACE_INLINE __m256i dot256(__m256i acc, __m256i w, __m256i a) {
     acc = _mm256_add_epi32(acc, _mm256_madd_epi16(w_even, a_even));
     return _mm256_add_epi32(acc, _mm256_madd_epi16(w_odd, a_odd));
   }
+#endif
 }
 template <bool Small>
 OUTPACE_INLINE Ints dot(Ints acc, Lines w, const int8_t* a) {
@@ -110,12 +115,18 @@ OUTPACE_INLINE Ints dot(Ints acc, Lines w, const int8_t* a) {
   const __m256i v = _mm256_set1_epi32(quad);
   return {dot256<Small>(acc.lo, w.lo, v), dot256<Small>(acc.hi, w.hi, v)};
 }
+OUTPACE_INLINE __m256i dot_pairs256(__m256i acc, __m256i w, __m256i a) {
+#if defined(__AVXVNNI__)
+  return _mm256_dpwssd_avx_epi32(acc, w, a);
+#else
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(w, a));
+#endif
+}
 OUTPACE_INLINE Ints dot_pairs(Ints acc, Ints w, const int16_t* a) {
   int32_t pair;
   std::memcpy(&pair, a, 4);
   const __m256i v = _mm256_set1_epi32(pair);
-  return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(w.lo, v)),
-          _mm256_add_epi32(acc.hi, _mm256_madd_epi16(w.hi, v))};
+  return {dot_pairs256(acc.lo, w.lo, v), dot_pairs256(acc.hi, w.hi, v)};
 }
 
 OUTPACE_INLINE Floats load_floats(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }

@@ -170,7 +170,7 @@ class EngineConfig:
     backend: Literal["native", "torch", "null"] = "native"
     num_threads: int = 0  # 0: one per physical core that this process may use
     pin_threads: bool = True  # where cores have several processors; not the calling one
-    isa: str = "auto"  # "portable", "avx2", "avx512vnni", "amx"; aarch64: "neon", "neon-dotprod", "neon-i8mm"
+    isa: str = "auto"  # "portable", "avx2", "avxvnni", "avx512vnni", "amx", "neon", "neon-i8mm", ...
     weight_format: WeightFormat = "keep"
     kv_format: KVFormat = "int8"
     max_context: int = 0  # tokens per request; 0: the model's own

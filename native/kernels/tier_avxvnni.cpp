@@ -1,0 +1,11 @@
+#define OUTPACE_TIER avxvnni
+#include "simd_avx2.h"
+
+namespace outpace::OUTPACE_TIER {
+constexpr const char* kTierName = "avxvnni";
+constexpr int kMaxRows = 4;  // rows whose accumulators fit the registers
+}  // namespace outpace::OUTPACE_TIER
+
+#include "tier.inl"
+
+const outpace::Kernels& outpace::avxvnni_kernels() { return outpace::OUTPACE_TIER::kTable; }
