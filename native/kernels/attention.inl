@@ -32,13 +32,14 @@ OUTPACE_INLINE void weights_of(F16x (&scores)[K], float largest) {
     constexpr uint32_t kLowest = 0xc2ae0000;  // -87.0f
     U16x bits;
     std::memcpy(&bits, &difference, 64);
-    const U16x limit = U16x{} + kLowest;
-    bits = bits < limit ? bits : limit;
+    bits = min16(bits, U16x{} + kLowest);
     std::memcpy(&x[k], &bits, 64);
   }
   exp_within(x);
   OUTPACE_UNROLL for (int k = 0; k < K; ++k) {
-    scores[k] = scores[k] > F16x{} - __builtin_inff() ? x[k] : F16x{};
+    scores[k] = by_pieces(scores[k], x[k], []<class Piece>(const Piece& score, const Piece& weight) {
+      return score > -__builtin_inff() ? weight : Piece{};
+    });
   }
 }
 

@@ -43,8 +43,35 @@ OUTPACE_INLINE int32_t fold_ints(const I16x& v) {
 OUTPACE_INLINE float fold_max(const F16x& v) {
   return fold16(v, [](const auto& a, const auto& b) { return a > b ? a : b; });
 }
-OUTPACE_INLINE F16x max16(const F16x& a, const F16x& b) { return a > b ? a : b; }
-OUTPACE_INLINE F16x min16(const F16x& a, const F16x& b) { return a < b ? a : b; }
+// What compares vectors, by pieces of the machine's own width: gcc takes a comparison of wider ones apart
+// into single numbers.
+#if defined(__AVX512F__)
+constexpr int kPieceBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kPieceBytes = 32;
+#else
+constexpr int kPieceBytes = 16;
+#endif
+template <class V16, class Op>
+OUTPACE_INLINE V16 by_pieces(const V16& a, const V16& b, Op op) {
+  typedef decltype(+a[0]) Piece __attribute__((vector_size(kPieceBytes)));
+  constexpr int pieces = 64 / kPieceBytes;
+  Piece x[pieces], y[pieces];
+  std::memcpy(x, &a, 64);
+  std::memcpy(y, &b, 64);
+  OUTPACE_UNROLL for (int i = 0; i < pieces; ++i) x[i] = op(x[i], y[i]);
+  V16 result;
+  std::memcpy(&result, x, 64);
+  return result;
+}
+template <class V16>
+OUTPACE_INLINE V16 max16(const V16& a, const V16& b) {
+  return by_pieces(a, b, [](const auto& x, const auto& y) { return x > y ? x : y; });
+}
+template <class V16>
+OUTPACE_INLINE V16 min16(const V16& a, const V16& b) {
+  return by_pieces(a, b, [](const auto& x, const auto& y) { return x < y ? x : y; });
+}
 OUTPACE_INLINE F16x abs16(const F16x& a) { return max16(a, -a); }
 
 // Added to |x| < 2^22, it leaves x rounded to the nearest integer, ties to even, in the lowest bits.
@@ -171,10 +198,21 @@ OUTPACE_INLINE float largest_magnitude(const float* x, int64_t n) {
   for (int64_t i = 0; i < n; i += 16) largest = max16(largest, abs16(load16(x + i)));
   return fold_max(largest);
 }
+// The lowest byte of each number. Quarter by quarter where gcc would convert one number after the other.
 OUTPACE_INLINE void narrow16(int8_t* out, const I16x& v) {
   typedef int8_t B16x __attribute__((vector_size(16)));
-  const B16x b = __builtin_convertvector(v, B16x);
-  std::memcpy(out, &b, 16);
+  if constexpr (kPieceBytes == 64) {
+    const B16x b = __builtin_convertvector(v, B16x);
+    std::memcpy(out, &b, 16);
+  } else {
+    B16x quarters[4];
+    std::memcpy(quarters, &v, 64);
+    OUTPACE_UNROLL for (int i = 0; i < 4; ++i) {
+      const B16x& q = quarters[i];
+      const B16x lowest = __builtin_shufflevector(q, q, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
+      std::memcpy(out + 4 * i, &lowest, 4);
+    }
+  }
 }
 // Integers per unit where `largest` becomes `steps`. What is so small that the quotient would overflow
 // counts as zero.

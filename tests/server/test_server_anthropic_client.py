@@ -76,11 +76,11 @@ def test_end_of_turn(claude: anthropic.Anthropic, native_server: RunningServer) 
     asked: dict[str, Any] = {
         "model": "claude-x",
         "max_tokens": 60,
-        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "messages": [{"role": "user", "content": "What is the capital of Japan?"}],
     }
     with anthropic.Anthropic(base_url=native_server.url, api_key="none", max_retries=0) as client:
         answer = client.messages.create(**asked, **GREEDY)
-    assert "Paris" in text_of(answer)
+    assert "Tokyo" in text_of(answer)
     assert answer.stop_reason == "end_turn"
     assert answer.stop_sequence is None
 
