@@ -48,12 +48,8 @@ bool has_amx_int8() {
 
 // On processors without AVX512 too: Alder Lake and newer, Zen 5.
 bool has_avx_vnni() {
-#if defined(OUTPACE_AVXVNNI)
   unsigned a, b, c, d;
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
-#else
-  return false;
-#endif
 }
 
 }  // namespace
@@ -93,9 +89,7 @@ const Kernels& select_kernels(const std::string& name) {
 #if defined(OUTPACE_X86)
       if (wanted == "amx") return amx_kernels();
       if (wanted == "avx512vnni") return avx512vnni_kernels();
-#if defined(OUTPACE_AVXVNNI)
       if (wanted == "avxvnni") return avxvnni_kernels();
-#endif
       if (wanted == "avx2") return avx2_kernels();
 #elif defined(OUTPACE_AARCH64)
       if (wanted == "neon-i8mm") return neon_i8mm_kernels();

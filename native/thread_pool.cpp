@@ -77,11 +77,12 @@ void wait_for_change(std::atomic<uint32_t>& value, uint32_t old, Patience patien
   while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
 }
 
-// Ends the waits for a change of `value`, without a system call where nobody sleeps. Sequentially consistent:
-// notify_all() looks whether somebody sleeps, and a store that is only a release may reach the others after
-// that look. One who falls asleep in between would see neither the new value nor be woken, and wait for ever.
-void publish(std::atomic<uint32_t>& value, uint32_t next) {
-  value.store(next, std::memory_order_seq_cst);
+// Counts on, which ends the waits for a change, without a system call where nobody sleeps. Sequentially
+// consistent: notify_all() looks whether somebody sleeps, and a change that is only a release may reach the
+// others after that look. One who falls asleep in between would neither see it nor be woken, and wait for
+// ever.
+void advance(std::atomic<uint32_t>& value) {
+  value.fetch_add(1, std::memory_order_seq_cst);
   value.notify_all();
 }
 
@@ -118,7 +119,7 @@ void Barrier::wait() {
   const uint32_t phase = phase_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) == num_threads_ - 1) {
     arrived_.store(0, std::memory_order_relaxed);
-    publish(phase_, phase + 1);
+    advance(phase_);
   } else {
     wait_for_change(phase_, phase, kInStep);
   }
@@ -157,7 +158,7 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::stop() {
   stopping_.store(true);
-  publish(generation_, generation_.load() + 1);
+  advance(generation_);
   for (std::thread& thread : threads_) thread.join();
   if (pins_) pool_pins.store(false);
 }
@@ -171,7 +172,7 @@ void ThreadPool::run(const void* task, Call call) {
   for (Ranges& ranges : ranges_) ranges.reset();
   task_ = task;
   call_ = call;
-  publish(generation_, generation_.load() + 1);
+  advance(generation_);
   call(task, 0);
   barrier();
   if (failed_.exchange(false)) std::rethrow_exception(std::exchange(failure_, nullptr));

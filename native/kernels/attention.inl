@@ -43,14 +43,26 @@ OUTPACE_INLINE void weights_of(F16x (&scores)[K], float largest) {
   }
 }
 
-// Calls take<K>(first tile's place in the row) for all tiles that begin before `last`.
+// Calls take(place in the row, softmax weights) for all tiles that begin before `last`; returns the weights'
+// sum.
 template <class Take>
-OUTPACE_INLINE void each_tile(int64_t last, Take take) {
+OUTPACE_INLINE float weigh_tiles(const float* scores, int64_t last, float largest, Take take) {
+  F16x total = {};
+  const auto weigh = [&]<int K>(int64_t first) {
+    F16x w[K];
+    OUTPACE_UNROLL for (int k = 0; k < K; ++k) w[k] = load16(scores + first + k * kTileTokens);
+    weights_of(w, largest);
+    OUTPACE_UNROLL for (int k = 0; k < K; ++k) {
+      total = total + w[k];
+      take(first + k * kTileTokens, w[k]);
+    }
+  };
   int64_t i = 0;
   for (; i + (kTilesAtOnce - 1) * kTileTokens < last; i += kTilesAtOnce * kTileTokens) {
-    take.template operator()<kTilesAtOnce>(i);
+    weigh.template operator()<kTilesAtOnce>(i);
   }
-  for (; i < last; i += kTileTokens) take.template operator()<1>(i);
+  for (; i < last; i += kTileTokens) weigh.template operator()<1>(i);
+  return fold_sum(total);
 }
 
 // What a result of the chunks before and one of this chunk are multiplied by before they are added.

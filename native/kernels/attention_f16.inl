@@ -49,17 +49,7 @@ OUTPACE_INLINE void values_f16(const AttentionTask& t, int64_t head, int64_t til
 
 // Scores to weights, in place; returns their sum.
 OUTPACE_INLINE float weigh(float* scores, int64_t last, float largest) {
-  F16x total = {};
-  each_tile(last, [&]<int K>(int64_t at) {
-    F16x w[K];
-    for (int k = 0; k < K; ++k) w[k] = load16(scores + at + k * kTileTokens);
-    weights_of(w, largest);
-    for (int k = 0; k < K; ++k) {
-      store16(scores + at + k * kTileTokens, w[k]);
-      total = total + w[k];
-    }
-  });
-  return fold_sum(total);
+  return weigh_tiles(scores, last, largest, [&](int64_t at, const F16x& w) { store16(scores + at, w); });
 }
 
 template <int H, class Ahead>

@@ -128,22 +128,14 @@ OUTPACE_INLINE float scale_values(const AttentionTask& t, int64_t tile_begin, fl
 OUTPACE_INLINE float weigh(const float* scores, const float* scales, int64_t last, float largest,
                            IntegerWeights& out) {
   I16x sum = {};
-  F16x total = {};
-  each_tile(last, [&]<int K>(int64_t first) {
-    F16x w[K];
-    OUTPACE_UNROLL for (int k = 0; k < K; ++k) w[k] = load16(scores + first + k * kTileTokens);
-    weights_of(w, largest);
-    OUTPACE_UNROLL for (int k = 0; k < K; ++k) {
-      const int64_t at = first + k * kTileTokens;
-      const I16x v = round16(w[k] * load16(scales + at));
-      narrow16(out.high + at, v >> 7);
-      narrow16(out.low + at, v & 127);
-      total = total + w[k];
-      sum += v;
-    }
+  const float total = weigh_tiles(scores, last, largest, [&](int64_t at, const F16x& w) {
+    const I16x v = round16(w * load16(scales + at));
+    narrow16(out.high + at, v >> 7);
+    narrow16(out.low + at, v & 127);
+    sum += v;
   });
   out.sum = fold_ints(sum);
-  return fold_sum(total);
+  return total;
 }
 
 // H heads at once share the loads of keys and values; few heads take more tiles or channels at once, so
@@ -151,7 +143,7 @@ OUTPACE_INLINE float weigh(const float* scores, const float* scales, int64_t las
 // any of their weights, which wait for them.
 template <int H, class Ahead>
 void attend_int8(const AttentionTask& t, int64_t head, const float* scales, float unit, Ahead& ahead) {
-  constexpr int sums = kMaxRows > 8 ? kMaxRows : 8, wide = H < sums / 2 ? sums / (2 * H) : 1;
+  constexpr int sums = kMaxRows > 8 ? kMaxRows : 8, wide = sums / (2 * H);
   const int64_t tile_begin = t.begin / kTileTokens * kTileTokens, head_dim = t.layout->head_dim;
   alignas(64) float scores[H][kAttentionChunk];
   int64_t token = tile_begin;

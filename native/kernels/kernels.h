@@ -98,9 +98,7 @@ struct Kernels {
 const Kernels& portable_kernels();
 #if defined(OUTPACE_X86)
 const Kernels& avx2_kernels();
-#if defined(OUTPACE_AVXVNNI)
 const Kernels& avxvnni_kernels();
-#endif
 const Kernels& avx512vnni_kernels();
 const Kernels& amx_kernels();
 #elif defined(OUTPACE_AARCH64)
