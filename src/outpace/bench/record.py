@@ -210,7 +210,7 @@ class _Connection:
                     self._http.receive_data(early)
                     await asyncio.wait({passes})
                 else:
-                    self._left = exchange.cut = True
+                    self._left = True
         finally:
             for task in (leaves, passes):
                 task.cancel()
@@ -219,7 +219,6 @@ class _Connection:
                 with suppress(Exception):  # read together with the answer's end
                     self._http.receive_data(ended[0])
             self._left |= isinstance(ended[1], ConnectionError)
-            exchange.cut |= self._left
             self._record(exchange, start)
         if isinstance(ended[1], Exception) and not isinstance(ended[1], ConnectionError):
             raise ended[1]
@@ -236,6 +235,7 @@ class _Connection:
             answer = await self._client.send(sent, stream=True)
         except httpx.HTTPError as error:
             message = f"{self._client.base_url}: {error or type(error).__name__}"
+            exchange.cut = False
             return await self._answer(502, message.encode())
         try:
             exchange.status, exchange.first_byte = answer.status_code, time.perf_counter() - start
@@ -244,8 +244,8 @@ class _Connection:
             counter = _Counter(exchange, answer.headers, start)
             async with aclosing(_raw(answer)) as pieces:
                 async for piece in pieces:
+                    counter.take(piece)  # first: some clients leave as soon as they have the last event
                     await self._send(h11.Data(piece))
-                    counter.take(piece)
             counter.finish()
             await self._send(h11.EndOfMessage())
         except httpx.HTTPError:  # the server broke off: so does the proxy
@@ -286,7 +286,7 @@ def _begun(request: h11.Request, body: bytes) -> Exchange:
     kept = {name: value for name, value in headers.items() if name in KEPT_HEADERS}
     # Without the query, in which some clients send their key.
     method, path = request.method.decode("latin-1"), request.target.decode("latin-1").split("?", 1)[0]
-    return Exchange(start=0.0, method=method, path=path, headers=kept, body=said)
+    return Exchange(start=0.0, method=method, path=path, headers=kept, body=said, cut=True)  # until it ends
 
 
 class _Counter:
@@ -314,6 +314,7 @@ class _Counter:
 
     def finish(self) -> None:
         """The answer is whole."""
+        self._exchange.cut = False
         self._read(self._held)
 
     def _read(self, line: bytes) -> None:
@@ -325,6 +326,8 @@ class _Counter:
 
     def _note(self, said: Said) -> None:
         exchange = self._exchange
+        if said.end:
+            exchange.cut = False
         if said.piece and exchange.first_piece is None:
             exchange.first_piece = time.perf_counter() - self._start
         for name in ("prompt_tokens", "cached_tokens", "completion_tokens"):

@@ -103,6 +103,7 @@ def test_a_session_is_recorded_and_asked_again(upstream: str, tmp_path: Path) ->
     chat, streamed = (each for each in found if each["path"] == "/v1/chat/completions")
     assert chat["body"]["messages"] == CHAT["messages"]
     assert (chat["completion_tokens"], chat["status"], chat["cut"]) == (8, 200, False)
+    assert not streamed["cut"]  # although this client leaves at the last event
     assert 0 < streamed["first_byte"] <= streamed["first_piece"] <= streamed["end"] - streamed["start"]
     message, broken = (each for each in found if each["path"] == "/v1/messages")
     assert (message["completion_tokens"], broken["status"], broken["body"]) == (8, 400, None)
