@@ -70,10 +70,10 @@ class DraftHead {
   const int64_t model_blocks_;  // of the model's own cache
   std::vector<Entry> entries_;  // of the present pass
   std::vector<Row> rows_;
-  std::vector<int64_t> asked_;       // of them, whose next token is asked for
-  std::vector<float> inputs_, own_;  // [entries, 2 x hidden size], [requests, hidden size]
-  std::vector<float> logits_;        // [requests, padded draft vocabulary]
-  std::vector<Progress> progress_;   // per request
+  std::vector<int64_t> asked_;      // of them, whose next token is asked for
+  LineVector<float> inputs_, own_;  // [entries, 2 x hidden size], [requests, hidden size]
+  LineVector<float> logits_;        // [requests, padded draft vocabulary]
+  std::vector<Progress> progress_;  // per request
 };
 
 }  // namespace outpace

@@ -76,8 +76,18 @@ Quantized QuantizedRows::at(int64_t row, int64_t columns, int64_t cell) {
   return {plane(0), plane(1), num_wide.data() + row, wide.data() + row * (columns / cell)};
 }
 
-Activations Forward::activations(float* x, int64_t stride, int64_t columns) {
-  return {columns, x, stride, per_32_.at(0, columns, kGroup), per_256_.at(0, columns, kSuperBlock)};
+Activations Forward::activations(float* x, int64_t stride, int64_t columns, int64_t row) {
+  return {columns, x + row * stride, stride, per_32_.at(row, columns, kGroup),
+          per_256_.at(row, columns, kSuperBlock)};
+}
+
+// Each strip asks for all activations once more: they come from the second level of the cache if they are few
+// enough, and the weights of a thread's strips from memory once for so many rows.
+template <class Body>
+void Forward::by_row_blocks(int64_t num_rows, int64_t columns, const Body& body) {
+  constexpr int64_t kBytes = 768 << 10, kRows = 32;
+  const int64_t fitting = std::max(kRows, kBytes / columns / kRows * kRows);
+  for (int64_t row = 0; row < num_rows; row += fitting) body(row, std::min(fitting, num_rows - row));
 }
 
 Forward::Needs Forward::needs(std::initializer_list<const TileMatrix*> matrices) {
@@ -98,21 +108,23 @@ int64_t Forward::grain(int64_t num_strips) const {
   return std::max<int64_t>(1, num_strips / (pool_.num_threads() * 2));
 }
 
-void Forward::multiply(const TileMatrix& m, const Activations& a, int64_t num_rows, float* out,
+void Forward::multiply(const TileMatrix& m, float* x, int64_t x_stride, int64_t num_rows, float* out,
                        int64_t stride, bool accumulate) {
   pool_.parallel(m.num_strips(), grain(m.num_strips()), [&](int64_t first, int64_t last) {
-    std::vector<float>& scratch = scratch_[static_cast<size_t>(pool_.thread_index())];
-    for (int64_t s = first; s < last; ++s) {
-      const int64_t column = s * kStrip, width = std::min<int64_t>(kStrip, m.rows - column);
-      if (!accumulate) {
-        kernels_.matmul_strip(m, s, a, num_rows, out + column, stride);
-        continue;
+    LineVector<float>& scratch = scratch_[static_cast<size_t>(pool_.thread_index())];
+    by_row_blocks(num_rows, m.columns, [&](int64_t row, int64_t rows) {
+      const Activations a = activations(x, x_stride, m.columns, row);
+      for (int64_t s = first; s < last; ++s) {
+        const int64_t column = s * kStrip, width = std::min<int64_t>(kStrip, m.rows - column);
+        float* to = out + row * stride + column;
+        if (!accumulate) {
+          kernels_.matmul_strip(m, s, a, rows, to, stride);
+          continue;
+        }
+        kernels_.matmul_strip(m, s, a, rows, scratch.data(), kStrip);
+        for (int64_t r = 0; r < rows; ++r) kernels_.add(to + r * stride, scratch.data() + r * kStrip, width);
       }
-      kernels_.matmul_strip(m, s, a, num_rows, scratch.data(), kStrip);
-      for (int64_t r = 0; r < num_rows; ++r) {
-        kernels_.add(out + r * stride + column, scratch.data() + r * kStrip, width);
-      }
-    }
+    });
   });
 }
 
@@ -165,7 +177,7 @@ void Forward::run_head(const std::vector<Row>& rows, float* inputs) {
         turn(r, rows[static_cast<size_t>(r)].position);
       }
     });
-    multiply(weights_.fc, activations(inputs, 2 * hidden, 2 * hidden), num_rows, x_.data(), hidden, true);
+    multiply(weights_.fc, inputs, 2 * hidden, num_rows, x_.data(), hidden, true);
     for (int64_t i = 0; i < spec_.num_layers; ++i) layer(i, rows);
   });
 }
@@ -209,15 +221,14 @@ void Forward::layer(int64_t index, const std::vector<Row>& rows) {
     }
   });
   mark(Op::attention);
-  multiply(w.o, activations(attended_.data(), w.o.columns, w.o.columns), num_rows, x_.data(),
-           spec_.hidden_size, true);
+  multiply(w.o, attended_.data(), w.o.columns, num_rows, x_.data(), spec_.hidden_size, true);
   mark(Op::o);
   feed_forward(w, num_rows);
 }
 
 // The strips of the three matrices form one list, so that threads meet once.
 void Forward::project_qkv(const LayerWeights& w, int64_t num_rows) {
-  const Activations a = activations(norm_.data(), spec_.hidden_size, spec_.hidden_size);
+  const int64_t hidden = spec_.hidden_size;
   const struct {
     const TileMatrix& m;
     const std::vector<float>& bias;
@@ -226,18 +237,20 @@ void Forward::project_qkv(const LayerWeights& w, int64_t num_rows) {
       {w.q, w.q_bias, q_raw_.data()}, {w.k, w.k_bias, k_raw_.data()}, {w.v, w.v_bias, v_raw_.data()}};
   const int64_t total = w.q.num_strips() + w.k.num_strips() + w.v.num_strips();
   pool_.parallel(total, grain(total), [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      int64_t strip = i;
-      const auto* part = parts;
-      for (; strip >= part->m.num_strips(); ++part) strip -= part->m.num_strips();
-      const int64_t column = strip * kStrip, stride = part->m.padded_rows();
-      kernels_.matmul_strip(part->m, strip, a, num_rows, part->out + column, stride);
-      if (part->bias.empty()) continue;
-      const int64_t width = std::min<int64_t>(kStrip, part->m.rows - column);
-      for (int64_t r = 0; r < num_rows; ++r) {
-        kernels_.add(part->out + r * stride + column, part->bias.data() + column, width);
+    by_row_blocks(num_rows, hidden, [&](int64_t row, int64_t rows) {
+      const Activations a = activations(norm_.data(), hidden, hidden, row);
+      for (int64_t i = first; i < last; ++i) {
+        int64_t strip = i;
+        const auto* part = parts;
+        for (; strip >= part->m.num_strips(); ++part) strip -= part->m.num_strips();
+        const int64_t column = strip * kStrip, stride = part->m.padded_rows();
+        float* to = part->out + row * stride + column;
+        kernels_.matmul_strip(part->m, strip, a, rows, to, stride);
+        if (part->bias.empty()) continue;
+        const int64_t width = std::min<int64_t>(kStrip, part->m.rows - column);
+        for (int64_t r = 0; r < rows; ++r) kernels_.add(to + r * stride, part->bias.data() + column, width);
       }
-    }
+    });
   });
 }
 
@@ -246,25 +259,28 @@ void Forward::feed_forward(const LayerWeights& w, int64_t num_rows) {
   const Needs mid = needs({&w.down});
   normalize(w.ffn_norm, num_rows, needs({&w.gate, &w.up}));
   mark(Op::ffn_norm);
-  const Activations a = activations(norm_.data(), hidden, hidden);
   const auto activate = spec_.activation == Activation::silu ? kernels_.silu_mul : kernels_.gelu_mul;
   pool_.parallel(w.gate.num_strips(), grain(w.gate.num_strips()), [&](int64_t first, int64_t last) {
     float* gate = scratch_[static_cast<size_t>(pool_.thread_index())].data();
-    float* up = gate + num_rows * kStrip;
-    for (int64_t s = first; s < last; ++s) {
-      kernels_.matmul_strip(w.gate, s, a, num_rows, gate, kStrip);
-      kernels_.matmul_strip(w.up, s, a, num_rows, up, kStrip);
-      for (int64_t r = 0; r < num_rows; ++r) {
-        activate(gate + r * kStrip, up + r * kStrip, kStrip, inner_.data() + r * inner + s * kStrip);
+    by_row_blocks(num_rows, hidden, [&](int64_t row, int64_t rows) {
+      const Activations a = activations(norm_.data(), hidden, hidden, row);
+      float* up = gate + rows * kStrip;
+      for (int64_t s = first; s < last; ++s) {
+        kernels_.matmul_strip(w.gate, s, a, rows, gate, kStrip);
+        kernels_.matmul_strip(w.up, s, a, rows, up, kStrip);
+        for (int64_t r = 0; r < rows; ++r) {
+          activate(gate + r * kStrip, up + r * kStrip, kStrip,
+                   inner_.data() + (row + r) * inner + s * kStrip);
+        }
       }
-    }
+    });
   });
   mark(Op::gate_up);
   pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; ++r) quantize(inner_.data() + r * inner, r, w.down.columns, mid);
   });
   mark(Op::quantize);
-  multiply(w.down, activations(inner_.data(), inner, w.down.columns), num_rows, x_.data(), hidden, true);
+  multiply(w.down, inner_.data(), inner, num_rows, x_.data(), hidden, true);
   mark(Op::down);
 }
 
@@ -281,8 +297,7 @@ void Forward::logits(const int64_t* rows, int64_t num_rows, float* logits) {
       }
     });
     mark(Op::output_norm);
-    multiply(weights_.output, activations(norm_.data(), hidden, hidden), num_rows, logits, padded_vocab(),
-             false);
+    multiply(weights_.output, norm_.data(), hidden, num_rows, logits, padded_vocab(), false);
     if (spec_.logit_softcap > 0.0f) {
       pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
         for (int64_t i = first; i < last; ++i) {

@@ -7,6 +7,7 @@
 #include <initializer_list>
 #include <vector>
 
+#include "aligned.h"
 #include "api.h"
 #include "kernels/kernels.h"
 #include "kv_cache.h"
@@ -18,10 +19,10 @@ namespace outpace {
 
 // Memory for rows of quantized activations of any width up to the widest.
 struct QuantizedRows {
-  std::vector<int8_t> q[2];  // of the high and of the low plane
-  std::vector<float> scale[2], scaled_sum[2];
-  std::vector<int32_t> sum[2], num_wide, wide;
-  std::vector<int16_t> pair_sum[2];
+  LineVector<int8_t> q[2];  // of the high and of the low plane
+  LineVector<float> scale[2], scaled_sum[2];
+  LineVector<int32_t> sum[2], num_wide, wide;
+  LineVector<int16_t> pair_sum[2];
 
   void resize(int64_t num_rows, int64_t widest);
   // Where row `row` of `columns` activations lies; `cell` is 32 or 256.
@@ -92,9 +93,13 @@ class Forward {
   static Needs needs(std::initializer_list<const TileMatrix*> matrices);
   void normalize(const std::vector<float>& weight, int64_t num_rows, Needs needs);
   void quantize(const float* x, int64_t row, int64_t columns, Needs needs);
-  Activations activations(float* x, int64_t stride, int64_t columns);
+  // From row `row` on; x: [rows, stride].
+  Activations activations(float* x, int64_t stride, int64_t columns, int64_t row);
+  // Calls body(first row, rows) for blocks of rows.
+  template <class Body>
+  static void by_row_blocks(int64_t num_rows, int64_t columns, const Body& body);
   // out[row][..] = x W^T, or += where `accumulate` is set; strips spread over the threads.
-  void multiply(const TileMatrix& m, const Activations& a, int64_t num_rows, float* out, int64_t stride,
+  void multiply(const TileMatrix& m, float* x, int64_t x_stride, int64_t num_rows, float* out, int64_t stride,
                 bool accumulate);
   int64_t grain(int64_t num_strips) const;
 
@@ -109,16 +114,16 @@ class Forward {
 
   int64_t reserved_rows_ = 0;
   // Rows of floats, each [reserved_rows_, its width].
-  std::vector<float> x_, norm_, q_raw_, k_raw_, v_raw_, query_, attended_, inner_;
+  LineVector<float> x_, norm_, q_raw_, k_raw_, v_raw_, query_, attended_, inner_;
   std::vector<float> cos_, sin_;
-  std::vector<int8_t> query_high_, query_low_;  // as query_: [reserved_rows_, num_heads, padded_head_dim]
-  std::vector<float> query_unit_;               // [reserved_rows_, num_heads]
-  std::vector<int32_t> query_sum_;
+  LineVector<int8_t> query_high_, query_low_;  // as query_: [reserved_rows_, num_heads, padded_head_dim]
+  LineVector<float> query_unit_;               // [reserved_rows_, num_heads]
+  LineVector<int32_t> query_sum_;
   QuantizedRows per_32_, per_256_;  // the activations of the current operation
   std::vector<AttentionUnit> units_;
-  std::vector<Sight> sights_;                               // per row
-  std::vector<float> partial_, partial_max_, partial_sum_;  // [partials, num_heads, (padded_head_dim)]
-  std::vector<std::vector<float>> scratch_;                 // per thread
+  std::vector<Sight> sights_;                              // per row
+  LineVector<float> partial_, partial_max_, partial_sum_;  // [partials, num_heads, (padded_head_dim)]
+  std::vector<LineVector<float>> scratch_;                 // per thread
 };
 
 }  // namespace outpace
