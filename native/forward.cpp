@@ -81,13 +81,16 @@ Activations Forward::activations(float* x, int64_t stride, int64_t columns, int6
           per_256_.at(row, columns, kSuperBlock)};
 }
 
-// Each strip asks for all activations once more: they come from the second level of the cache if they are few
-// enough, and the weights of a thread's strips from memory once for so many rows.
+// Each strip asks for all activations once more. Where they do not fit the second level of the cache, rows go
+// in blocks that do, each through all strips of a thread, whose weights come round once a block instead. Even
+// blocks, of whole tiles: few rows would pay for all weights.
 template <class Body>
 void Forward::by_row_blocks(int64_t num_rows, int64_t columns, const Body& body) {
-  constexpr int64_t kBytes = 768 << 10, kRows = 32;
-  const int64_t fitting = std::max(kRows, kBytes / columns / kRows * kRows);
-  for (int64_t row = 0; row < num_rows; row += fitting) body(row, std::min(fitting, num_rows - row));
+  constexpr int64_t kBytes = 768 << 10, kTile = 16;
+  const int64_t fitting = std::max(2 * kTile, round_up(kBytes / columns - kTile + 1, kTile));
+  const int64_t blocks = (num_rows + fitting - 1) / fitting;
+  const int64_t together = round_up((num_rows + blocks - 1) / blocks, kTile);
+  for (int64_t row = 0; row < num_rows; row += together) body(row, std::min(together, num_rows - row));
 }
 
 Forward::Needs Forward::needs(std::initializer_list<const TileMatrix*> matrices) {

@@ -1,28 +1,33 @@
 // The K formats with tiles: a super-block of 256 inputs is exact integer arithmetic from end to end.
 //
-// Sub-scale x quant is an integer of at most 63 x 31 = 1953 (Q4_K, Q5_K) or, less the zero point, from
-// -4064 to 4096 (Q6_K). As 256 x high + low, a signed and an unsigned byte, it makes two planes of weights
-// that need no sub-scale any more: four products of depth 64 each, and two tiles of sums to store and to
-// rescale for a super-block instead of eight. Each sum stays below 256 x 127 x 255 < 2^23.
+// Sub-scale x quant is an integer that two planes of bytes hold, so that no sub-scale is needed any more:
+// four products of depth 64 for each plane, and two tiles of sums to store and to rescale for a super-block
+// instead of eight. Q4_K and Q5_K: a sub-scale is 8 x high + low of three bits each, and a part times a quant
+// of at most 31 an unsigned byte, which one multiplication gives for two quants. Q6_K: -4064 to 4096, as 256
+// x high + low, a signed and an unsigned byte. Each sum stays below 256 x 127 x 255 < 2^23, what they make
+// below 2^29.
 //
 // Bytes: 2304 to 3360 of weights in, 8192 of planes out. Cycles for 16 rows and a super-block (4096
-// weights), from the pieces that amx_groups.inl names and by counting instructions, two vector ones a cycle:
+// weights), measured piece by piece on a Xeon with AMX or counted, two vector instructions a cycle:
 //
 //   eight tile products                     128   tile unit
 //   load four activation, eight weight tiles 64   load ports (the weight tiles serve two blocks of rows)
 //   store two tiles of sums                  29   store port
-//   unpack to two planes             265 to 410   vector ports, once for all blocks of rows
+//   unpack to two planes             170 to 410   vector ports, once for all blocks of rows
 //   rescale                           56 to 112   vector ports: 7 instructions a row, 14 with minima
 //
-// So 16 rows take 380 (Q4_K) to 470 cycles (Q6_K), where VNNI needs 830 and more, and each further block of
-// 16 rows as long as its tile products: 128. A product waits 52 cycles for the one before it in the same tile
-// of sums, so two blocks of rows are multiplied at once: four tiles of sums are what keeps the tile unit
-// busy.
+// Products, stores and rescaling of two blocks of rows take 140 ns as a straight run of instructions from the
+// first level (123 without rescaling), 1.9 cycles a group and row. The kernel takes 3.4 for 64 rows and
+// more, 4.7 for 16 (LABLOG.md).
 
 namespace outpace::OUTPACE_TIER {
 
 constexpr int kDepth = 64;                 // inputs in a full tile
 constexpr int kSums = kTileRows * kStrip;  // in a tile
+
+// A weight is 2^kHighShift x its high byte + its low one.
+template <Format F>
+constexpr int kHighShift = F == Format::q6_k ? 8 : 3;
 
 // One or two blocks of rows with a super-block: products that wait to be rescaled.
 struct BlockStep {
@@ -31,27 +36,40 @@ struct BlockStep {
   int count = 0;
 };
 
-// The sub-scales of 16 outputs as bytes beside a zero, for an output's quants 0, 2 and 1, 3, and as 16-bit
-// numbers times the zero point.
-struct LineScale {
+// A group's sub-scales of Q4_K or Q5_K in two parts of three bits, each output's twice as 16-bit numbers.
+struct SplitScale {
+  __m512i high, low;
+};
+
+// scales: bytes of four groups a word, as unpack_scales gives them
+OUTPACE_INLINE SplitScale split_scale(Ints scales, int group) {
+  const __m512i scale = _mm512_srl_epi32(scales.v, _mm_cvtsi32_si128(8 * (group % 4)));
+  const auto twice = [](Ints part) { return bit_or(part, shift_left<16>(part)).v; };
+  return {twice(bit_and(shift_right<3>({scale}), 7)), twice(bit_and({scale}, 7))};
+}
+
+// A line of 16 outputs x 4 quants, times the sub-scales, in two planes. Two quants at a time: their products
+// are at most 31 x 7, so the lower one carries nothing into the upper one.
+OUTPACE_INLINE void store_planes(Lines w, const SplitScale& scale, uint8_t* high, uint8_t* low) {
+  _mm512_store_si512(low, _mm512_mullo_epi16(w.v, scale.low));
+  _mm512_store_si512(high, _mm512_mullo_epi16(w.v, scale.high));
+}
+
+// The sub-scales of Q6_K as bytes beside a zero, for an output's quants 0, 2 and 1, 3, and as 16-bit numbers
+// times the zero point.
+struct SignedScale {
   __m512i even, odd, zero;
 };
 
-template <Format F>
-OUTPACE_INLINE LineScale line_scale(Ints scale) {
+OUTPACE_INLINE SignedScale signed_scale(Ints scale) {
   const Ints byte = bit_and(scale, 0xff);
   const __m512i even = bit_or(byte, shift_left<16>(byte)).v, odd = _mm512_slli_epi16(even, 8);
-  return {even, odd, _mm512_srai_epi16(odd, 8 - log2_of(zero_point(F)))};
+  return {even, odd, _mm512_srai_epi16(odd, 8 - log2_of(zero_point(Format::q6_k)))};
 }
 
-// A line of 16 outputs x 4 quants, times the sub-scales, in two planes.
-template <Format F>
-OUTPACE_INLINE void store_planes(Lines w, const LineScale& scale, uint8_t* high, uint8_t* low) {
-  __m512i even = _mm512_maddubs_epi16(w.v, scale.even), odd = _mm512_maddubs_epi16(w.v, scale.odd);
-  if constexpr (zero_point(F) != 0) {
-    even = _mm512_sub_epi16(even, scale.zero);
-    odd = _mm512_sub_epi16(odd, scale.zero);
-  }
+OUTPACE_INLINE void store_planes(Lines w, const SignedScale& scale, uint8_t* high, uint8_t* low) {
+  const __m512i even = _mm512_sub_epi16(_mm512_maddubs_epi16(w.v, scale.even), scale.zero);
+  const __m512i odd = _mm512_sub_epi16(_mm512_maddubs_epi16(w.v, scale.odd), scale.zero);
   const __m512i low_half = _mm512_set1_epi16(0x00ff);
   // (low_half ? a : b), bit by bit.
   const auto merge = [&](__m512i a, __m512i b) { return _mm512_ternarylogic_epi32(low_half, a, b, 0xca); };
@@ -59,33 +77,29 @@ OUTPACE_INLINE void store_planes(Lines w, const LineScale& scale, uint8_t* high,
   _mm512_store_si512(high, merge(_mm512_srli_epi16(even, 8), odd));
 }
 
-// The sub-scales of a group of Q4_K or Q5_K, from the bytes that unpack_scales gives.
-OUTPACE_INLINE Ints sub_scale(const Ints (&scale)[2], int group) {
-  const Ints words = group < 4 ? scale[0] : scale[1];
-  return bit_and({_mm512_srl_epi32(words.v, _mm_cvtsi32_si128(8 * (group % 4)))}, 0xff);
-}
-
 // A super-block's weights in two planes of [64 lines][16 outputs][4 inputs].
 template <Format F>
 void unpack_planes(const uint8_t* cell, uint8_t* high, uint8_t* low) {
-  prefetch<cell_bytes(F)>(cell);
   const uint8_t *quants = cell, *top = cell + high_offset(F), *scales = cell + scale_offset(F);
   Ints scale[2], min[2];
   if constexpr (F != Format::q6_k) unpack_scales(scales, scale, min);
   for (int g = 0; g < 8; ++g) {
+    // Spread over the groups: asked for at once, a cell's lines hold up what the products read meanwhile.
+    prefetch<cell_bytes(F) / 8>(cell + g * (cell_bytes(F) / 8));
     Lines w[8];
     unpack_group<F>(quants + g * quant_bytes(F), top + g * high_bytes(F), w);
-    LineScale first, second;
+    const auto store_lines = [&](const auto& first, const auto& second) {
+      for (int q = 0; q < 8; ++q) {
+        const int at = 64 * (8 * g + q);
+        store_planes(w[q], q < 4 ? first : second, high + at, low + at);
+      }
+    };
     if constexpr (F == Format::q6_k) {
       const auto* s = reinterpret_cast<const int8_t*>(scales) + 32 * g;
-      first = line_scale<F>(load_bytes(s));
-      second = line_scale<F>(load_bytes(s + 16));
+      store_lines(signed_scale(load_bytes(s)), signed_scale(load_bytes(s + 16)));
     } else {
-      first = second = line_scale<F>(sub_scale(scale, g));
-    }
-    for (int q = 0; q < 8; ++q) {
-      const int at = 64 * (8 * g + q);
-      store_planes<F>(w[q], q < 4 ? first : second, high + at, low + at);
+      const SplitScale split = split_scale(g < 4 ? scale[0] : scale[1], g);
+      store_lines(split, split);
     }
   }
 }
@@ -112,7 +126,7 @@ OUTPACE_INLINE void rescale_rows(const BlockStep& step, int64_t first_row, int64
     const Ints high = load_ints(sums + r * kStrip), low = load_ints(sums + kSums + r * kStrip);
     const Floats scale_a = set_floats(a.scale[row * (columns / kSuperBlock) + step.super_block]);
     Floats out = load_floats(acc + row * kStrip);
-    out = add(out, mul(to_floats(add(shift_left<8>(high), low)), mul(d, scale_a)));
+    out = add(out, mul(to_floats(add(shift_left<kHighShift<F>>(high), low)), mul(d, scale_a)));
     if constexpr (F != Format::q6_k) {
       const int16_t* sum = a.pair_sum + row * (columns / kGroup) + step.super_block * 8;
       Ints lows = dot_pairs(dot_pairs(zero_ints(), min[0], sum), odd_min[0], sum + 2);
@@ -145,21 +159,31 @@ inline TileConfig super_block_config(int64_t rows) {
   return config;
 }
 
+// The high plane's product: its bytes are signed in Q6_K alone.
+template <Format F, int Sum, int A>
+OUTPACE_INLINE void dot_high() {
+  if constexpr (F == Format::q6_k)
+    dot_tiles_signed<Sum, A, 2>();
+  else
+    dot_tiles_unsigned<Sum, A, 2>();
+}
+
 // A super-block times one block of rows, or two. activations: where each block's first row has it
-template <int Blocks>
+template <Format F, int Blocks>
 OUTPACE_INLINE void start_super_block(const int8_t* const (&activations)[2], int64_t stride,
                                       const uint8_t* high, const uint8_t* low) {
   zero_tile<4>(), zero_tile<5>();
   if constexpr (Blocks == 2) zero_tile<6>(), zero_tile<7>();
   for (int at = 0; at < kSuperBlock; at += kDepth) {
+    // All loads first: a product among them waits for its own and holds up the others.
     load_tile<0>(activations[0] + at, stride);
     load_tile<2>(high + at * kStrip, 4 * kStrip);
-    dot_tiles_signed<4, 0, 2>();
     load_tile<3>(low + at * kStrip, 4 * kStrip);
+    if constexpr (Blocks == 2) load_tile<1>(activations[1] + at, stride);
+    dot_high<F, 4, 0>();
     dot_tiles_unsigned<5, 0, 3>();
     if constexpr (Blocks == 2) {
-      load_tile<1>(activations[1] + at, stride);
-      dot_tiles_signed<6, 1, 2>();
+      dot_high<F, 6, 1>();
       dot_tiles_unsigned<7, 1, 3>();
     }
   }
@@ -182,9 +206,9 @@ void add_super_blocks(const TileMatrix& m, const uint8_t* strip, const Plane& a,
       const int8_t* q = a.q + i * kSuperBlock;
       const int8_t* activations[2] = {q + rows.first(b) * stride, q + rows.first(pair ? b + 1 : b) * stride};
       if (pair)
-        start_super_block<2>(activations, stride, high, low);
+        start_super_block<F, 2>(activations, stride, high, low);
       else
-        start_super_block<1>(activations, stride, high, low);
+        start_super_block<F, 1>(activations, stride, high, low);
       rescale_step<F>(waiting, rows, sums[turn ^ 1], a, stride, acc);
       int32_t* out = sums[turn];
       store_tile<4>(out, 4 * kStrip), store_tile<5>(out + kSums, 4 * kStrip);

@@ -53,11 +53,10 @@ OUTPACE_INLINE Ints dot_group(const Lines (&w)[8], const int8_t* a) {
   return add(even, odd);
 }
 
-// Asks for the lines of a cell 8 kB ahead; the next strip follows this one in memory. Into the second level:
-// the first one is too small to keep them while several rows' products run and activations stream through
-// it, and the memory must be read meanwhile (8 rows of Q4_K: 13 GB/s with the first level, 22 with the
-// second).
-constexpr int kPrefetch = 8192;
+// Asks for the lines of a cell kPrefetch bytes ahead; the next strip follows this one in memory. Into the
+// second level: the first one is too small to keep them while several rows' products run and activations
+// stream through it, and the memory must be read meanwhile (8 rows of Q4_K: 13 GB/s with the first level, 22
+// with the second).
 template <int Bytes>
 OUTPACE_INLINE void prefetch(const uint8_t* cell) {
   for (int at = 0; at < Bytes; at += 64) __builtin_prefetch(cell + kPrefetch + at, 0, 2);

@@ -6,7 +6,8 @@
 #include "kernels.h"
 
 namespace outpace::OUTPACE_TIER {
-constexpr int kMaxRows = 16;  // rows whose accumulators fit the registers
+constexpr int kMaxRows = 16;     // rows whose accumulators fit the registers
+constexpr int kPrefetch = 6144;  // bytes ahead
 }  // namespace outpace::OUTPACE_TIER
 
 #include "matmul.inl"

@@ -8,6 +8,7 @@
 
 namespace outpace::OUTPACE_TIER {
 constexpr int kMaxRows = 16;
+constexpr int kPrefetch = 6144;  // bytes ahead
 }  // namespace outpace::OUTPACE_TIER
 
 #include "kernels/matmul.inl"
