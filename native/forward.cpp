@@ -87,7 +87,7 @@ Activations Forward::activations(float* x, int64_t stride, int64_t columns, int6
 template <class Body>
 void Forward::by_row_blocks(int64_t num_rows, int64_t columns, const Body& body) {
   constexpr int64_t kBytes = 768 << 10, kTile = 16;
-  const int64_t fitting = std::max(2 * kTile, round_up(kBytes / columns - kTile + 1, kTile));
+  const int64_t fitting = std::max(2 * kTile, kBytes / columns / kTile * kTile);
   const int64_t blocks = (num_rows + fitting - 1) / fitting;
   const int64_t together = round_up((num_rows + blocks - 1) / blocks, kTile);
   for (int64_t row = 0; row < num_rows; row += together) body(row, std::min(together, num_rows - row));

@@ -20,8 +20,9 @@ outpace::ModelSpec spec_of(int64_t sliding_window) {
 
 // The logits of the last token, the prompt in steps of `rows` tokens.
 std::vector<float> last_logits(const outpace::ModelSpec& spec, const tiny::File& file, const Kernels& kernels,
-                               int threads, int64_t rows_per_step) {
-  outpace::Options options;
+                               int threads, int64_t rows_per_step, int64_t num_tokens = kTokens,
+                               const outpace::Options& like = {}) {
+  outpace::Options options = like;
   options.num_blocks = tiny::kBlocks;
   outpace::ThreadPool pool(threads);
   const outpace::Weights weights = outpace::Weights::load(spec, file.tensors(), options.weight_format,
@@ -30,10 +31,10 @@ std::vector<float> last_logits(const outpace::ModelSpec& spec, const tiny::File&
   outpace::Forward forward(spec, weights, cache, kernels, pool);
   const int32_t table[tiny::kBlocks] = {5, 2, 7, 0, 1, 6, 3, 4};
   int64_t last = 0;
-  for (int64_t at = 0; at < kTokens; at += rows_per_step) {
+  for (int64_t at = 0; at < num_tokens; at += rows_per_step) {
     std::vector<outpace::Row> rows;
     std::vector<int32_t> ids;
-    for (int64_t t = at; t < std::min<int64_t>(kTokens, at + rows_per_step); ++t) {
+    for (int64_t t = at; t < std::min(num_tokens, at + rows_per_step); ++t) {
       rows.push_back({0, t, table});
       ids.push_back(static_cast<int32_t>(t * 37 % spec.vocab_size));
     }
@@ -61,6 +62,21 @@ TEST(every_tier_and_cut_gives_the_same_bits) {
         }
       }
     }
+  }
+}
+
+// Wide rows do not fit the cache together and go in blocks, here of 80 and 50.
+TEST(blocks_of_rows_give_the_same_bits) {
+  outpace::ModelSpec spec = tiny::spec();
+  spec.num_layers = 1;
+  spec.intermediate_size = 8192;
+  const tiny::File file(spec);
+  outpace::Options options;
+  options.weight_format = outpace::WeightFormat::q4_0;
+  const std::vector<float> expected = last_logits(spec, file, *check::tiers().front(), 1, 10, 130, options);
+  for (const Kernels* kernels : check::tiers()) {
+    const std::vector<float> got = last_logits(spec, file, *kernels, 2, 130, 130, options);
+    CHECK(check::same_bits(got.data(), expected.data(), got.size()), "%s", kernels->name);
   }
 }
 
