@@ -52,15 +52,19 @@ def together(models: Sequence[Backend], seconds: float) -> list[tuple[list[int],
         return list(threads.map(one, models))
 
 
+def cpu_seconds_of_a_second() -> float:
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    time.sleep(1)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def test_an_idle_model_costs_nothing(tiny_checkpoint) -> None:
     model = load(tiny_checkpoint("llama").path)
     decode(model, 0.1)
     time.sleep(0.1)
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    time.sleep(1)
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert used < 0.01
+    # Other tests' threads may still clean up: a model that costs anything does so in every second.
+    assert min(cpu_seconds_of_a_second() for _ in range(3)) < 0.01
     model.close()
 
 
