@@ -5,7 +5,8 @@
 // All floats are computed by the functions of attention_int8.inl, so the bits are those of `attend`.
 //
 // Per 16 pairs and 128 tokens, head_dim d = 64. Bytes: 16 kB of keys and values, 2 kB of queries, 8 kB of
-// scores, 4 kB of weights, all in the first-level cache. Cycles, counted and not timed on hardware:
+// scores, 4 kB of weights, all in the first-level cache. Cycles, counted (measured as a whole:
+// ARCHITECTURE.md):
 //
 //   16 d / 64 tile products of scores       256   tile unit, 16 cycles each
 //   16 d / 64 tile products of values       256   tile unit

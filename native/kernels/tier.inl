@@ -5,6 +5,10 @@
 #include "f16.h"
 #include "kernels.h"
 
+namespace outpace::OUTPACE_TIER {
+constexpr int kPrefetch = 8192;  // bytes ahead
+}
+
 #include "matmul.inl"
 #include "pack.inl"
 #include "peak.inl"

@@ -3,8 +3,7 @@
 
 namespace outpace::OUTPACE_TIER {
 constexpr const char* kTierName = "neon-i8mm";
-constexpr int kMaxRows = 4;      // rows whose accumulators fit the registers
-constexpr int kPrefetch = 8192;  // bytes ahead
+constexpr int kMaxRows = 4;  // rows whose accumulators fit the registers
 }  // namespace outpace::OUTPACE_TIER
 
 #include "tier.inl"
