@@ -124,10 +124,11 @@ def test_the_same_weights_agree_bit_for_bit(model_135m: Path) -> None:
         assert isinstance(drafter, DraftController)
         drafter.costs = StepCosts.free()
         drafter._models[0]._costs = CHEAP  # else a model as large as the model is never asked
-        drafted = llm.generate("The lighthouse keeper", params)[0]
-    assert drafted.outputs[0].token_ids == plain.outputs[0].token_ids
-    assert drafted.num_drafted == drafted.num_accepted
-    assert drafted.num_drafted > 20
+        deltas = list(llm.stream("The lighthouse keeper", params))
+    assert tuple(t for delta in deltas for t in delta.token_ids) == plain.outputs[0].token_ids
+    counts = {count.proposer: count for count in deltas[-1].draft_counts}
+    assert counts["model"].num_drafted == counts["model"].num_accepted
+    assert counts["model"].num_drafted > 20
 
 
 @pytest.mark.model15b
