@@ -1,6 +1,7 @@
-// Model::step through api.h: a hot step allocates nothing, and a batch that breaks the contract is refused.
-#include <sys/resource.h>
-#include <sys/time.h>
+// Model::step through api.h: a hot step allocates nothing and calls no system, and a batch that breaks the
+// contract is refused.
+#include <sys/mman.h>
+#include <sys/wait.h>
 
 #include <algorithm>
 #include <atomic>
@@ -12,6 +13,9 @@
 #include "api.h"
 #include "check.h"
 #include "counted_allocations.h"
+#if defined(__linux__)
+#include "counted_system_calls.h"
+#endif
 #include "tiny_model.h"
 
 namespace {
@@ -35,40 +39,112 @@ std::vector<int32_t> tokens(int64_t n, int64_t seed) {
   return ids;
 }
 
+// A request of one row and one with drafts, after a prompt that the model has read; all that a step needs.
+struct HotStep {
+  Model model;
+  const std::vector<int32_t> history = tokens(60, 1);
+  tiny::Batch decode;
+
+  HotStep(const outpace::ModelSpec& spec, const tiny::File& file, const Options& o, bool sampled)
+      : model(spec, file.tensors(), o, nullptr) {
+    tiny::Batch prompt;
+    prompt.add(history, 0);
+    prompt.link();
+    model.step(prompt.batch, prompt.output);
+    decode.add(tokens(1, 2), 60);
+    decode.add(tokens(5, 3), 9, 4, 4);
+    for (outpace::Sampling& s : decode.sampling) {
+      if (sampled) s = {7, 0.9f, 0.9f, 0.01f, 1.1f, 0.1f, 0.1f, 40, -1, 60, 0};
+    }
+    decode.batch.history.assign(2, {history.data(), static_cast<int64_t>(history.size())});
+    decode.link();
+  }
+
+  void run(int count) {
+    for (int i = 0; i < count; ++i) model.step(decode.batch, decode.output);
+  }
+  // Which thread samples is chance, and each allocates once: all have when 100 steps are clean. What the
+  // last 100 allocated.
+  int64_t warm_up() {
+    int64_t made = -1;
+    for (int round = 0; round < 30 && made != 0; ++round) {
+      const int64_t before = num_allocations;
+      run(100);
+      made = num_allocations - before;
+    }
+    return made;
+  }
+};
+
+struct HotCase {
+  int threads;
+  outpace::KVFormat kv_format;
+  bool sampled;
+};
+std::vector<HotCase> hot_cases() {
+  std::vector<HotCase> all;
+  for (const int threads : {1, 2}) {
+    for (const auto kv_format : {outpace::KVFormat::int8, outpace::KVFormat::f16}) {
+      for (const bool sampled : {false, true}) all.push_back({threads, kv_format, sampled});
+    }
+  }
+  return all;
+}
+
 TEST(a_hot_step_allocates_nothing) {
   const outpace::ModelSpec spec = tiny::spec();
   const tiny::File file(spec);
-  for (const int threads : {1, 2}) {
-    for (const auto kv_format : {outpace::KVFormat::int8, outpace::KVFormat::f16}) {
-      Model model(spec, file.tensors(), options(threads, kv_format), nullptr);
-      tiny::Batch prompt;
-      prompt.add(tokens(60, 1), 0);
-      prompt.link();
-      model.step(prompt.batch, prompt.output);
-      const std::vector<int32_t> history = tokens(60, 1);
-      for (const bool sampled : {false, true}) {  // one request of one row, and one with drafts
-        tiny::Batch decode;
-        decode.add(tokens(1, 2), 60);
-        decode.add(tokens(5, 3), 9, 4, 4);
-        for (outpace::Sampling& s : decode.sampling) {
-          if (sampled) s = {7, 0.9f, 0.9f, 0.01f, 1.1f, 0.1f, 0.1f, 40, -1, 60, 0};
-        }
-        decode.batch.history.assign(2, {history.data(), static_cast<int64_t>(history.size())});
-        decode.link();
-        // Which thread samples is chance, and each allocates once: all have when 100 steps are clean.
-        int64_t made = -1;
-        for (int round = 0; round < 30 && made != 0; ++round) {
-          const int64_t before = num_allocations;
-          for (int i = 0; i < 100; ++i) model.step(decode.batch, decode.output);
-          made = num_allocations - before;
-        }
-        CHECK(made == 0, "%d allocations in 100 steps, %d threads, sampled: %d", static_cast<int>(made),
-              threads, sampled);
-        CHECK(decode.out_token_ids[0] >= 0 && decode.out_accepted[1] >= 0);
-      }
-    }
+  for (const HotCase& c : hot_cases()) {
+    HotStep step(spec, file, options(c.threads, c.kv_format), c.sampled);
+    const int64_t made = step.warm_up();
+    CHECK(made == 0, "%d allocations in 100 steps, %d threads, sampled: %d", static_cast<int>(made),
+          c.threads, c.sampled);
+    CHECK(step.decode.out_token_ids[0] >= 0 && step.decode.out_accepted[1] >= 0);
   }
 }
+
+#if defined(__linux__) && !defined(OUTPACE_SANITIZED) && !defined(OUTPACE_EMULATED)
+struct SystemCalls {
+  bool counted;
+  int64_t number, last;
+};
+
+// Of 1,000 steps, in a child: what is refused stays refused.
+SystemCalls system_calls_of(const outpace::ModelSpec& spec, const tiny::File& file, const HotCase& c) {
+  void* shared =
+      mmap(nullptr, sizeof(SystemCalls), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  auto* found = new (shared) SystemCalls{false, -1, -1};
+  const pid_t child = fork();
+  if (child == 0) {
+    HotStep step(spec, file, options(c.threads, c.kv_format), c.sampled);
+    step.warm_up();
+    found->counted = refuse_system_calls(c.threads > 1);
+    if (found->counted) step.run(1000);
+    *found = {found->counted, num_system_calls, last_system_call};
+    _exit(0);
+  }
+  int status = -1;
+  CHECK(child > 0 && waitpid(child, &status, 0) == child && status == 0, "the child ended with %d", status);
+  const SystemCalls result = *found;
+  munmap(shared, sizeof(SystemCalls));
+  return result;
+}
+
+TEST(a_hot_step_calls_no_system) {
+  const outpace::ModelSpec spec = tiny::spec();
+  const tiny::File file(spec);
+  for (const HotCase& c : hot_cases()) {
+    const SystemCalls calls = system_calls_of(spec, file, c);
+    if (!calls.counted) {
+      std::printf("SKIPPED: this system does not let a process refuse its own calls\n");
+      return;
+    }
+    CHECK(calls.number == 0,
+          "%d system calls in 1000 steps, the last with number %d; %d threads, sampled: %d",
+          static_cast<int>(calls.number), static_cast<int>(calls.last), c.threads, c.sampled);
+  }
+}
+#endif
 
 // A batch of three requests that is right: a prompt's chunk, a row, a row with drafts.
 tiny::Batch right_batch() {
