@@ -32,6 +32,7 @@ def measure() -> None:
 
     # As Ctrl-C: what was started for a measurement (servers, peers) ends with it.
     def end(number: int, _: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it may come to the group too, amid the ending
         sys.exit(128 + number)
 
     signal.signal(signal.SIGTERM, end)

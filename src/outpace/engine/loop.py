@@ -187,6 +187,8 @@ class EngineLoop:
         self._streams: dict[str, RequestStream] = {}  # those with open choices
         self._num_open = 0  # choices
         self._closing = False
+        # Of the thread's work; Thread.join() and is_alive(), once interrupted, take it for ended (bpo-45274).
+        self._ended = threading.Event()
         # A daemon, so that a program which forgets to close still ends; LLM closes it at exit.
         self._thread = threading.Thread(target=self._run, name="outpace-engine", daemon=True)
         self._thread.start()
@@ -230,13 +232,19 @@ class EngineLoop:
         with self._wakeup:
             self._closing = True
             self._wakeup.notify()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        if threading.current_thread() is self._thread:
+            return
+        try:
+            self._ended.wait()
+        except BaseException:  # a second Ctrl-C; but an interpreter that ends amid a step aborts
+            self._ended.wait()
+            raise
+        self._thread.join()
 
     @property
     def is_running(self) -> bool:
         """Whether the engine's thread lives: False once closed."""
-        return self._thread.is_alive()
+        return not self._ended.is_set()
 
     def __enter__(self) -> EngineLoop:
         """Close at the end of a `with`."""
@@ -247,6 +255,12 @@ class EngineLoop:
         self.close()
 
     def _run(self) -> None:
+        try:
+            self._work()
+        finally:
+            self._ended.set()
+
+    def _work(self) -> None:
         engine = self.engine
         while True:
             with self._wakeup:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -258,6 +259,22 @@ def test_close_ends_every_stream() -> None:
     with pytest.raises(OutpaceError, match="closed"):
         loop.submit(PROMPT, GREEDY)
     assert loop.engine.pool.num_held == 0
+
+
+def test_an_interrupted_close_still_waits_for_the_step() -> None:
+    """An interpreter that ends while a thread is in native code aborts."""
+    loop = EngineLoop(make_engine(SlowBackend(seconds=0.5)))
+    loop.submit(PROMPT, ENDLESS)
+    time.sleep(0.1)
+    main = threading.main_thread().ident
+    assert main is not None
+    second = threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT))
+    second.start()
+    with pytest.raises(KeyboardInterrupt):
+        loop.close()
+    assert not loop.is_running
+    assert not loop.engine.has_work  # its thread has ended what it does
+    second.join()
 
 
 def test_a_failed_step_is_told_and_the_loop_goes_on(
