@@ -25,8 +25,10 @@ class ClassTable:
 
     def __init__(self, priors: Sequence[float]) -> None:
         self.shares = list(priors)  # per class, current
+        self.share = 0.5  # of all classes together, current
         self._hits = [share * _PRIOR_TRIALS for share in priors]
         self._trials = [_PRIOR_TRIALS] * len(priors)
+        self._all_hits, self._all_trials = self.share * _PRIOR_TRIALS, _PRIOR_TRIALS
 
     def count(self, index: int, hit: bool) -> None:
         """A guess of class `index` came true, or did not."""
@@ -38,6 +40,12 @@ class ClassTable:
         self._trials[index] = trials
         self._hits[index] = hits
         self.shares[index] = hits / trials
+        if self._all_trials > _MOST_TRIALS:
+            self._all_trials *= 0.5
+            self._all_hits *= 0.5
+        self._all_trials += 1.0
+        self._all_hits += hit
+        self.share = self._all_hits / self._all_trials
 
 
 class RequestRecord:
@@ -107,5 +115,5 @@ class RequestRecord:
 
     @property
     def share(self) -> float:
-        """The share of this request's guesses that come true, all classes together; none yet: one half."""
-        return (self._hits + 0.5 * _RECORD_TRIALS) / (self._trials + _RECORD_TRIALS)
+        """The share of this request's guesses that come true, all classes together; none yet: everyone's."""
+        return (self._hits + self.table.share * _RECORD_TRIALS) / (self._trials + _RECORD_TRIALS)

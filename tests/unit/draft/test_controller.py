@@ -222,6 +222,21 @@ def test_a_model_that_has_lost_is_tried_again_now_and_then() -> None:
     assert sum(sum(asked) for asked in late) * 0.01 <= 0.01 * 400 * 0.030, "one percent of the time"
 
 
+def test_a_new_request_begins_with_what_the_model_was_worth_to_others() -> None:
+    costs = StepCosts({1: 0.030, 8: 0.032})
+    model = Saying(chain(31), [0.9], cost=0.02)  # pays from two thirds on
+    controller = DraftController([], costs, [model])
+    first = Asking("first/0")
+    assert drafts_of(controller, first) == [None]
+    for _ in range(400):
+        drafts_of(controller, first)
+        first.tokens.append(first.tokens[-1] + 1)
+        controller.observe([first], 1, 0.030)
+    assert lengths(drafts_of(controller, Asking("next/0")))[0] >= 1
+    stranger = Asking("stranger/0", hints=DraftHints("another scope"))
+    assert drafts_of(controller, stranger) == [None]
+
+
 def test_scopes_learn_apart() -> None:
     """What one client's text did to the odds does not show in another's drafts."""
     costs = StepCosts({1: 0.010, 16: 0.030})
