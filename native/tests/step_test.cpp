@@ -13,10 +13,12 @@
 #include "api.h"
 #include "check.h"
 #include "counted_allocations.h"
-#if defined(__linux__)
+#include "tiny_model.h"
+
+#if defined(__linux__) && !defined(OUTPACE_SANITIZED) && !defined(OUTPACE_EMULATED)
+#define OUTPACE_COUNTS_SYSTEM_CALLS 1
 #include "counted_system_calls.h"
 #endif
-#include "tiny_model.h"
 
 namespace {
 
@@ -103,7 +105,7 @@ TEST(a_hot_step_allocates_nothing) {
   }
 }
 
-#if defined(__linux__) && !defined(OUTPACE_SANITIZED) && !defined(OUTPACE_EMULATED)
+#if defined(OUTPACE_COUNTS_SYSTEM_CALLS)
 struct SystemCalls {
   bool counted;
   int64_t number, last;
