@@ -235,16 +235,20 @@ class EngineLoop:
         if threading.current_thread() is self._thread:
             return
         try:
-            self._ended.wait()
+            self._wait_for_the_end()
         except BaseException:  # a second Ctrl-C; but an interpreter that ends amid a step aborts
-            self._ended.wait()
+            self._wait_for_the_end()
             raise
         self._thread.join()
 
     @property
     def is_running(self) -> bool:
         """Whether the engine's thread lives: False once closed."""
-        return not self._ended.is_set()
+        return self._thread.is_alive() and not self._ended.is_set()
+
+    def _wait_for_the_end(self) -> None:
+        while self.is_running:  # in a forked child the thread does not live, and never ends
+            self._ended.wait(1.0)
 
     def __enter__(self) -> EngineLoop:
         """Close at the end of a `with`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import threading
 import time
@@ -275,6 +276,21 @@ def test_an_interrupted_close_still_waits_for_the_step() -> None:
     assert not loop.is_running
     assert not loop.engine.has_work  # its thread has ended what it does
     second.join()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_forked_child_can_close_what_it_inherited(loop: EngineLoop) -> None:
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)  # ends it where it hangs
+        ended = False
+        try:
+            loop.close()
+            ended = not loop.is_running
+        finally:
+            os._exit(0 if ended else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert loop.is_running
 
 
 def test_a_failed_step_is_told_and_the_loop_goes_on(
