@@ -1,7 +1,6 @@
 // Model::step through api.h: a hot step allocates nothing and calls no system, and a batch that breaks the
 // contract is refused.
 #include <sys/mman.h>
-#include <sys/wait.h>
 
 #include <algorithm>
 #include <atomic>
@@ -12,6 +11,7 @@
 
 #include "api.h"
 #include "check.h"
+#include "child.h"
 #include "counted_allocations.h"
 #include "tiny_model.h"
 
@@ -116,17 +116,16 @@ SystemCalls system_calls_of(const outpace::ModelSpec& spec, const tiny::File& fi
   void* shared =
       mmap(nullptr, sizeof(SystemCalls), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   auto* found = new (shared) SystemCalls{false, -1, -1};
-  const pid_t child = fork();
-  if (child == 0) {
-    HotStep step(spec, file, options(c.threads, c.kv_format), c.sampled);
+  const int status = exit_status([&] {
+    // Never destroyed: its threads could not end.
+    auto& step = *new HotStep(spec, file, options(c.threads, c.kv_format), c.sampled);
     step.warm_up();
     found->counted = refuse_system_calls(c.threads > 1);
     if (found->counted) step.run(1000);
     *found = {found->counted, num_system_calls, last_system_call};
-    _exit(0);
-  }
-  int status = -1;
-  CHECK(child > 0 && waitpid(child, &status, 0) == child && status == 0, "the child ended with %d", status);
+    return 0;
+  });
+  CHECK(status == 0, "the child ended with %d", status);
   const SystemCalls result = *found;
   munmap(shared, sizeof(SystemCalls));
   return result;

@@ -1,8 +1,6 @@
 // The thread pool: every index once, whatever the sizes and the threads; idle is free; ends cleanly.
 #include <sched.h>
 #include <sys/resource.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -13,6 +11,7 @@
 
 #include "api.h"
 #include "check.h"
+#include "child.h"
 #include "thread_pool.h"
 
 namespace {
@@ -195,20 +194,6 @@ TEST(what_a_body_throws_comes_out_of_run) {
       CHECK(chained_regions(pool, 3) == 0);  // and nothing is left of it
     }
   }
-}
-
-// In a child, so that a hang or a crash of it is this test's failure and not its end.
-template <class Body>
-int exit_status(const Body& body) {
-  std::fflush(stdout);
-  const pid_t child = fork();
-  if (child == 0) {
-    alarm(20);
-    _exit(body());
-  }
-  int status = -1;
-  waitpid(child, &status, 0);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
 }
 
 #if !defined(OUTPACE_RACES) && !defined(OUTPACE_EMULATED)  // which allow a forked child no threads of its own

@@ -25,10 +25,9 @@ class ClassTable:
 
     def __init__(self, priors: Sequence[float]) -> None:
         self.shares = list(priors)  # per class, current
-        self.share = 0.5  # of all classes together, current
         self._hits = [share * _PRIOR_TRIALS for share in priors]
         self._trials = [_PRIOR_TRIALS] * len(priors)
-        self._all_hits, self._all_trials = self.share * _PRIOR_TRIALS, _PRIOR_TRIALS
+        self._all_hits, self._all_trials = 0.5 * _PRIOR_TRIALS, _PRIOR_TRIALS
 
     def count(self, index: int, hit: bool) -> None:
         """A guess of class `index` came true, or did not."""
@@ -45,7 +44,11 @@ class ClassTable:
             self._all_hits *= 0.5
         self._all_trials += 1.0
         self._all_hits += hit
-        self.share = self._all_hits / self._all_trials
+
+    @property
+    def share(self) -> float:
+        """The share of guesses that come true, all classes together; none yet: one half."""
+        return self._all_hits / self._all_trials
 
 
 class RequestRecord:

@@ -24,26 +24,26 @@ SHARED_ORDERS = (2, 4, 8)
 _LONGEST_END = 64  # tokens that are compared, TokenIndex::kLongest
 _UNBOUNDED = 1 << 30
 
-# The share of guesses that come true, by degree of length (the first column's tokens and more) and by
+# The share of guesses that come true, by degree of length (so many tokens and more) and by
 # agreement of what followed: one of few, at least half, all of several, nobody to compare with. As found in
 # 20,000 tokens of chat and code by three models; what a request's own guesses do soon outweighs it.
 _OWN_SHARES = (
-    (1, (0.10, 0.16, 0.54, 0.31)),
-    (2, (0.13, 0.17, 0.78, 0.47)),
-    (3, (0.15, 0.19, 0.87, 0.58)),
-    (4, (0.15, 0.26, 0.90, 0.67)),
-    (6, (0.15, 0.29, 0.95, 0.74)),
-    (8, (0.15, 0.34, 0.95, 0.78)),
-    (12, (0.20, 0.42, 0.96, 0.85)),
-    (16, (0.20, 0.50, 0.97, 0.90)),
-    (24, (0.20, 0.50, 0.97, 0.93)),
-    (32, (0.20, 0.60, 0.97, 0.95)),
-    (48, (0.30, 0.70, 0.97, 0.97)),
+    (0.10, 0.16, 0.54, 0.31),  # 1
+    (0.13, 0.17, 0.78, 0.47),  # 2
+    (0.15, 0.19, 0.87, 0.58),  # 3
+    (0.15, 0.26, 0.90, 0.67),  # 4
+    (0.15, 0.29, 0.95, 0.74),  # 6
+    (0.15, 0.34, 0.95, 0.78),  # 8
+    (0.20, 0.42, 0.96, 0.85),  # 12
+    (0.20, 0.50, 0.97, 0.90),  # 16
+    (0.20, 0.50, 0.97, 0.93),  # 24
+    (0.20, 0.60, 0.97, 0.95),  # 32
+    (0.30, 0.70, 0.97, 0.97),  # 48
 )
-_OWN_PRIORS = tuple(share for _, shares in _OWN_SHARES for share in shares)
+_OWN_PRIORS = tuple(share for shares in _OWN_SHARES for share in shares)
 # Other requests' short ends say half as much, their long ones the same.
 _SHARED_PRIORS = tuple(
-    share * (0.5 + 0.05 * degree) for degree, (_, shares) in enumerate(_OWN_SHARES) for share in shares
+    share * (0.5 + 0.05 * degree) for degree, shares in enumerate(_OWN_SHARES) for share in shares
 )
 assert len(_OWN_PRIORS) == len(_SHARED_PRIORS) == _native.num_suffix_classes
 

@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
-import numpy as np
 import pytest
+from asking import Asking
 
 from outpace.draft.controller import DraftController
 from outpace.draft.step_costs import StepCosts
-from outpace.types import Draft, DraftHints, DraftRequest, Int32Array, Proposal
+from outpace.types import Draft, DraftHints, DraftRequest, Proposal
 
 FLAT = StepCosts({1: 0.010, 16: 0.0101, 64: 0.0102})
 LINEAR = StepCosts({1: 0.010, 2: 0.020, 64: 0.640})  # as if computing were all
-
-
-@dataclass
-class Asking:
-    """As much of a request as the controller needs."""
-
-    key: str = "r/0"
-    tokens: list[int] = field(default_factory=lambda: list(range(10)))
-    hints: DraftHints = field(default_factory=DraftHints)
-    num_prompt_tokens: int = 10
-    num_cached_tokens: int = 0
-    index: int = 0
-
-    @property
-    def token_ids(self) -> Int32Array:
-        return np.asarray(self.tokens, np.int32)
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.tokens)
 
 
 class Saying:

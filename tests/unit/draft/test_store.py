@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from asking import Asking
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_controller import Asking
 
 from outpace.draft.log import TokenLog, model_folder, remove_orphans, tidy
 from outpace.draft.store import SharedText

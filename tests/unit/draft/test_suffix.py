@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-
 import numpy as np
 import pytest
+from asking import Asking
 
 from outpace import _native
 from outpace.draft.suffix import SHARED_ORDERS, SuffixProposer, as_proposals
-from outpace.types import DraftHints, Int32Array, Proposal
+from outpace.types import Proposal
 
 ONE_OF_FEW, HALF, ALL, ALONE = range(4)  # agreement of those places
 
 
-@dataclass
-class Text:
-    """As much of a request as a look-up needs."""
-
-    token_ids: Int32Array
-    key: str = "a request"
-    hints: DraftHints = field(default_factory=DraftHints)
-
-
-def own(token_ids: Sequence[int]) -> Proposal | None:
-    found = SuffixProposer().propose([Text(np.array(token_ids, np.int32))], [8])  # type: ignore[list-item]
+def own(token_ids: list[int]) -> Proposal | None:
+    found = SuffixProposer().propose([Asking(tokens=token_ids)], [8])
     return found[0][1] if found else None
 
 
