@@ -28,7 +28,7 @@ struct MemoryError : Error {
 enum class RopeKind { none, interleaved, half };
 enum class Activation { silu, gelu_tanh };
 enum class KVFormat { int8, f16 };
-enum class WeightFormat { keep, q8_0, q4_0 };
+enum class WeightFormat { keep, q8_0, q4_0 };  // q8_0, q4_0: what tensors of more bits become at load
 
 // Mirrors outpace.types.ModelSpec, which explains every field.
 struct ModelSpec {
@@ -56,7 +56,7 @@ struct TensorRef {
 };
 
 // Raised by whoever changes the bytes of packed tiles, or their order (kernels/tiles.h, weights.cpp).
-constexpr uint32_t kPackedLayout = 1;
+constexpr uint32_t kPackedLayout = 2;
 
 // Where packed weights are kept between loads; native/packed_cache.h has the file's format.
 struct PackedCache {
@@ -72,9 +72,10 @@ struct Options {
   std::string isa = "auto";             // or a tier's name: "portable", "avx2", "avxvnni", "amx", "neon", ...
   WeightFormat weight_format = WeightFormat::keep;
   KVFormat kv_format = KVFormat::int8;
-  int64_t num_blocks = 0;      // of the KV cache
-  int64_t max_rows = 512;      // in one step
-  int64_t max_tree_rows = 64;  // of them, in drafts that branch; each takes a block of address space
+  int64_t num_blocks = 0;         // of the KV cache
+  int64_t max_rows = 512;         // in one step
+  int64_t max_tree_rows = 64;     // of them, in drafts that branch; each takes a block of address space
+  int64_t num_output_tokens = 0;  // that it may choose, the first of the vocabulary; 0: all
   PackedCache packed;
 };
 
@@ -147,7 +148,7 @@ struct HeadBatch {
   const int32_t* head_tables = nullptr;   // [num_requests, head_table_width]
   const int32_t* max_tokens = nullptr;    // [num_requests]
   const Sampling* sampling = nullptr;     // [num_requests]
-  float least_chance = 0.0f;
+  const float* least_chances = nullptr;   // [HeadOutput::width]
 };
 
 // The guesses; outpace.types.HeadOutput explains every array. The caller allocates.

@@ -100,6 +100,7 @@ Options options_of(const nb::dict& d) {
   o.num_blocks = get<int64_t>(d, "num_blocks");
   o.max_rows = get<int64_t>(d, "max_rows");
   o.max_tree_rows = get<int64_t>(d, "max_tree_rows");
+  o.num_output_tokens = get<int64_t>(d, "num_output_tokens");
   o.packed.path = get<std::string>(d, "packed_path");
   o.packed.key = get<std::string>(d, "packed_key");
   o.packed.source = get<std::string>(d, "packed_source");
@@ -270,7 +271,8 @@ void guess(Model& model, const Array<const int32_t>& token_ids, const Array<cons
            const Array<const int32_t>& positions, const Array<const int32_t>& starts,
            const nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig>& block_tables,
            const nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig>& head_tables,
-           const Array<const int32_t>& max_tokens, const Array<const uint8_t>& sampling, float least_chance,
+           const Array<const int32_t>& max_tokens, const Array<const uint8_t>& sampling,
+           const Array<const float>& least_chances,
            const nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig>& out_token_ids,
            const Array<float>& out_chances, const Array<int32_t>& out_num_tokens) {
   const size_t requests = positions.size();
@@ -290,9 +292,9 @@ void guess(Model& model, const Array<const int32_t>& token_ids, const Array<cons
   b.head_table_width = static_cast<int64_t>(head_tables.shape(1));
   b.max_tokens = pointer(max_tokens, requests, "max_tokens");
   b.sampling = reinterpret_cast<const Sampling*>(pointer(sampling, requests * sizeof(Sampling), "sampling"));
-  b.least_chance = least_chance;
   HeadOutput out;
   out.width = static_cast<int64_t>(out_token_ids.shape(1));
+  b.least_chances = pointer(least_chances, out_token_ids.shape(1), "least_chances");
   out.token_ids = out_token_ids.data();
   out.chances = pointer(out_chances, requests * out_token_ids.shape(1), "out_chances");
   out.num_tokens = pointer(out_num_tokens, requests, "out_num_tokens");
@@ -333,7 +335,7 @@ NB_MODULE(_native, m) {
         nb::arg("token_ids"), nb::arg("options"));
   m.def("guess", &guess, nb::arg("model"), nb::arg("token_ids"), nb::arg("row_start"), nb::arg("positions"),
         nb::arg("starts"), nb::arg("block_tables"), nb::arg("head_tables"), nb::arg("max_tokens"),
-        nb::arg("sampling"), nb::arg("least_chance"), nb::arg("out_token_ids"), nb::arg("out_chances"),
+        nb::arg("sampling"), nb::arg("least_chances"), nb::arg("out_token_ids"), nb::arg("out_chances"),
         nb::arg("out_num_tokens"));
   m.def(
       "kv_bytes_per_block",

@@ -177,7 +177,7 @@ void DraftHead::pick_one(const HeadBatch& b, HeadOutput& output, int64_t row, fl
   output.token_ids[i * output.width + num_tokens] = at.token_id;
   output.chances[i * output.width + num_tokens] = chance;
   ++num_tokens;
-  at.open = num_tokens < b.max_tokens[i] && at.chance >= b.least_chance;
+  at.open = num_tokens < b.max_tokens[i] && at.chance >= b.least_chances[num_tokens];
 }
 
 }  // namespace outpace

@@ -304,7 +304,7 @@ void Forward::logits(const int64_t* rows, int64_t num_rows, float* logits) {
     if (spec_.logit_softcap > 0.0f) {
       pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
         for (int64_t i = first; i < last; ++i) {
-          kernels_.softcap(logits + i * padded_vocab(), spec_.logit_softcap, spec_.vocab_size);
+          kernels_.softcap(logits + i * padded_vocab(), spec_.logit_softcap, weights_.output.rows);
         }
       });
     }

@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstring>
+#include <limits>
 
 #include "api.h"
 #include "cpu.h"
@@ -68,7 +68,7 @@ struct Model::Impl {
         threads(shared ? std::move(shared)
                        : std::make_shared<ThreadPool>(std::max(1, opts.num_threads), opts.cores)),
         pool(*threads),
-        weights(Weights::load(spec, tensors, opts.weight_format, opts.packed, kernels, pool, progress)),
+        weights(Weights::load(spec, tensors, opts, kernels, pool, progress)),
         cache(spec, opts),
         trees(cache),
         forward(spec, weights, cache, kernels, pool) {}
@@ -159,9 +159,11 @@ void Model::Impl::step(const StepBatch& batch, StepOutput& output) {
 }
 
 void Model::Impl::sample_row(const StepBatch& b, StepOutput& output, int64_t row, float* row_logits) {
+  const int64_t num_tokens = weights.output.rows;
   if (output.logits != nullptr) {
-    std::memcpy(output.logits + row * spec.vocab_size, row_logits,
-                static_cast<size_t>(spec.vocab_size) * sizeof(float));
+    float* to = output.logits + row * spec.vocab_size;
+    std::copy_n(row_logits, num_tokens, to);
+    std::fill(to + num_tokens, to + spec.vocab_size, -std::numeric_limits<float>::infinity());
   }
   const int64_t request = rows[static_cast<size_t>(row)].request, first = first_sampled(b, request);
   if (b.sample[request] == 0 || row < first) return;
@@ -176,7 +178,7 @@ void Model::Impl::sample_row(const StepBatch& b, StepOutput& output, int64_t row
   if (!b.token_masks.empty() && b.token_masks[i].size != 0) {
     what.token_mask = b.token_masks[i].data + (row - first) * mask_words(spec.vocab_size);
   }
-  const Sampled sampled = sample(kernels, row_logits, spec.vocab_size, what);
+  const Sampled sampled = sample(kernels, row_logits, num_tokens, what);
   if (std::isnan(row_logits[sampled.token_id])) not_a_number = true;
   chosen[static_cast<size_t>(row)] = sampled.token_id;
   const int64_t at = request * output.width + row - first;

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <utility>
 
+#include "aligned.h"
 #include "file.h"
 #include "kernels/f16.h"
 #include "packed_cache.h"
@@ -42,14 +43,22 @@ const FileType& file_type(Format format) {
                        [&](const FileType& type) { return type.format == format; });
 }
 
+// What a tensor of `type` becomes: blocks of the format asked for where those are smaller.
+Format packed_format(const FileType& type, WeightFormat wanted, int64_t columns) {
+  if (wanted == WeightFormat::keep || columns % kGroup != 0) return type.format;
+  const FileType& to = file_type(wanted == WeightFormat::q8_0 ? Format::q8_0 : Format::q4_0);
+  return to.block_bytes * type.block_columns < type.block_bytes * to.block_columns ? to.format : type.format;
+}
+
 class Loader {
  public:
   Loader(const ModelSpec& spec, const std::vector<TensorRef>& tensors, WeightFormat weight_format,
-         const PackedCache& packed, const Kernels& kernels, ThreadPool& pool, const Model::Progress& progress,
-         bool is_head = false)
+         int64_t num_output_tokens, const PackedCache& packed, const Kernels& kernels, ThreadPool& pool,
+         const Model::Progress& progress, bool is_head = false)
       : spec_(spec),
         is_head_(is_head),
         weight_format_(weight_format),
+        num_output_tokens_(num_output_tokens),
         packed_(packed),
         kernels_(kernels),
         pool_(pool),
@@ -70,13 +79,13 @@ class Loader {
     for (const Planned& p : planned_) {
       p.matrix->data = at;
       at += p.matrix->total_bytes();
-      if (p.matrix != &w.embed || spec_.tied_embeddings) {
+      if (p.matrix != &w.embed && p.matrix != &w.output)
         w.step_bytes += static_cast<uint64_t>(p.matrix->total_bytes());
-      }
       if (!found) fill(p);
     }
-    w.step_bytes += vector_bytes_;
     if (spec_.tied_embeddings) w.output = w.embed;
+    if (num_output_tokens_ > 0) w.output.rows = std::min(w.output.rows, num_output_tokens_);
+    w.step_bytes += static_cast<uint64_t>(w.output.total_bytes()) + vector_bytes_;
     if (found)
       w.packed_state = "hit";
     else if (write_packed(packed_, w.tiles, pool_, pause, w.packed_note))
@@ -143,11 +152,7 @@ class Loader {
             static_cast<uint64_t>(rows * (columns / type.block_columns) * type.block_bytes)) {
       throw Error("tensor '" + name + "' does not have the bytes that its type and shape ask for");
     }
-    Format format = type.format;
-    if (is_float(format) && weight_format_ != WeightFormat::keep && columns % kGroup == 0) {
-      format = weight_format_ == WeightFormat::q8_0 ? Format::q8_0 : Format::q4_0;
-    }
-    out = tile_shape(format, rows, columns);
+    out = tile_shape(packed_format(type, weight_format_, columns), rows, columns);
     planned_.push_back({&out, tensor, type.format});
   }
 
@@ -221,12 +226,15 @@ class Loader {
     const auto row_bytes = static_cast<uint64_t>(m.columns / in.block_columns * in.block_bytes);
     const auto packed_bytes = static_cast<uint64_t>(m.columns / packed.block_columns * packed.block_bytes);
     const bool convert = p.file_format != m.format;
+    const TileMatrix original = tile_shape(p.file_format, kStrip, m.columns);
     const File& source = file(p.tensor->path);
     const int64_t grain = std::max<int64_t>(1, static_cast<int64_t>((512 << 10) / (row_bytes * kStrip)));
     std::mutex mutex;
     std::string error;
     pool_.run([&](int) {
       std::vector<uint8_t> bytes(row_bytes * kStrip * static_cast<uint64_t>(grain));
+      LineVector<uint8_t> strip(convert ? static_cast<size_t>(original.strip_bytes) : 0);
+      LineVector<float> weights(convert ? static_cast<size_t>(m.columns) : 0);
       std::vector<uint8_t> blocks(convert ? packed_bytes * kStrip : 0);
       pool_.parallel(m.num_strips(), grain, [&](int64_t first, int64_t last) {
         try {
@@ -241,10 +249,17 @@ class Loader {
                 const int64_t r = s * kStrip + o;
                 const uint8_t* data = bytes.data() + static_cast<uint64_t>(r - row) * row_bytes;
                 rows_of_strip[o] = r < m.rows ? data : nullptr;
-                if (!convert || r >= m.rows) continue;
-                uint8_t* block = blocks.data() + static_cast<uint64_t>(o) * packed_bytes;
-                kernels_.quantize_weights(p.file_format, m.format, data, m.columns, block);
-                rows_of_strip[o] = block;
+              }
+              if (convert) {  // what packs and unpacks every format is there: by way of it
+                TileMatrix from = original;
+                from.data = strip.data();
+                kernels_.pack_strip(from, rows_of_strip, from.data);
+                for (int o = 0; o < kStrip && rows_of_strip[o] != nullptr; ++o) {
+                  uint8_t* block = blocks.data() + static_cast<uint64_t>(o) * packed_bytes;
+                  kernels_.dequantize_row(from, o, weights.data());
+                  kernels_.quantize_weights(m.format, weights.data(), m.columns, block);
+                  rows_of_strip[o] = block;
+                }
               }
               kernels_.pack_strip(m, rows_of_strip, m.data + s * m.strip_bytes);
             }
@@ -271,6 +286,7 @@ class Loader {
   const ModelSpec& spec_;
   const bool is_head_;
   const WeightFormat weight_format_;
+  const int64_t num_output_tokens_;
   const PackedCache& packed_;
   const Kernels& kernels_;
   ThreadPool& pool_;
@@ -284,17 +300,18 @@ class Loader {
 
 }  // namespace
 
-Weights Weights::load(const ModelSpec& spec, const std::vector<TensorRef>& tensors,
-                      WeightFormat weight_format, const PackedCache& packed, const Kernels& kernels,
-                      ThreadPool& pool, const Model::Progress& progress) {
-  return Loader(spec, tensors, weight_format, packed, kernels, pool, progress).load();
+Weights Weights::load(const ModelSpec& spec, const std::vector<TensorRef>& tensors, const Options& options,
+                      const Kernels& kernels, ThreadPool& pool, const Model::Progress& progress) {
+  return Loader(spec, tensors, options.weight_format, options.num_output_tokens, options.packed, kernels,
+                pool, progress)
+      .load();
 }
 
 Weights Weights::load_head(const ModelSpec& spec, const std::vector<TensorRef>& tensors,
                            WeightFormat weight_format, const Kernels& kernels, ThreadPool& pool) {
   const PackedCache nowhere;
   const Model::Progress nobody;
-  return Loader(spec, tensors, weight_format, nowhere, kernels, pool, nobody, true).load();
+  return Loader(spec, tensors, weight_format, 0, nowhere, kernels, pool, nobody, true).load();
 }
 
 }  // namespace outpace

@@ -20,7 +20,7 @@ struct LayerWeights {
 };
 
 struct Weights {
-  TileMatrix embed, output;  // the same tiles where the embeddings are tied
+  TileMatrix embed, output;  // the same tiles where the embeddings are tied; `output` has the first ones
   TileMatrix fc;             // of a draft head, which has it instead of embeddings, see draft_head.h
   std::vector<float> output_norm;
   std::vector<LayerWeights> layers;
@@ -32,9 +32,8 @@ struct Weights {
 
   // Reads and repacks every tensor, or takes the tiles from the cache of packed weights. Throws Error that
   // names the tensor where one is missing, has another shape than the spec's, or cannot be read.
-  static Weights load(const ModelSpec& spec, const std::vector<TensorRef>& tensors,
-                      WeightFormat weight_format, const PackedCache& packed, const Kernels& kernels,
-                      ThreadPool& pool, const Model::Progress& progress);
+  static Weights load(const ModelSpec& spec, const std::vector<TensorRef>& tensors, const Options& options,
+                      const Kernels& kernels, ThreadPool& pool, const Model::Progress& progress);
 
   // The same of a draft head.
   static Weights load_head(const ModelSpec& spec, const std::vector<TensorRef>& tensors,

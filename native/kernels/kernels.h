@@ -62,8 +62,8 @@ struct Kernels {
   void (*dequantize_row)(const TileMatrix& weights, int64_t row, float* out);
   // Rows in the file's layout -> one strip. rows[i] points to the bytes of output i, or is null.
   void (*pack_strip)(const TileMatrix& weights, const uint8_t* const rows[kStrip], uint8_t* strip);
-  // A row of floats in the file (f32, f16, bf16) -> blocks of q8_0 or q4_0 as in a GGUF file.
-  void (*quantize_weights)(Format from, Format to, const uint8_t* row, int64_t columns, uint8_t* out);
+  // A row of floats -> blocks of q8_0 or q4_0 as in a GGUF file.
+  void (*quantize_weights)(Format to, const float* row, int64_t columns, uint8_t* out);
 
   // One row of activations; n is a multiple of 32 or of 256, the pointers of `out` are those of the row.
   void (*quantize_32)(const float* x, int64_t n, const Quantized& out);

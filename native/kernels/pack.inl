@@ -292,26 +292,12 @@ void dequantize_row(const TileMatrix& m, int64_t row, float* out) {
   }
 }
 
-OUTPACE_INLINE float file_float(Format f, const uint8_t* row, int64_t k) {
-  uint32_t word = 0;
-  if (f == Format::f32) {
-    std::memcpy(&word, row + 4 * k, 4);
-  } else if (f == Format::bf16) {
-    word = static_cast<uint32_t>(load_u16(row + 2 * k)) << 16;
-  } else {
-    return f16_to_f32(load_u16(row + 2 * k));
-  }
-  float x;
-  std::memcpy(&x, &word, 4);
-  return x;
-}
-
 // As ggml's quantize_row_q8_0 and quantize_row_q4_0: the largest weight of 32 sets the scale.
-void quantize_weights(Format from, Format to, const uint8_t* row, int64_t columns, uint8_t* out) {
+void quantize_weights(Format to, const float* row, int64_t columns, uint8_t* out) {
   for (int64_t g = 0; g < columns / kGroup; ++g) {
-    float x[32], largest = 0.0f, signed_largest = 0.0f;
+    const float* x = row + g * kGroup;
+    float largest = 0.0f, signed_largest = 0.0f;
     for (int i = 0; i < 32; ++i) {
-      x[i] = file_float(from, row, g * kGroup + i);
       const float size = x[i] < 0 ? -x[i] : x[i];
       if (size > largest) {
         largest = size;

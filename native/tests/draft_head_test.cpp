@@ -62,7 +62,7 @@ struct Batch {
   std::vector<int32_t> block_tables{0, 1, 2, 4, -1, -1}, head_tables{3, 0, 5, 2}, max_tokens{5, 6};
   std::vector<outpace::Sampling> sampling{2, {7, 0.0f, 1.0f, 0.0f, 1.0f, 0.0f, 0.0f, 0, -1, 0, 0}};
   std::vector<int32_t> out_token_ids, out_num_tokens;
-  std::vector<float> out_chances;
+  std::vector<float> least_chances = std::vector<float>(kWidth), out_chances;
   outpace::HeadBatch batch;
   outpace::HeadOutput output;
 
@@ -86,6 +86,7 @@ struct Batch {
     batch.head_tables = head_tables.data();
     batch.max_tokens = max_tokens.data();
     batch.sampling = sampling.data();
+    batch.least_chances = least_chances.data();
     out_token_ids.assign(2 * kWidth, -1);
     out_chances.assign(2 * kWidth, -1.0f);
     out_num_tokens.assign(2, -1);
@@ -120,10 +121,10 @@ TEST(all_tiers_and_threads_guess_alike) {
 TEST(unlikely_guesses_are_not_followed) {
   WithHead with(2);
   Batch b;
-  b.batch.least_chance = 0.9f;
+  b.least_chances = {0.0f, 0.0f, 0.9f, 0.9f, 0.9f, 0.9f, 0.9f, 0.9f};
   b.link();
   with.model->guess(b.batch, b.output);
-  CHECK(b.out_num_tokens == (std::vector<int32_t>{1, 1}));
+  CHECK(b.out_num_tokens == (std::vector<int32_t>{2, 2}));
 }
 
 TEST(a_hot_guess_allocates_nothing) {

@@ -25,8 +25,8 @@ std::vector<float> last_logits(const outpace::ModelSpec& spec, const tiny::File&
   outpace::Options options = like;
   options.num_blocks = tiny::kBlocks;
   outpace::ThreadPool pool(threads);
-  const outpace::Weights weights = outpace::Weights::load(spec, file.tensors(), options.weight_format,
-                                                          options.packed, kernels, pool, nullptr);
+  const outpace::Weights weights =
+      outpace::Weights::load(spec, file.tensors(), options, kernels, pool, nullptr);
   outpace::KVCache cache(spec, options);
   outpace::Forward forward(spec, weights, cache, kernels, pool);
   const int32_t table[tiny::kBlocks] = {5, 2, 7, 0, 1, 6, 3, 4};

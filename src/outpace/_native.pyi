@@ -85,7 +85,7 @@ def guess(
     head_tables: NDArray[np.int32],
     max_tokens: NDArray[np.int32],
     sampling: NDArray[np.uint8],
-    least_chance: float,
+    least_chances: NDArray[np.float32],
     out_token_ids: NDArray[np.int32],
     out_chances: NDArray[np.float32],
     out_num_tokens: NDArray[np.int32],

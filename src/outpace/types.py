@@ -148,7 +148,7 @@ class TensorRef:
 
 
 WeightFormat = Literal["keep", "q8_0", "q4_0"]
-"""What float matrices become at load; matrices that are quantized in the file stay as they are."""
+"""What matrices of more bits than that become at load; others stay as they are in the file."""
 
 KVFormat = Literal["int8", "f16"]
 
@@ -417,7 +417,9 @@ class HeadBatch:
     head_block_tables: Int32Array  # [num_requests, width] in its own, of the positions that it has read
     max_tokens: Int32Array  # [num_requests] guesses at most, at least 1
     sampling: NDArray[np.void]  # [num_requests] of SAMPLING_DTYPE; penalties count for nothing
-    least_chance: float  # where the chance that all guesses so far are right is lower, none follows
+    least_chances: (
+        Float32Array  # [>= max max_tokens] after d guesses: of a lower chance together, none follows
+    )
 
 
 @dataclass(slots=True)
@@ -529,6 +531,19 @@ class Proposer(Protocol):
 
 class ComputingProposer(Proposer, Protocol):
     """A proposer whose guesses cost time: it is asked for as many as pay."""
+
+    def propose(
+        self,
+        requests: Sequence[DraftRequest],
+        max_tokens: Sequence[int],
+        least_chances: Sequence[float] = (),
+    ) -> Sequence[tuple[int, Proposal]]:
+        """As any proposer, but for guesses of too little chance.
+
+        After d of them it makes no further one where all are right with a chance below `least_chances[d]`, as
+        it sees them.
+        """
+        ...
 
     def seconds(self, num_requests: int) -> float:
         """What one more token for each of so many requests costs."""

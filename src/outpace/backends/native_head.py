@@ -80,7 +80,7 @@ class NativeDraftHead:
                 batch.head_block_tables,
                 batch.max_tokens,
                 batch.sampling.view(np.uint8),
-                batch.least_chance,
+                batch.least_chances,
                 output.token_ids,
                 output.chances,
                 output.num_tokens,

@@ -67,7 +67,9 @@ class EngineFlags:
     ] = None
     weight_format: Annotated[
         Literal["keep", "q8_0", "q4_0"] | None,
-        typer.Option(help="What float weights become at load.", rich_help_panel=ENGINE_PANEL),
+        typer.Option(
+            help="What weights of more bits than that become at load.", rich_help_panel=ENGINE_PANEL
+        ),
     ] = None
     kv_format: Annotated[
         Literal["int8", "f16"] | None,

@@ -85,9 +85,5 @@ def create(
         from outpace.draft.draft_model import ModelProposer
 
         backend, own = model
-        # A guess that takes longer than what it saves, times its chance, is not worth making.
-        least = min(0.9, own.seconds(1) / costs.seconds(1))
-        models.append(
-            ModelProposer(backend, own, least_chance=least, max_batch_tokens=config.max_batch_tokens)
-        )
+        models.append(ModelProposer(backend, own, max_batch_tokens=config.max_batch_tokens))
     return DraftController(proposers, costs, models)

@@ -85,8 +85,8 @@ class DraftController:
         if len(requests) == 1 and self._rests(requests[0]):
             return _NOTHING
         states = [self._state(request) for request in requests]
-        for index in range(self._num_lookups):
-            self._ask(index, requests, states, rooms)
+        for index, proposer in enumerate(self._proposers[: self._num_lookups]):
+            self._note(index, states, proposer.propose(requests, rooms))
         if not self._models and not any(state.candidates for state in states):
             for state in states:
                 state.num_idle += 1
@@ -159,19 +159,13 @@ class DraftController:
         self._tables[scope] = tables
         return tables
 
-    def _ask(
-        self,
-        index: int,
-        requests: Sequence[DraftRequest],
-        states: Sequence[_State],
-        max_tokens: Sequence[int],
-    ) -> None:
-        proposer = self._proposers[index]
-        for i, proposal in proposer.propose(requests, max_tokens):
+    def _note(self, index: int, states: Sequence[_State], proposals: Sequence[tuple[int, Proposal]]) -> None:
+        """What a proposer gave for some of the states' requests."""
+        name = self._proposers[index].name
+        for i, proposal in proposals:
             if proposal.token_ids:
                 record = states[i].records[index]
-                chances = record.path_shares(proposal)
-                states[i].candidates.append(_Candidate(proposer.name, record, proposal, chances))
+                states[i].candidates.append(_Candidate(name, record, proposal, record.path_shares(proposal)))
 
     def _ask_model(
         self,
@@ -187,20 +181,28 @@ class DraftController:
         model, index = self._models[number], self._num_lookups + number
         shares = [state.records[index].share for state in states]
         setups = [_setup(model, request) for request in requests]
-        depth, asked = choice.depth_that_pays(best, shares, model, setups, rate)
-        if not depth:
+        order = choice.order_that_pays(best, shares, model, setups, rate)
+        if order is None:
             cost = _PROBE_DEPTH * model.seconds(1) + model.setup_seconds(requests[0])
             if self._since_probe * _PROBE_SHARE < cost:
                 return False
-            depth, asked = _PROBE_DEPTH, [0]
+            order = _Order([0], [0.0] * _PROBE_DEPTH)
             self._since_probe = 0.0
-        self._ask(
-            index,
-            [requests[i] for i in asked],
-            [states[i] for i in asked],
-            [min(depth, rooms[i]) for i in asked],
+        proposals = model.propose(
+            [requests[i] for i in order.asked],
+            [min(len(order.least_chances), rooms[i]) for i in order.asked],
+            order.least_chances,
         )
+        self._note(index, [states[i] for i in order.asked], proposals)
         return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What a proposer that computes is asked for."""
+
+    asked: list[int]  # the requests
+    least_chances: list[float]  # that all so far are right, for another one; as many as tokens at most
 
 
 def _setup(model: ComputingProposer, request: DraftRequest) -> float:
@@ -261,19 +263,21 @@ class _Choice:
         best = next(count for count, rate in enumerate(rates) if rate >= enough)
         return owners[:best], rates[best]
 
-    def depth_that_pays(
+    def order_that_pays(
         self,
         best: Sequence[_Candidate | None],
         shares: Sequence[float],
         model: ComputingProposer,
         setups: Sequence[float],
         rate: float,
-    ) -> tuple[int, list[int]]:
-        """How many tokens to ask a proposer for that computes, and for whom; 0: for nobody.
+    ) -> _Order | None:
+        """For whom to ask a proposer that computes, and for how many tokens; None: for nobody.
 
         For each request, `shares`: of the model's guesses, how many come true; `setups`: seconds beyond them.
+        The depth that pays on average is that of every guess alike: a model sees which ones are better, and
+        makes more of them than of others.
         """
-        found = (0, list[int]())
+        found: tuple[list[int], int, float] | None = None
         for depth in range(1, _MODEL_DEPTH + 1):
             asked: list[int] = []
             tokens, num_drafts = float(self._num_requests), 0
@@ -290,10 +294,30 @@ class _Choice:
             if not asked:
                 continue
             setup = sum(setups[i] for i in asked)
-            now = tokens / (self._seconds(num_drafts) + depth * model.seconds(len(asked)) + setup)
+            seconds = self._seconds(num_drafts) + depth * model.seconds(len(asked))
+            now = tokens / (seconds + setup)
             if now > rate:
-                rate, found = now, (depth, asked)
-        return found
+                rate, found = now, (asked, depth, num_drafts)
+        if found is None:
+            return None
+        asked, depth, num_drafts = found
+        count = len(asked)
+        # A token more of each costs that many seconds, and is worth as many at the rate that there is now.
+        share = sum(shares[i] for i in asked) / count
+        per_second = rate / (count * share)
+        row_seconds = [
+            self._seconds(num_drafts + deeper * count) - self._seconds(num_drafts + (deeper - 1) * count)
+            for deeper in range(1, _MODEL_DEPTH + 1 - depth)
+        ]
+        # Up to that depth they pay together, whatever each does.
+        average = (self._seconds(num_drafts) - self._base) / depth
+        return _Order(
+            asked,
+            [
+                min(1.0, (seconds + model.seconds(count)) * per_second)
+                for seconds in [average] * depth + row_seconds
+            ],
+        )
 
 
 def _learn(request: DraftRequest, state: _State) -> None:

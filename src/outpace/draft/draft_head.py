@@ -25,7 +25,6 @@ _OVERHEAD = 5e-5  # seconds of a call outside of the head's rows
 _MOST_ROWS = 64  # whose cost is known; more cost as many times that
 _SPEED_RATE = 0.1  # of a new observation
 _FARTHEST = 3.0  # a call that took longer than this, relatively, was disturbed: it counts as that
-_LEAST_CHANCE = 0.05  # that all guesses come true, below which none is worth its row
 
 
 @dataclass(slots=True)
@@ -35,6 +34,10 @@ class _Sequence:
     start: int  # the request's first token that it has read
     num_read: int  # tokens, from the request's first one on, up to which it has read
     block_ids: list[int] = field(default_factory=list[int])
+
+    def room(self, request: DraftRequest) -> int:
+        """For how many guesses its blocks have room."""
+        return len(self.block_ids) * BLOCK_SIZE - (request.num_tokens - self.start)
 
 
 class HeadProposer:
@@ -80,19 +83,24 @@ class HeadProposer:
     # --- guessing ---------------------------------------------------------------------------------
 
     def propose(
-        self, requests: Sequence[DraftRequest], max_tokens: Sequence[int]
+        self,
+        requests: Sequence[DraftRequest],
+        max_tokens: Sequence[int],
+        least_chances: Sequence[float] = (),
     ) -> Sequence[tuple[int, Proposal]]:
-        """See `outpace.types.Proposer`."""
+        """See `outpace.types.ComputingProposer`."""
         asked: list[int] = []
+        rooms: list[int] = []
         sequences: list[_Sequence] = []
         for i, (request, most) in enumerate(zip(requests, max_tokens, strict=True)):
             sequence = self._settled(request, most) if most > 0 else None
             if sequence is not None:
                 asked.append(i)
+                rooms.append(min(most, sequence.room(request)))
                 sequences.append(sequence)
         if not asked:
             return []
-        batch = _batch([requests[i] for i in asked], sequences, [max_tokens[i] for i in asked])
+        batch = _batch([requests[i] for i in asked], sequences, rooms, least_chances)
         started = perf_counter()
         out = self._head.guess(batch)
         took = perf_counter() - started
@@ -111,7 +119,7 @@ class HeadProposer:
         ]
 
     def _settled(self, request: DraftRequest, num_guesses: int) -> _Sequence | None:
-        """The request's sequence, with room for guesses; None where there is none."""
+        """The request's sequence, with as much room for guesses as there is; None where there is none."""
         sequence = self._sequences.get(request.key)
         end = request.num_tokens + num_guesses
         if (
@@ -125,10 +133,9 @@ class HeadProposer:
         # The last token is always read again: what follows it is the question.
         sequence.num_read = min(sequence.num_read, request.num_tokens - 1)
         missing = -(-(end - sequence.start) // BLOCK_SIZE) - len(sequence.block_ids)
-        if missing > len(self._free_blocks):
-            return None
-        sequence.block_ids += [self._free_blocks.pop() for _ in range(missing)]
-        return sequence
+        found = min(missing, len(self._free_blocks))
+        sequence.block_ids += [self._free_blocks.pop() for _ in range(found)]
+        return sequence if sequence.room(request) > 0 else None
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -144,7 +151,10 @@ class HeadProposer:
 
 
 def _batch(
-    requests: Sequence[DraftRequest], sequences: Sequence[_Sequence], max_tokens: Sequence[int]
+    requests: Sequence[DraftRequest],
+    sequences: Sequence[_Sequence],
+    max_tokens: Sequence[int],
+    least_chances: Sequence[float],
 ) -> HeadBatch:
     unread = [
         request.token_ids[sequence.num_read :] for request, sequence in zip(requests, sequences, strict=True)
@@ -158,7 +168,7 @@ def _batch(
         head_block_tables=_tables([sequence.block_ids for sequence in sequences]),
         max_tokens=np.array(max_tokens, np.int32),
         sampling=np.concatenate([request.sampling_record for request in requests]),
-        least_chance=_LEAST_CHANCE,
+        least_chances=np.array([*least_chances, *[0.0] * max(max_tokens)], np.float32),
     )
 
 

@@ -44,6 +44,10 @@ class _Sequence:
     guesses: list[int] = field(default_factory=list[int])  # that it has read beyond them
     block_ids: list[int] = field(default_factory=list[int])
 
+    def room(self, request: DraftRequest) -> int:
+        """For how many guesses its blocks have room."""
+        return len(self.block_ids) * BLOCK_SIZE - (request.num_tokens - self.start)
+
 
 @dataclass(slots=True)
 class _Guess:
@@ -59,20 +63,14 @@ class _Guess:
 
 
 class ModelProposer:
-    """Runs `backend`, whose steps cost `costs`, ahead; a `outpace.types.ComputingProposer`.
-
-    `least_chance`: where the chance that all guesses so far are right is lower, no further one is made.
-    """
+    """Runs `backend`, whose steps cost `costs`, ahead; a `outpace.types.ComputingProposer`."""
 
     name = "model"
     priors: Sequence[float] = tuple((index + 0.5) / _NUM_CLASSES for index in range(_NUM_CLASSES))
 
-    def __init__(
-        self, backend: Backend, costs: StepCosts, *, least_chance: float, max_batch_tokens: int
-    ) -> None:
+    def __init__(self, backend: Backend, costs: StepCosts, *, max_batch_tokens: int) -> None:
         self._backend = backend
         self._costs = costs
-        self._least_chance = least_chance
         self._max_rows = max_batch_tokens
         self._context = min(CONTEXT, backend.spec.max_context, backend.num_blocks * BLOCK_SIZE)
         self._window = min(WINDOW, self._context // 2)
@@ -97,29 +95,32 @@ class ModelProposer:
     # --- guessing ---------------------------------------------------------------------------------
 
     def propose(
-        self, requests: Sequence[DraftRequest], max_tokens: Sequence[int]
+        self,
+        requests: Sequence[DraftRequest],
+        max_tokens: Sequence[int],
+        least_chances: Sequence[float] = (),
     ) -> Sequence[tuple[int, Proposal]]:
-        """See `outpace.types.Proposer`."""
+        """See `outpace.types.ComputingProposer`."""
         open_ = [
-            _Guess(i, request, sequence, most)
+            _Guess(i, request, sequence, min(most, sequence.room(request)))
             for i, (request, most) in enumerate(zip(requests, max_tokens, strict=True))
             if most > 0 and (sequence := self._settled(request, most)) is not None
         ]
-        made = open_
+        made, least = open_, [*least_chances, *[0.0] * max(max_tokens)]
         self._read(open_)
         while open_:
             self._step(open_)
             open_ = [
                 guess
                 for guess in open_
-                if len(guess.token_ids) < guess.max_tokens and guess.chance >= self._least_chance
+                if len(guess.token_ids) < guess.max_tokens and guess.chance >= least[len(guess.token_ids)]
             ]
         return [(guess.index, Proposal(guess.token_ids, guess.classes)) for guess in made]
 
     def _settled(self, request: DraftRequest, num_guesses: int) -> _Sequence | None:
-        """The request's sequence, with room for guesses and with what came true of the last ones.
+        """The request's sequence, with what came true of its guesses and as much room for new as there is.
 
-        None where there is no room, or where the text has tokens that the model lacks.
+        None where there is none, or where the text has tokens that the model lacks.
         """
         sequence = self._sequences.get(request.key)
         if sequence is not None:
@@ -140,11 +141,11 @@ class ModelProposer:
         # The last token is always read again: what follows it is the question.
         sequence.num_computed = min(sequence.num_computed, request.num_tokens - 1)
         missing = -(-(end - sequence.start) // BLOCK_SIZE) - len(sequence.block_ids)
-        if missing > len(self._free_blocks):
-            return None
-        sequence.block_ids += [self._free_blocks.pop() for _ in range(missing)]
+        found = min(missing, len(self._free_blocks))
+        sequence.block_ids += [self._free_blocks.pop() for _ in range(found)]
         unread = request.token_ids[sequence.num_computed :]
-        return sequence if int(unread.max()) < self._backend.spec.vocab_size else None
+        known = int(unread.max()) < self._backend.spec.vocab_size
+        return sequence if known and sequence.room(request) > 0 else None
 
     def _restarted(self, request: DraftRequest) -> _Sequence:
         self.finish(request)

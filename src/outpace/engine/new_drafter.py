@@ -81,7 +81,7 @@ def _load(
         max_tree_tokens=0,
         draft_head="",
     )
-    return backends.create(checkpoint, own, threads_of=backend)
+    return backends.create_draft_model(checkpoint, own, backend)
 
 
 def _check_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:

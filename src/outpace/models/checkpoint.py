@@ -6,6 +6,7 @@ the right shape and of a type that Outpace runs.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from outpace.errors import ModelFormatError, ModelNotFoundError, UnsupportedModelError
 from outpace.models import names
 from outpace.models.architectures import FAMILIES, expected_tensors
-from outpace.models.ggml_types import FLOAT_DTYPES, SUPPORTED_DTYPES
+from outpace.models.ggml_types import FLOAT_DTYPES, GGML_TYPES, SUPPORTED_DTYPES
 from outpace.models.gguf import GGUFTensor, is_gguf
 from outpace.models.gguf_spec import spec_from_gguf
 from outpace.models.gguf_split import read_gguf_model
@@ -26,8 +27,7 @@ from outpace.types import ModelSpec, TensorRef, WeightFormat
 __all__ = ["Checkpoint", "GGUFTokenizer", "HFTokenizer", "TokenizerSource", "open_checkpoint"]
 
 _PART = re.compile(r"-00001-of-\d{5}$")
-_FLOAT_BITS = {"F32": 32, "F16": 16, "BF16": 16}  # of what is converted; blocks of fewer bits stay
-_BITS_PER_WEIGHT: dict[WeightFormat, float] = {"keep": 32, "q8_0": 8.5, "q4_0": 4.5}
+_BITS_PER_WEIGHT = {each.name: each.block_bytes * 8 / each.block_size for each in GGML_TYPES.values()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +47,13 @@ class Checkpoint:
 
     def weight_bytes(self, weight_format: WeightFormat) -> int:
         """What the weights take in memory once they are of that format, within a few percent."""
-        bits = _BITS_PER_WEIGHT[weight_format]
-        total = 0.0
-        for tensor in self.tensors.values():
-            own_bits = _FLOAT_BITS.get(tensor.dtype)
-            total += tensor.num_bytes * (1.0 if own_bits is None else min(1.0, bits / own_bits))
-        return int(total)
+        most = _BITS_PER_WEIGHT.get(weight_format.upper(), math.inf)
+        return int(
+            sum(
+                tensor.num_bytes * min(1.0, most / _BITS_PER_WEIGHT[tensor.dtype])
+                for tensor in self.tensors.values()
+            )
+        )
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

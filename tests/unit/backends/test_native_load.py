@@ -1,7 +1,8 @@
-"""Loading into the native core: what is wrong with a file is named; floats are quantized on request."""
+"""Loading into the native core: what is wrong with a file is named; weights take fewer bits on request."""
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,17 +16,20 @@ from outpace.config import resolve_engine_config
 from outpace.errors import BackendError
 from outpace.models.checkpoint import Checkpoint, open_checkpoint
 from outpace.types import TensorRef, WeightFormat
-from stepping import Rows, make_batch, run_logits
+from stepping import Rows, greedy, make_batch, run_logits
 from tiny_checkpoint import TinyFactory
+from tiny_gguf import write_gguf
 
 TOKENS = np.random.default_rng(5).integers(0, 300, 60).tolist()
 
 
-def load(checkpoint: Checkpoint, weight_format: WeightFormat = "keep") -> NativeBackend:
+def load(
+    checkpoint: Checkpoint, weight_format: WeightFormat = "keep", num_output_tokens: int = 0
+) -> NativeBackend:
     config = resolve_engine_config(
         checkpoint.spec, {"kv_cache_bytes": 4 << 20, "num_threads": 2, "weight_format": weight_format}
     )
-    return NativeBackend(checkpoint, config)
+    return NativeBackend(checkpoint, config, num_output_tokens=num_output_tokens)
 
 
 def with_tensor(checkpoint: Checkpoint, name: str, **changes: object) -> Checkpoint:
@@ -102,3 +106,65 @@ def test_float_weights_are_quantized_as_a_gguf_file_would_be(
     assert quantized.description["memory_bytes"] == from_file.description["memory_bytes"]
     quantized.close()
     from_file.close()
+
+
+@pytest.mark.parametrize(
+    ("variant", "dtype"),
+    [("qwen2", dtype) for dtype in ("F16", "BF16", "Q4_1", "Q5_0", "Q5_1", "Q8_0")]
+    + [("qwen2-k", dtype) for dtype in ("Q5_K", "Q6_K")],
+)
+def test_blocks_of_more_bits_become_what_their_weights_would(
+    tiny_checkpoint: TinyFactory, tmp_path: Path, variant: str, dtype: str
+) -> None:
+    made = tiny_checkpoint(variant, "gguf", dtype)
+    held = copy.deepcopy(made.model)  # of exactly the file's weights
+    expected = open_checkpoint(write_gguf(held, tmp_path / "q4_0.gguf", "Q4_0"))
+    fewer, from_file = load(open_checkpoint(made.path), "q4_0"), load(expected)
+    np.testing.assert_array_equal(run_logits(fewer, TOKENS), run_logits(from_file, TOKENS))
+    assert fewer.description["memory_bytes"] == from_file.description["memory_bytes"]
+    fewer.close()
+    from_file.close()
+
+
+@pytest.mark.parametrize(
+    ("variant", "dtype", "weight_format"),
+    [
+        ("qwen2", "Q4_0", "q4_0"),
+        ("qwen2-k", "Q4_K", "q4_0"),
+        ("qwen2", "Q5_1", "q8_0"),
+        ("qwen2", "Q8_0", "q8_0"),
+    ],
+)
+def test_blocks_of_no_more_bits_stay(
+    tiny_checkpoint: TinyFactory, variant: str, dtype: str, weight_format: WeightFormat
+) -> None:
+    checkpoint = open_checkpoint(tiny_checkpoint(variant, "gguf", dtype).path)
+    asked, kept = load(checkpoint, weight_format), load(checkpoint)
+    np.testing.assert_array_equal(run_logits(asked, TOKENS), run_logits(kept, TOKENS))
+    asked.close()
+    kept.close()
+
+
+@pytest.mark.parametrize("variant", ["qwen2", "qwen2-tied"])
+@pytest.mark.parametrize("num_tokens", [16, 100, 10_000])
+def test_an_output_of_the_first_tokens_alone(
+    tiny_checkpoint: TinyFactory, variant: str, num_tokens: int
+) -> None:
+    """It reads all tokens, and chooses among the first; their logits are what they were."""
+    checkpoint = open_checkpoint(tiny_checkpoint(variant, "gguf", "Q8_0").path)
+    whole, first = load(checkpoint), load(checkpoint, num_output_tokens=num_tokens)
+    expected, got = run_logits(whole, TOKENS), run_logits(first, TOKENS)
+    np.testing.assert_array_equal(got[:, :num_tokens], expected[:, :num_tokens])
+    assert np.isneginf(got[:, num_tokens:]).all()
+    for temperature in (0.0, 50.0):  # at which any token may come
+        record = greedy(num_logprobs=3)
+        record["temperature"], record["repetition_penalty"] = temperature, 1.1
+        batch = make_batch([Rows(TOKENS, 0, range(2), sampling=record)])
+        batch.history = [np.array(TOKENS, np.int32)]
+        out = first.step(batch)
+        assert out.token_ids[0, 0] < num_tokens
+        assert out.top_token_ids is not None
+        assert (out.top_token_ids < num_tokens).all()
+    assert (first.weight_bytes < whole.weight_bytes) == (num_tokens < checkpoint.spec.vocab_size)
+    whole.close()
+    first.close()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
-from outpace.types import DraftHints, Int32Array
+from outpace.engine.sampling import pack
+from outpace.types import DraftHints, Int32Array, SamplingParams
 
 
 @dataclass
@@ -23,6 +25,10 @@ class Asking:
     @property
     def token_ids(self) -> Int32Array:
         return np.asarray(self.tokens, np.int32)
+
+    @property
+    def sampling_record(self) -> NDArray[np.void]:
+        return pack(SamplingParams(temperature=0.0), 0, self.num_prompt_tokens).record
 
     @property
     def num_tokens(self) -> int:

@@ -42,9 +42,13 @@ class Saying:
         return self.setup
 
     def propose(
-        self, requests: Sequence[DraftRequest], max_tokens: Sequence[int]
+        self,
+        requests: Sequence[DraftRequest],
+        max_tokens: Sequence[int],
+        least_chances: Sequence[float] = (),
     ) -> Sequence[tuple[int, Proposal]]:
         self.asked.append(tuple(max_tokens))
+        self.least_chances = list(least_chances)
         said = [self.say(request, most) for request, most in zip(requests, max_tokens, strict=True)]
         return [(i, proposal) for i, proposal in enumerate(said) if proposal is not None]
 
@@ -164,6 +168,20 @@ def test_what_costs_something_is_asked_for_as_much_as_pays() -> None:
     assert lengths(drafts_of(DraftController([], costs, [cheap]), Asking()))[0] >= 1
     assert drafts_of(DraftController([], costs, [dear]), Asking()) == [None]
     assert dear.asked == []
+
+
+def test_a_guess_is_followed_as_long_as_that_pays() -> None:
+    """A row more costs nothing up to the eighth, and a third of a step from there on."""
+    costs = StepCosts({1: 0.030, 8: 0.030, 12: 0.070, 16: 0.110})
+    model = Saying(chain(31), [0.8], cost=0.004, name="model")
+    drafts_of(DraftController([], costs, [model]), Asking())
+    ahead, beyond = model.least_chances[:7], model.least_chances[7:]
+    assert all(0.1 < chance < 0.6 for chance in ahead)
+    assert ahead[0] == pytest.approx(0.004 * 1 / 0.8 / 0.0135, rel=0.4), "its cost over that of a token"
+    assert all(chance == 1.0 for chance in beyond)
+    dear = Saying(chain(31), [0.8], cost=0.010, name="model")
+    drafts_of(DraftController([], costs, [dear]), Asking())
+    assert dear.least_chances[0] > 1.5 * ahead[0]
 
 
 def test_a_setup_is_paid_when_the_request_has_lasted() -> None:

@@ -108,7 +108,9 @@ class Always:
         self, requests: Sequence[DraftRequest], rooms: Sequence[int], num_rows: int, num_tree_tokens: int
     ) -> list[Draft | None]:
         drafts: list[Draft | None] = [None] * len(requests)
-        for i, proposal in self.head.propose(requests, [min(room, self.depth) for room in rooms]):
+        for i, proposal in self.head.propose(
+            requests, [min(room, self.depth) for room in rooms], [0.05] * self.depth
+        ):
             drafts[i] = Draft(proposal.token_ids, proposer="head")
         return drafts
 
@@ -173,7 +175,7 @@ def guess(
         head_block_tables=np.arange(width, dtype=np.int32)[None],
         max_tokens=np.array([num_guesses], np.int32),
         sampling=pack(params, 0, 1).record,
-        least_chance=0.0,
+        least_chances=np.zeros(num_guesses, np.float32),
     )
     return backend.draft_head.guess(batch)
 

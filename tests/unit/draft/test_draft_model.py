@@ -6,9 +6,11 @@ itself must always be right; a wrong entry, position or noise shows as a wrong g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from asking import Asking
 
 from engine_harness import Answers, WatchedBackend, drain, make_engine, null_backend
 from outpace import LLM, SamplingParams
@@ -16,6 +18,7 @@ from outpace.draft.controller import DraftController
 from outpace.draft.draft_model import CONTEXT, WINDOW, ModelProposer
 from outpace.draft.step_costs import StepCosts
 from outpace.errors import UsageError
+from outpace.types import DraftRequest, Proposal
 
 CHEAP = StepCosts({1: 1e-5, 64: 1.1e-5})
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
@@ -28,9 +31,21 @@ KINDS = {
 }
 
 
-def same_model(num_blocks: int = 128, vocab_size: int = 256, least_chance: float = 0.0) -> ModelProposer:
+class Undaunted(ModelProposer):
+    """Makes all guesses that it is asked for: pseudo-logits give none of them a chance worth naming."""
+
+    def propose(
+        self,
+        requests: Sequence[DraftRequest],
+        max_tokens: Sequence[int],
+        least_chances: Sequence[float] = (),
+    ) -> Sequence[tuple[int, Proposal]]:
+        return super().propose(requests, max_tokens)
+
+
+def same_model(num_blocks: int = 128, vocab_size: int = 256) -> ModelProposer:
     backend = WatchedBackend(null_backend(num_blocks, vocab_size))
-    return ModelProposer(backend, CHEAP, least_chance=least_chance, max_batch_tokens=64)
+    return Undaunted(backend, CHEAP, max_batch_tokens=64)
 
 
 def run(
@@ -104,9 +119,11 @@ def test_a_token_that_the_smaller_vocabulary_lacks_ends_its_guesses() -> None:
 
 
 def test_unlikely_guesses_are_not_followed_up() -> None:
-    _, _, many = run(same_model(least_chance=0.0), [[1, 2, 3]])
-    _, _, few = run(same_model(least_chance=0.9), [[1, 2, 3]])  # no pseudo-logit reaches that
-    assert few < many
+    requests = [Asking(f"{i}/0", list(range(1, 9 + i))) for i in range(2)]
+    for least_chances, expected in ([0.0] * 5, 5), ([0.0, 0.0, 0.9, 0.0, 0.0], 2), ((), 5):
+        proposer = ModelProposer(null_backend(128), CHEAP, max_batch_tokens=64)
+        found = proposer.propose(requests, [5, 1], least_chances)  # no pseudo-logit reaches 0.9
+        assert [len(proposal.token_ids) for _, proposal in found] == [expected, 1]
 
 
 def test_another_vocabulary_is_refused_with_the_reason(model_135m: Path, model_05b: Path) -> None:
@@ -115,8 +132,8 @@ def test_another_vocabulary_is_refused_with_the_reason(model_135m: Path, model_0
 
 
 @pytest.mark.model135m
-def test_the_same_weights_agree_bit_for_bit(model_135m: Path) -> None:
-    params = SamplingParams(temperature=0.8, seed=1, max_tokens=60, ignore_eos=True)
+def test_the_model_in_four_bits_is_nearly_always_right(model_135m: Path) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True)
     with LLM(model_135m, draft="off", kv_cache_bytes=1 << 26) as llm:
         plain = llm.generate("The lighthouse keeper", params)[0]
     with LLM(model_135m, draft_model=str(model_135m), draft_sharing="off", kv_cache_bytes=1 << 26) as llm:
@@ -127,8 +144,7 @@ def test_the_same_weights_agree_bit_for_bit(model_135m: Path) -> None:
         deltas = list(llm.stream("The lighthouse keeper", params))
     assert tuple(t for delta in deltas for t in delta.token_ids) == plain.outputs[0].token_ids
     counts = {count.proposer: count for count in deltas[-1].draft_counts}
-    assert counts["model"].num_drafted == counts["model"].num_accepted
-    assert counts["model"].num_drafted > 20
+    assert counts["model"].num_accepted > 0.5 * counts["model"].num_drafted > 20
 
 
 @pytest.mark.model15b

@@ -595,5 +595,7 @@ def test_the_weights_in_memory_are_what_they_are_made(
     bits = {"F32": 32, "F16": 16}[dtype]
     assert checkpoint.weight_bytes("q8_0") == pytest.approx(kept * 8.5 / bits, rel=0.1)
     assert checkpoint.weight_bytes("q4_0") == pytest.approx(kept * 4.5 / bits, rel=0.1)
-    quantized = open_checkpoint(tiny_checkpoint("llama", "gguf", "Q4_0").path)
-    assert quantized.weight_bytes("q8_0") == pytest.approx(quantized.num_bytes, rel=0.1)
+    for own, bits, weight_format in (("Q4_0", 4.5, "q8_0"), ("Q8_0", 8.5, "q8_0"), ("Q8_0", 4.5, "q4_0")):
+        quantized = open_checkpoint(tiny_checkpoint("llama", "gguf", own).path)
+        expected = quantized.num_bytes * bits / (8.5 if own == "Q8_0" else 4.5)
+        assert quantized.weight_bytes(weight_format) == pytest.approx(expected, rel=0.1)
