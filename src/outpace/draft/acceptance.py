@@ -27,10 +27,10 @@ class ClassTable:
         self.shares = list(priors)  # per class, current
         self._hits = [share * _PRIOR_TRIALS for share in priors]
         self._trials = [_PRIOR_TRIALS] * len(priors)
-        self._all_hits, self._all_trials = 0.5 * _PRIOR_TRIALS, _PRIOR_TRIALS
+        self._first_hits, self._first_trials = 0.5 * _PRIOR_TRIALS, _PRIOR_TRIALS
 
-    def count(self, index: int, hit: bool) -> None:
-        """A guess of class `index` came true, or did not."""
+    def count(self, index: int, hit: bool, *, first: bool = True) -> None:
+        """A guess of class `index` came true, or did not; `first`: of those for its place."""
         trials = self._trials[index] + 1.0
         hits = self._hits[index] + hit
         if trials > _MOST_TRIALS:
@@ -39,28 +39,31 @@ class ClassTable:
         self._trials[index] = trials
         self._hits[index] = hits
         self.shares[index] = hits / trials
-        if self._all_trials > _MOST_TRIALS:
-            self._all_trials *= 0.5
-            self._all_hits *= 0.5
-        self._all_trials += 1.0
-        self._all_hits += hit
+        if not first:
+            return
+        if self._first_trials > _MOST_TRIALS:
+            self._first_trials *= 0.5
+            self._first_hits *= 0.5
+        self._first_trials += 1.0
+        self._first_hits += hit
 
     @property
     def share(self) -> float:
-        """The share of guesses that come true, all classes together; none yet: one half."""
-        return self._all_hits / self._all_trials
+        """The share of first guesses that come true, all classes together; none yet: one half."""
+        return self._first_hits / self._first_trials
 
 
 class RequestRecord:
     """How one request does against what its proposer's classes promise: hot sampling lowers all of them."""
 
-    __slots__ = ("_expected", "_hits", "_trials", "table")
+    __slots__ = ("_expected", "_first_hits", "_first_trials", "_hits", "table")
 
     def __init__(self, table: ClassTable) -> None:
         self.table = table
         self._expected = 0.0
         self._hits = 0.0
-        self._trials = 0.0
+        self._first_hits = 0.0
+        self._first_trials = 0.0
 
     @property
     def factor(self) -> float:
@@ -88,35 +91,41 @@ class RequestRecord:
             return self._learn_tree(proposal, proposal.parents, token_ids)
         count = 0
         for guess, index, token_id in zip(proposal.token_ids, proposal.classes, token_ids, strict=False):
-            if not self._judge(index, guess == token_id):
+            if not self._judge(index, guess == token_id, first=True):
                 break
             count += 1
         return count
 
     def _learn_tree(self, proposal: Proposal, parents: Sequence[int], token_ids: Sequence[int]) -> int:
         depths = {-1: 0}  # of the nodes that came true
+        judged: set[int] = set()  # nodes of which a child was
         for node, (guess, index, parent) in enumerate(
             zip(proposal.token_ids, proposal.classes, parents, strict=True)
         ):
             depth = depths.get(parent)
             if depth is None or depth == len(token_ids):
                 continue
-            if self._judge(index, guess == token_ids[depth]):
+            if self._judge(index, guess == token_ids[depth], first=parent not in judged):
                 depths[node] = depth + 1
+            judged.add(parent)
         return max(depths.values())
 
-    def _judge(self, index: int, hit: bool) -> bool:
+    def _judge(self, index: int, hit: bool, *, first: bool) -> bool:
         self._expected += self.table.shares[index]
         self._hits += hit
-        self._trials += 1.0
-        if self._trials > _MOST_RECORDED:
-            self._trials *= 0.5
+        if first:
+            self._first_trials += 1.0
+            self._first_hits += hit
+        if self._first_trials > _MOST_RECORDED:
+            self._first_trials *= 0.5
+            self._first_hits *= 0.5
             self._expected *= 0.5
             self._hits *= 0.5
-        self.table.count(index, hit)
+        self.table.count(index, hit, first=first)
         return hit
 
     @property
     def share(self) -> float:
-        """The share of this request's guesses that come true, all classes together; none yet: everyone's."""
-        return (self._hits + self.table.share * _RECORD_TRIALS) / (self._trials + _RECORD_TRIALS)
+        """The share of this request's first guesses that come true; none yet: everyone's."""
+        hits = self._first_hits + self.table.share * _RECORD_TRIALS
+        return hits / (self._first_trials + _RECORD_TRIALS)

@@ -27,7 +27,8 @@ CONTEXT = 1024
 
 WINDOW = 256
 
-_NUM_CLASSES = 16  # by the chance that the model gives its guess
+_NUM_CLASSES = 16  # by the chance that the model gives its guess; and as many of second choices
+_LEAST_SECOND = 0.06  # the chance from which on a second choice is proposed beside the first
 _OVERHEAD = 1e-4  # seconds of a step outside the backend
 _MANY_ROWS = 64  # in one step, where a setup is estimated
 _NOISE_STEP = 0x9E3779B97F4A7C15  # of a seed, for one position; see outpace.engine.sampling
@@ -59,14 +60,26 @@ class _Guess:
     max_tokens: int
     token_ids: list[int] = field(default_factory=list[int])
     classes: list[int] = field(default_factory=list[int])
-    chance: float = 1.0  # that all of them come true, as the model sees it
+    seconds: list[tuple[int, int, int]] = field(default_factory=list[tuple[int, int, int]])
+    chance: float = 1.0  # that all of `token_ids` come true, as the model sees it
+
+    def proposal(self) -> Proposal:
+        """The chain, and beside its tokens the second choices, as many as there is room for."""
+        seconds = self.seconds[: self.max_tokens - len(self.token_ids)]
+        if not seconds:
+            return Proposal(self.token_ids, self.classes)
+        return Proposal(
+            self.token_ids + [token_id for _, token_id, _ in seconds],
+            self.classes + [index for _, _, index in seconds],
+            [*range(-1, len(self.token_ids) - 1), *[depth - 1 for depth, _, _ in seconds]],
+        )
 
 
 class ModelProposer:
     """Runs `backend`, whose steps cost `costs`, ahead; a `outpace.types.ComputingProposer`."""
 
     name = "model"
-    priors: Sequence[float] = tuple((index + 0.5) / _NUM_CLASSES for index in range(_NUM_CLASSES))
+    priors: Sequence[float] = tuple((index + 0.5) / _NUM_CLASSES for index in range(_NUM_CLASSES)) * 2
 
     def __init__(self, backend: Backend, costs: StepCosts, *, max_batch_tokens: int) -> None:
         self._backend = backend
@@ -115,7 +128,7 @@ class ModelProposer:
                 for guess in open_
                 if len(guess.token_ids) < guess.max_tokens and guess.chance >= least[len(guess.token_ids)]
             ]
-        return [(guess.index, Proposal(guess.token_ids, guess.classes)) for guess in made]
+        return [(guess.index, guess.proposal()) for guess in made]
 
     def _settled(self, request: DraftRequest, num_guesses: int) -> _Sequence | None:
         """The request's sequence, with what came true of its guesses and as much room for new as there is.
@@ -151,7 +164,7 @@ class ModelProposer:
         self.finish(request)
         start = max(0, request.num_tokens - self._window)
         record = request.sampling_record.copy()
-        record["num_logprobs"] = 0
+        record["num_logprobs"] = 2
         record["seed"] = (int(record["seed"][0]) + _NOISE_STEP * start) & _MASK
         sequence = self._sequences[request.key] = _Sequence(record, start, start)
         return sequence
@@ -177,13 +190,23 @@ class ModelProposer:
                 rows.append(guess.request.token_ids[guess.sequence.num_computed :])
         out = self._run(guesses, rows, sample=True)
         assert out.logprobs is not None
+        assert out.top_token_ids is not None
+        assert out.top_logprobs is not None
         token_ids: list[int] = out.token_ids[:, 0].tolist()
         chances: list[float] = np.exp(out.logprobs[:, 0]).tolist()
-        for guess, token_id, chance in zip(guesses, token_ids, chances, strict=True):
+        top_token_ids: list[list[int]] = out.top_token_ids[:, 0].tolist()
+        top_chances: list[list[float]] = np.exp(out.top_logprobs[:, 0]).tolist()
+        for guess, token_id, chance, ids, their_chances in zip(
+            guesses, token_ids, chances, top_token_ids, top_chances, strict=True
+        ):
             guess.sequence.num_computed = guess.request.num_tokens
             guess.sequence.guesses = guess.token_ids[:]  # the new one is not read yet
+            second = int(ids[0] == token_id)
+            if their_chances[second] >= _LEAST_SECOND:
+                index = _NUM_CLASSES + _class(their_chances[second])
+                guess.seconds.append((len(guess.token_ids), ids[second], index))
             guess.token_ids.append(token_id)
-            guess.classes.append(min(int(chance * _NUM_CLASSES), _NUM_CLASSES - 1))
+            guess.classes.append(_class(chance))
             guess.chance *= chance
 
     def _run(self, guesses: Sequence[_Guess], rows: Sequence[Int32Array], *, sample: bool) -> StepOutput:
@@ -228,6 +251,10 @@ class ModelProposer:
         if not self._closed:
             self._closed = True
             self._backend.close()
+
+
+def _class(chance: float) -> int:
+    return min(int(chance * _NUM_CLASSES), _NUM_CLASSES - 1)
 
 
 def _histories(guesses: Sequence[_Guess], records: NDArray[np.void]) -> list[Int32Array | None] | None:

@@ -79,3 +79,16 @@ def test_nothing_is_ever_sure() -> None:
     for _ in range(500):
         table.count(0, True)
     assert RequestRecord(table).path_shares(Proposal([1], [0])) == [0.995]
+
+
+def test_what_branches_off_counts_for_its_class_and_not_for_the_share() -> None:
+    table = ClassTable([0.5, 0.5])
+    record = RequestRecord(table)
+    for _ in range(100):  # the chain is right, and what branches off it wrong
+        assert record.learn(Proposal([1, 2, 8, 9], [0, 0, 1, 1], [-1, 0, -1, 0]), [1, 2, 3]) == 2
+    assert record.share > 0.9
+    assert table.share > 0.9
+    assert table.shares[0] > 0.9 > 0.1 > table.shares[1]
+    for _ in range(100):  # and the other way round
+        assert record.learn(Proposal([8, 9, 1, 7], [0, 0, 1, 1], [-1, 0, -1, 0]), [1, 2, 3]) == 1
+    assert record.share < 0.2

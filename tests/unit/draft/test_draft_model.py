@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from asking import Asking
 
@@ -18,7 +19,7 @@ from outpace.draft.controller import DraftController
 from outpace.draft.draft_model import CONTEXT, WINDOW, ModelProposer
 from outpace.draft.step_costs import StepCosts
 from outpace.errors import UsageError
-from outpace.types import DraftRequest, Proposal
+from outpace.types import Backend, DraftRequest, Proposal, StepBatch, StepOutput
 
 CHEAP = StepCosts({1: 1e-5, 64: 1.1e-5})
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
@@ -126,13 +127,63 @@ def test_unlikely_guesses_are_not_followed_up() -> None:
         assert [len(proposal.token_ids) for _, proposal in found] == [expected, 1]
 
 
+class Hesitant(WatchedBackend):
+    """Finds what it chooses likely by `first`, and the token after it by `second`."""
+
+    def __init__(self, inner: Backend, first: float, second: float) -> None:
+        super().__init__(inner)
+        self.logprobs = np.log(np.array([first, second], np.float32))
+
+    def step(self, batch: StepBatch) -> StepOutput:
+        out = super().step(batch)
+        assert out.logprobs is not None
+        assert out.top_token_ids is not None
+        assert out.top_logprobs is not None
+        out.logprobs[:] = self.logprobs[0]
+        out.top_token_ids[..., 0] = out.token_ids
+        out.top_token_ids[..., 1] = (out.token_ids + 1) % self.spec.vocab_size
+        out.top_logprobs[:] = self.logprobs
+        return out
+
+
+def test_likely_second_choices_branch_off() -> None:
+    request = Asking(tokens=list(range(1, 9)))
+    for second, room, expected in (0.3, 9, 3), (0.3, 5, 2), (0.3, 3, 0), (0.01, 9, 0):
+        proposer = ModelProposer(Hesitant(null_backend(128), 0.6, second), CHEAP, max_batch_tokens=64)
+        ((_, proposal),) = proposer.propose([request], [room], [0.0, 0.0, 0.0, *[1.0] * 6])
+        chain, others = proposal.token_ids[:3], proposal.token_ids[3:]
+        assert others == [(token_id + 1) % 256 for token_id in chain][:expected]
+        assert proposal.parents == ([-1, 0, 1, *[-1, 0, 1][:expected]] if expected else None)
+        assert proposal.classes == [9, 9, 9, *[16 + 4] * expected]
+
+
+def test_second_choices_leave_the_answer_as_it_is() -> None:
+    """Where the first guess is one off the token, the second choice is always right."""
+
+    class Beside(Hesitant):
+        def step(self, batch: StepBatch) -> StepOutput:
+            out = super().step(batch)
+            out.token_ids[:] = (out.token_ids - 1) % self.spec.vocab_size
+            assert out.top_token_ids is not None
+            out.top_token_ids[:] = (out.top_token_ids - 1) % self.spec.vocab_size
+            return out
+
+    prompts = [list(range(1, length)) for length in (2, 31, 34, 100)]
+    plain, _, _ = run(None, prompts)
+    proposer = ModelProposer(Beside(null_backend(128), 0.5, 0.45), CHEAP, max_batch_tokens=64)
+    answers, _, drafted = run(proposer, prompts)
+    assert token_ids(answers) == token_ids(plain)
+    accepted = sum(answer.last.num_accepted for answer in answers.values() if answer.last)
+    assert drafted > accepted > 8  # soon it is asked no longer: its first guesses are all wrong
+
+
 def test_another_vocabulary_is_refused_with_the_reason(model_135m: Path, model_05b: Path) -> None:
     with pytest.raises(UsageError, match=r"another vocabulary: token 0 is '!', and '<\|endoftext\|>'"):
         LLM(model_135m, draft_model=str(model_05b))
 
 
 @pytest.mark.model135m
-def test_the_model_in_four_bits_is_nearly_always_right(model_135m: Path) -> None:
+def test_the_model_in_four_bits_guesses_for_itself(model_135m: Path) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True)
     with LLM(model_135m, draft="off", kv_cache_bytes=1 << 26) as llm:
         plain = llm.generate("The lighthouse keeper", params)[0]
@@ -144,7 +195,7 @@ def test_the_model_in_four_bits_is_nearly_always_right(model_135m: Path) -> None
         deltas = list(llm.stream("The lighthouse keeper", params))
     assert tuple(t for delta in deltas for t in delta.token_ids) == plain.outputs[0].token_ids
     counts = {count.proposer: count for count in deltas[-1].draft_counts}
-    assert counts["model"].num_accepted > 0.5 * counts["model"].num_drafted > 20
+    assert counts["model"].num_accepted > 0.5 * len(plain.outputs[0].token_ids)
 
 
 @pytest.mark.model15b
