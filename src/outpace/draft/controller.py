@@ -212,18 +212,25 @@ def _setup(model: ComputingProposer, request: DraftRequest) -> float:
 
 
 class _Choice:
-    """The arithmetic of one step: what rows cost, and what brings the most tokens per second."""
+    """The arithmetic of one step: what rows cost, and what brings the most tokens per second.
+
+    Rows of prompts must be computed some time, whatever is drafted: what they take counts for nothing. A token
+    that a draft brings beside them saves what it would cost in a step without them.
+    """
 
     def __init__(self, costs: StepCosts, seen_tokens: float, num_rows: int, num_requests: int) -> None:
         self._costs = costs
         self._per_row = costs.per_seen_token * seen_tokens
         self._num_rows = num_rows
         self._num_requests = num_requests
+        self._prompts = self._rows_seconds(num_rows) - self._rows_seconds(num_requests)
         self._base = self._seconds(0)
 
+    def _rows_seconds(self, num_rows: int) -> float:
+        return self._costs.seconds(num_rows) + self._per_row * num_rows
+
     def _seconds(self, num_drafts: int) -> float:
-        rows = self._num_rows + num_drafts
-        return self._costs.seconds(rows) + self._per_row * rows + _STEP_OVERHEAD
+        return self._rows_seconds(self._num_rows + num_drafts) - self._prompts + _STEP_OVERHEAD
 
     def best_alone(self, candidates: Sequence[_Candidate]) -> _Candidate | None:
         """The candidate that would bring the most tokens per second if the other requests drafted nothing."""

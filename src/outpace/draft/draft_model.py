@@ -30,7 +30,7 @@ WINDOW = 256
 _NUM_CLASSES = 16  # by the chance that the model gives its guess; and as many of second choices
 _LEAST_SECOND = 0.06  # the chance from which on a second choice is proposed beside the first
 _OVERHEAD = 1e-4  # seconds of a step outside the backend
-_MANY_ROWS = 64  # in one step, where a setup is estimated
+_READ_ROWS = 64  # of unread text at once, all requests together: streams wait meanwhile
 _NOISE_STEP = 0x9E3779B97F4A7C15  # of a seed, for one position; see outpace.engine.sampling
 _MASK = (1 << 64) - 1
 
@@ -102,8 +102,8 @@ class ModelProposer:
         sequence = self._sequences.get(request.key)
         missing = request.num_tokens - (0 if sequence is None else sequence.num_computed)
         rows = min(missing, self._window) - 1
-        many = self._costs.seconds(min(rows, _MANY_ROWS)) if rows > 0 else 0.0
-        return many * max(1.0, rows / _MANY_ROWS)
+        many = self._costs.seconds(min(rows, _READ_ROWS)) if rows > 0 else 0.0
+        return many * max(1.0, rows / _READ_ROWS)
 
     # --- guessing ---------------------------------------------------------------------------------
 
@@ -119,8 +119,8 @@ class ModelProposer:
             for i, (request, most) in enumerate(zip(requests, max_tokens, strict=True))
             if most > 0 and (sequence := self._settled(request, most)) is not None
         ]
+        open_ = self._ready(open_)
         made, least = open_, [*least_chances, *[0.0] * max(max_tokens)]
-        self._read(open_)
         while open_:
             self._step(open_)
             open_ = [
@@ -169,16 +169,22 @@ class ModelProposer:
         sequence = self._sequences[request.key] = _Sequence(record, start, start)
         return sequence
 
-    def _read(self, guesses: Sequence[_Guess]) -> None:
-        """Read all but each request's last token, where there are more than fit into a step with it."""
-        room = self._max_rows // max(1, len(guesses))
+    def _ready(self, guesses: Sequence[_Guess]) -> list[_Guess]:
+        """Those whose unread tokens fit into a step; of the others one reads on, to guess in a later call."""
+        ready: list[_Guess] = []
+        room = min(_READ_ROWS, self._max_rows)
         for guess in guesses:
             sequence, request = guess.sequence, guess.request
-            while request.num_tokens - sequence.num_computed > room:
-                end = min(sequence.num_computed + self._max_rows, request.num_tokens - 1)
-                rows = request.token_ids[sequence.num_computed : end]
+            unread = request.num_tokens - sequence.num_computed
+            if unread <= room:
+                ready.append(guess)
+                room -= unread
+            elif room:
+                rows = request.token_ids[sequence.num_computed : sequence.num_computed + room]
                 self._run([guess], [rows], sample=False)
-                sequence.num_computed = end
+                sequence.num_computed += room
+                room = 0
+        return ready
 
     def _step(self, guesses: Sequence[_Guess]) -> None:
         """One more guess for each."""

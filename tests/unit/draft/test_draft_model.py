@@ -89,6 +89,22 @@ def test_a_long_request_is_read_from_its_window_on() -> None:
     assert sorted(proposer._free_blocks) == list(range(128))
 
 
+def test_a_long_text_is_read_little_by_little() -> None:
+    """Streams wait while it reads: never for more than 64 tokens at once, whoever they are of."""
+    proposer = same_model()
+    assert isinstance(proposer._backend, WatchedBackend)
+    requests = [Asking(f"{i}/0", list(range(1, 201))) for i in range(2)]
+    calls = 0
+    while len(proposer.propose(requests, [3, 3])) < 2:
+        calls += 1
+        rows = [rows for _, rows in proposer._backend.batches]
+        assert sum(rows) <= 64 + 2 * 3
+        proposer._backend.batches.clear()
+    assert calls == 400 // 64
+    expected = [proposal for _, proposal in same_model().propose(requests[:1], [3]) or []]
+    assert expected == [], "a first call reads, and guesses nothing yet"
+
+
 def test_noise_is_that_of_the_position_in_the_text() -> None:
     """Where all tokens are as likely, noise alone decides: guesses are right though the model sees less."""
     length = WINDOW + 77
