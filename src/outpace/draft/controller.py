@@ -214,8 +214,8 @@ def _setup(model: ComputingProposer, request: DraftRequest) -> float:
 class _Choice:
     """The arithmetic of one step: what rows cost, and what brings the most tokens per second.
 
-    Rows of prompts must be computed some time, whatever is drafted: what they take counts for nothing. A token
-    that a draft brings beside them saves what it would cost in a step without them.
+    Rows of prompts must be computed some time, whatever is drafted: what they take counts for nothing. A
+    token that a draft brings beside them saves what it would cost in a step without them.
     """
 
     def __init__(self, costs: StepCosts, seen_tokens: float, num_rows: int, num_requests: int) -> None:

@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
@@ -125,6 +126,36 @@ def test_an_answer_that_changes_is_found_out(model_135m: Path) -> None:
         assert server.stop() == 0
         assert not server.alive
         assert server.rss_bytes() == 0
+
+
+def runs(stat: Path) -> bool:
+    """Whether a process is there, and not only its exit status that nobody has asked for."""
+    try:
+        return ") Z " not in stat.read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a parent's death is a signal on Linux only")
+def test_a_killed_measurement_leaves_no_server(model_135m: Path) -> None:
+    program = (
+        "import sys, time\n"
+        "from outpace.bench.server_process import ServerProcess\n"
+        'server = ServerProcess(sys.argv[1], ["--backend", "null", "--kv-cache", "64MiB"])\n'
+        "print(server._process.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(model_135m)], stdout=subprocess.PIPE, text=True
+    ) as measuring:
+        assert measuring.stdout is not None
+        server = Path("/proc") / measuring.stdout.readline().strip() / "stat"
+        assert runs(server)
+        measuring.kill()
+    deadline = time.monotonic() + 60
+    while runs(server):
+        assert time.monotonic() < deadline, "the server lives on"
+        time.sleep(0.05)
 
 
 def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:

@@ -184,6 +184,17 @@ def test_a_guess_is_followed_as_long_as_that_pays() -> None:
     assert dear.least_chances[0] > 1.5 * ahead[0]
 
 
+def test_prompts_in_a_step_do_not_make_drafts_look_cheap() -> None:
+    """What takes longer by guessing than step by step does so beside a prompt's rows, too."""
+    costs = StepCosts({1: 0.030, 4: 0.030, 8: 0.046, 64: 0.270})
+    requests = [Asking(f"{i}/0") for i in range(6)]
+    for num_rows in (6, 56):
+        model = Saying(chain(31), [0.9], cost=0.008, name="model")
+        controller = DraftController([], costs, [model])
+        assert controller.propose(requests, [31] * 6, num_rows, 64) == [None] * 6
+        assert model.asked == []
+
+
 def test_a_setup_is_paid_when_the_request_has_lasted() -> None:
     costs = StepCosts({1: 0.030, 8: 0.032, 16: 0.040})
     model = Saying(chain(31), [0.9], cost=0.001, name="model", setup=1.0)
