@@ -72,10 +72,9 @@ struct Options {
   std::string isa = "auto";             // or a tier's name: "portable", "avx2", "avxvnni", "amx", "neon", ...
   WeightFormat weight_format = WeightFormat::keep;
   KVFormat kv_format = KVFormat::int8;
-  int64_t num_blocks = 0;         // of the KV cache
-  int64_t max_rows = 512;         // in one step
-  int64_t max_tree_rows = 64;     // of them, in drafts that branch; each takes a block of address space
-  int64_t num_output_tokens = 0;  // that it may choose, the first of the vocabulary; 0: all
+  int64_t num_blocks = 0;      // of the KV cache
+  int64_t max_rows = 512;      // in one step
+  int64_t max_tree_rows = 64;  // of them, in drafts that branch; each takes a block of address space
   PackedCache packed;
 };
 
@@ -110,6 +109,7 @@ struct StepBatch {
   // [num_requests] or empty: for the row before the drafts and for every draft, a bit for each token that may
   // follow, in mask_words() words; a span of none allows all.
   std::vector<Span<uint32_t>> token_masks;
+  int64_t num_output_tokens = 0;  // that may be chosen, the first of the vocabulary; 0: all
 };
 
 // Words of one row of a token mask.

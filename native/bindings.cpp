@@ -100,7 +100,6 @@ Options options_of(const nb::dict& d) {
   o.num_blocks = get<int64_t>(d, "num_blocks");
   o.max_rows = get<int64_t>(d, "max_rows");
   o.max_tree_rows = get<int64_t>(d, "max_tree_rows");
-  o.num_output_tokens = get<int64_t>(d, "num_output_tokens");
   o.packed.path = get<std::string>(d, "packed_path");
   o.packed.key = get<std::string>(d, "packed_key");
   o.packed.source = get<std::string>(d, "packed_source");
@@ -214,7 +213,7 @@ void step(Model& model, const Array<const int32_t>& token_ids, const Array<const
           const Optional<const int32_t>& draft_parents, const Array<const uint8_t>& sample,
           const nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig>& block_tables,
           const Array<const uint8_t>& sampling, const nb::object& history, const nb::object& bias_token_ids,
-          const nb::object& bias_values, const nb::object& token_masks,
+          const nb::object& bias_values, const nb::object& token_masks, int64_t num_output_tokens,
           const nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig>& out_token_ids,
           const Array<int32_t>& out_num_accepted, const Optional<float>& out_logprobs,
           const Optional<int32_t>& out_top_token_ids, const Optional<float>& out_top_logprobs,
@@ -238,6 +237,7 @@ void step(Model& model, const Array<const int32_t>& token_ids, const Array<const
   spans(bias_token_ids, requests, b.bias_token_ids);
   spans(bias_values, requests, b.bias_values);
   spans(token_masks, requests, b.token_masks);
+  b.num_output_tokens = num_output_tokens;
   StepOutput out;
   out.width = static_cast<int64_t>(out_token_ids.shape(1));
   if (out_token_ids.shape(0) < requests) throw Error("array 'out_token_ids' is too small");
@@ -328,9 +328,10 @@ NB_MODULE(_native, m) {
         nb::arg("num_computed_tokens"), nb::arg("num_draft_tokens"), nb::arg("draft_parents").none(),
         nb::arg("sample"), nb::arg("block_tables"), nb::arg("sampling"), nb::arg("history").none(),
         nb::arg("bias_token_ids").none(), nb::arg("bias_values").none(), nb::arg("token_masks").none(),
-        nb::arg("out_token_ids"), nb::arg("out_num_accepted"), nb::arg("out_logprobs").none(),
-        nb::arg("out_top_token_ids").none(), nb::arg("out_top_logprobs").none(), nb::arg("out_logits").none(),
-        nb::arg("out_hidden").none(), nb::arg("num_top"), nb::arg("vocab_size"), nb::arg("hidden_size"));
+        nb::arg("num_output_tokens"), nb::arg("out_token_ids"), nb::arg("out_num_accepted"),
+        nb::arg("out_logprobs").none(), nb::arg("out_top_token_ids").none(),
+        nb::arg("out_top_logprobs").none(), nb::arg("out_logits").none(), nb::arg("out_hidden").none(),
+        nb::arg("num_top"), nb::arg("vocab_size"), nb::arg("hidden_size"));
   m.def("attach_head", &attach_head, nb::arg("model"), nb::arg("layers"), nb::arg("tensors"),
         nb::arg("token_ids"), nb::arg("options"));
   m.def("guess", &guess, nb::arg("model"), nb::arg("token_ids"), nb::arg("row_start"), nb::arg("positions"),

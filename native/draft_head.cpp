@@ -143,12 +143,12 @@ void DraftHead::make_entries(const HeadBatch& b) {
 void DraftHead::pick(const HeadBatch& b, HeadOutput& output) {
   const auto count = static_cast<int64_t>(asked_.size());
   if (count == 0) return;
-  const auto need = static_cast<size_t>(count * forward_.padded_vocab());
+  const auto need = static_cast<size_t>(count * weights_.output.padded_rows());
   if (logits_.size() < need) logits_.resize(need);
-  forward_.logits(asked_.data(), count, logits_.data());
+  forward_.logits(weights_.output, asked_.data(), count, logits_.data());
   const auto pick_some = [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
-      pick_one(b, output, asked_[static_cast<size_t>(i)], logits_.data() + i * forward_.padded_vocab());
+      pick_one(b, output, asked_[static_cast<size_t>(i)], logits_.data() + i * weights_.output.padded_rows());
     }
   };
   if (count == 1) return pick_some(0, 1);

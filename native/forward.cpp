@@ -287,24 +287,24 @@ void Forward::feed_forward(const LayerWeights& w, int64_t num_rows) {
   mark(Op::down);
 }
 
-void Forward::logits(const int64_t* rows, int64_t num_rows, float* logits) {
+void Forward::logits(const TileMatrix& output, const int64_t* rows, int64_t num_rows, float* logits) {
   const int64_t hidden = spec_.hidden_size;
-  const Needs output = needs({&weights_.output});
+  const Needs need = needs({&output});
   pool_.run([&](int) {
     pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         float* norm = norm_.data() + i * hidden;
         kernels_.rms_norm(x_.data() + rows[i] * hidden, weights_.output_norm.data(), hidden, spec_.norm_eps,
                           norm);
-        quantize(norm, i, hidden, output);
+        quantize(norm, i, hidden, need);
       }
     });
     mark(Op::output_norm);
-    multiply(weights_.output, norm_.data(), hidden, num_rows, logits, padded_vocab(), false);
+    multiply(output, norm_.data(), hidden, num_rows, logits, output.padded_rows(), false);
     if (spec_.logit_softcap > 0.0f) {
       pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
         for (int64_t i = first; i < last; ++i) {
-          kernels_.softcap(logits + i * padded_vocab(), spec_.logit_softcap, weights_.output.rows);
+          kernels_.softcap(logits + i * output.padded_rows(), spec_.logit_softcap, output.rows);
         }
       });
     }

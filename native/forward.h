@@ -43,13 +43,12 @@ class Forward {
   // A row's final state after the output norm, [hidden_size]; valid until the next call of another method.
   const float* normalized(int64_t row);
 
-  // Logits of some of the rows of the last run(). logits: [rows.size(), padded vocabulary]
-  void logits(const int64_t* rows, int64_t num_rows, float* logits);
+  // Logits of some of the rows of the last run(), by the first rows of the weights' `output`.
+  // logits: [num_rows, output.padded_rows()]
+  void logits(const TileMatrix& output, const int64_t* rows, int64_t num_rows, float* logits);
 
   // Where the times of the operations go from now on; null: nowhere.
   void set_clock(StepClock* clock) { clock_ = clock; }
-
-  int64_t padded_vocab() const { return weights_.output.padded_rows(); }
 
  private:
   static constexpr int64_t kAttentionRows = 16;  // of one unit at most

@@ -78,7 +78,8 @@ struct Model::Impl {
     if (tracing) clock.mark(op);
   }
   void place_rows(const StepBatch& batch, int64_t output_width);
-  void sample_row(const StepBatch& batch, StepOutput& output, int64_t row, float* row_logits);
+  void sample_row(const StepBatch& batch, StepOutput& output, int64_t row, float* row_logits,
+                  int64_t num_tokens);
   void accept(const StepBatch& batch, StepOutput& output);
   void keep_states(const StepBatch& batch);
   void copy_hidden(int64_t num_rows, float* hidden);
@@ -114,6 +115,8 @@ void Model::Impl::place_rows(const StepBatch& b, int64_t output_width) {
     }
     for (int64_t r = 0; r < count; ++r) rows.push_back({i, start + r, table});
   }
+  if (b.num_output_tokens < 0 || b.num_output_tokens > spec.vocab_size)
+    refuse("num_output_tokens is not in 0.." + std::to_string(spec.vocab_size));
   for (int64_t r = 0; r < b.num_rows; ++r) {
     if (b.token_ids[r] < 0 || b.token_ids[r] >= spec.vocab_size) refuse("a token id is out of range");
   }
@@ -132,16 +135,18 @@ void Model::Impl::step(const StepBatch& batch, StepOutput& output) {
   }
   chosen.assign(static_cast<size_t>(batch.num_rows), 0);
   const auto total = static_cast<int64_t>(sampled_rows.size());
-  const auto need = static_cast<size_t>(std::min(total, kLogitRows) * forward.padded_vocab());
+  TileMatrix output_rows = weights.output;
+  if (batch.num_output_tokens > 0) output_rows.rows = batch.num_output_tokens;
+  const auto need = static_cast<size_t>(std::min(total, kLogitRows) * output_rows.padded_rows());
   if (logits.size() < need) logits.resize(need);
   for (int64_t at = 0; at < total; at += kLogitRows) {
     const int64_t count = std::min(kLogitRows, total - at);
-    forward.logits(sampled_rows.data() + at, count, logits.data());
+    forward.logits(output_rows, sampled_rows.data() + at, count, logits.data());
     pool.run([&](int) {
       pool.parallel(count, 1, [&](int64_t first, int64_t last) {
         for (int64_t i = first; i < last; ++i) {
           sample_row(batch, output, sampled_rows[static_cast<size_t>(at + i)],
-                     logits.data() + i * forward.padded_vocab());
+                     logits.data() + i * output_rows.padded_rows(), output_rows.rows);
         }
       });
     });
@@ -155,11 +160,11 @@ void Model::Impl::step(const StepBatch& batch, StepOutput& output) {
   if (head) keep_states(batch);
   if (output.hidden != nullptr) copy_hidden(batch.num_rows, output.hidden);
   mark(Op::other);
-  if (tracing) count_work(spec, weights, cache.layout, rows, total, clock.trace());
+  if (tracing) count_work(spec, weights, output_rows, cache.layout, rows, total, clock.trace());
 }
 
-void Model::Impl::sample_row(const StepBatch& b, StepOutput& output, int64_t row, float* row_logits) {
-  const int64_t num_tokens = weights.output.rows;
+void Model::Impl::sample_row(const StepBatch& b, StepOutput& output, int64_t row, float* row_logits,
+                             int64_t num_tokens) {
   if (output.logits != nullptr) {
     float* to = output.logits + row * spec.vocab_size;
     std::copy_n(row_logits, num_tokens, to);

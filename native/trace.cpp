@@ -51,7 +51,7 @@ void count_attention(const ModelSpec& spec, const KVLayout& kv, const std::vecto
 
 }  // namespace
 
-void count_work(const ModelSpec& spec, const Weights& weights, const KVLayout& kv,
+void count_work(const ModelSpec& spec, const Weights& weights, const TileMatrix& output, const KVLayout& kv,
                 const std::vector<Row>& rows, int64_t num_sampled, StepTrace& trace) {
   const auto num_rows = static_cast<int64_t>(rows.size());
   trace.at(Op::embed).num_bytes = static_cast<uint64_t>(num_rows * weights.embed.strip_bytes / kStrip);
@@ -62,7 +62,7 @@ void count_work(const ModelSpec& spec, const Weights& weights, const KVLayout& k
     add_matrix(trace.at(Op::down), w.down, num_rows);
   }
   count_attention(spec, kv, rows, trace);
-  if (num_sampled > 0) add_matrix(trace.at(Op::output), weights.output, num_sampled);
+  if (num_sampled > 0) add_matrix(trace.at(Op::output), output, num_sampled);
 }
 
 const char* op_name(Op op) {

@@ -32,7 +32,8 @@ class StepClock {
 
 // Fills in what the step's operations have to read and to multiply: every weight once, the keys and values
 // of each request once.
-void count_work(const ModelSpec& spec, const Weights& weights, const KVLayout& kv,
+// `output`: the rows of the weights' `output` that were multiplied.
+void count_work(const ModelSpec& spec, const Weights& weights, const TileMatrix& output, const KVLayout& kv,
                 const std::vector<Row>& rows, int64_t num_sampled, StepTrace& trace);
 
 }  // namespace outpace

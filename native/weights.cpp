@@ -53,12 +53,11 @@ Format packed_format(const FileType& type, WeightFormat wanted, int64_t columns)
 class Loader {
  public:
   Loader(const ModelSpec& spec, const std::vector<TensorRef>& tensors, WeightFormat weight_format,
-         int64_t num_output_tokens, const PackedCache& packed, const Kernels& kernels, ThreadPool& pool,
-         const Model::Progress& progress, bool is_head = false)
+         const PackedCache& packed, const Kernels& kernels, ThreadPool& pool, const Model::Progress& progress,
+         bool is_head = false)
       : spec_(spec),
         is_head_(is_head),
         weight_format_(weight_format),
-        num_output_tokens_(num_output_tokens),
         packed_(packed),
         kernels_(kernels),
         pool_(pool),
@@ -79,13 +78,13 @@ class Loader {
     for (const Planned& p : planned_) {
       p.matrix->data = at;
       at += p.matrix->total_bytes();
-      if (p.matrix != &w.embed && p.matrix != &w.output)
+      if (p.matrix != &w.embed || spec_.tied_embeddings) {
         w.step_bytes += static_cast<uint64_t>(p.matrix->total_bytes());
+      }
       if (!found) fill(p);
     }
+    w.step_bytes += vector_bytes_;
     if (spec_.tied_embeddings) w.output = w.embed;
-    if (num_output_tokens_ > 0) w.output.rows = std::min(w.output.rows, num_output_tokens_);
-    w.step_bytes += static_cast<uint64_t>(w.output.total_bytes()) + vector_bytes_;
     if (found)
       w.packed_state = "hit";
     else if (write_packed(packed_, w.tiles, pool_, pause, w.packed_note))
@@ -286,7 +285,6 @@ class Loader {
   const ModelSpec& spec_;
   const bool is_head_;
   const WeightFormat weight_format_;
-  const int64_t num_output_tokens_;
   const PackedCache& packed_;
   const Kernels& kernels_;
   ThreadPool& pool_;
@@ -302,16 +300,14 @@ class Loader {
 
 Weights Weights::load(const ModelSpec& spec, const std::vector<TensorRef>& tensors, const Options& options,
                       const Kernels& kernels, ThreadPool& pool, const Model::Progress& progress) {
-  return Loader(spec, tensors, options.weight_format, options.num_output_tokens, options.packed, kernels,
-                pool, progress)
-      .load();
+  return Loader(spec, tensors, options.weight_format, options.packed, kernels, pool, progress).load();
 }
 
 Weights Weights::load_head(const ModelSpec& spec, const std::vector<TensorRef>& tensors,
                            WeightFormat weight_format, const Kernels& kernels, ThreadPool& pool) {
   const PackedCache nowhere;
   const Model::Progress nobody;
-  return Loader(spec, tensors, weight_format, 0, nowhere, kernels, pool, nobody, true).load();
+  return Loader(spec, tensors, weight_format, nowhere, kernels, pool, nobody, true).load();
 }
 
 }  // namespace outpace

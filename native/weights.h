@@ -20,7 +20,7 @@ struct LayerWeights {
 };
 
 struct Weights {
-  TileMatrix embed, output;  // the same tiles where the embeddings are tied; `output` has the first ones
+  TileMatrix embed, output;  // the same tiles where the embeddings are tied
   TileMatrix fc;             // of a draft head, which has it instead of embeddings, see draft_head.h
   std::vector<float> output_norm;
   std::vector<LayerWeights> layers;

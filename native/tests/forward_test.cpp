@@ -41,8 +41,8 @@ std::vector<float> last_logits(const outpace::ModelSpec& spec, const tiny::File&
     forward.run(rows, ids.data());
     last = static_cast<int64_t>(rows.size()) - 1;
   }
-  std::vector<float> logits(static_cast<size_t>(forward.padded_vocab()));
-  forward.logits(&last, 1, logits.data());
+  std::vector<float> logits(static_cast<size_t>(weights.output.padded_rows()));
+  forward.logits(weights.output, &last, 1, logits.data());
   return logits;
 }
 

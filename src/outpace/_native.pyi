@@ -57,6 +57,7 @@ def step(
     bias_token_ids: Sequence[NDArray[np.int32] | None] | None,
     bias_values: Sequence[NDArray[np.float32] | None] | None,
     token_masks: Sequence[NDArray[np.uint32] | None] | None,
+    num_output_tokens: int,
     out_token_ids: NDArray[np.int32],
     out_num_accepted: NDArray[np.int32],
     out_logprobs: NDArray[np.float32] | None,

@@ -185,7 +185,7 @@ class EngineConfig:
     draft: Literal["off", "auto"] = "auto"
     max_draft_tokens: int = 47  # per request and step; the controller asks for less where more does not pay
     max_tree_tokens: int = 64  # in drafts that branch, all requests of a step together
-    draft_model: str = ""  # a smaller model with the same vocabulary, by any name that LLM takes; "": none
+    draft_model: str = ""  # a smaller one of the same vocabulary, by any name that LLM takes; runs in 4 bits
     draft_head: str = ""  # folder of a trained draft head for this model; "": none
     draft_sharing: DraftSharing = "scope"  # between requests
     draft_index_tokens: int = 1 << 20  # kept for drafts, in memory and on disk, all scopes together
@@ -269,6 +269,9 @@ class StepBatch:
     # follow: [1 + num_draft_tokens[i] rows, flat: ceil(vocab_size / 32) words each]; None: all may.
     token_masks: list[UInt32Array | None] | None = None
     draft_parents: Int32Array | None = None  # [num_rows]; None: every draft is a chain
+    # Only the first so many tokens of the vocabulary need be chosen among; 0: all. It spares the native
+    # backend the others' rows of the output; their logits are -inf there.
+    num_output_tokens: int = 0
     want_logits: bool = False  # return the logits of every row (oracle, perplexity)
     want_hidden: bool = False  # return the final hidden states of every row (embeddings)
 
@@ -417,9 +420,7 @@ class HeadBatch:
     head_block_tables: Int32Array  # [num_requests, width] in its own, of the positions that it has read
     max_tokens: Int32Array  # [num_requests] guesses at most, at least 1
     sampling: NDArray[np.void]  # [num_requests] of SAMPLING_DTYPE; penalties count for nothing
-    least_chances: (
-        Float32Array  # [>= max max_tokens] after d guesses: of a lower chance together, none follows
-    )
+    least_chances: Float32Array  # [>= most of max_tokens] of all d guesses so far, for another one to follow
 
 
 @dataclass(slots=True)

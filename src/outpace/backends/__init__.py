@@ -16,10 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["create", "create_draft_model", "draft_head"]
 
-_DRAFT_TOKENS = 1 << 15
-"""Of its vocabulary, that a draft model guesses among. Byte pairs are numbered as they were merged, the
-frequent ones first: of 152,000 the first 32,768 are 95 % of what is written, and a fifth of the output."""
-
 
 def create(checkpoint: Checkpoint, config: EngineConfig) -> Backend:
     """Load the model into the backend that `config.backend` names.
@@ -49,8 +45,8 @@ def create(checkpoint: Checkpoint, config: EngineConfig) -> Backend:
 def create_draft_model(checkpoint: Checkpoint, config: EngineConfig, model: Backend) -> Backend:
     """Load a smaller model that is to guess for `model`; errors as of `create`.
 
-    Nobody sees its answers: a native one takes what makes it quick, four bits a weight and the commonest
-    tokens alone. It runs on the model's threads.
+    Nobody sees its answers: a native one takes four bits a weight, whatever its file has. It runs on the
+    model's threads.
     """
     if config.backend != "native":
         return create(checkpoint, config)
@@ -58,9 +54,8 @@ def create_draft_model(checkpoint: Checkpoint, config: EngineConfig, model: Back
 
     return NativeBackend(
         checkpoint,
-        replace(config, weight_format="q4_0", draft_head=""),
+        replace(config, weight_format="q4_0"),
         threads_of=model if isinstance(model, NativeBackend) else None,
-        num_output_tokens=_DRAFT_TOKENS,
     )
 
 

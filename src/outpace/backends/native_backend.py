@@ -42,12 +42,10 @@ class NativeBackend:
         *,
         progress: Callable[[int], object] | None = None,
         threads_of: NativeBackend | None = None,
-        num_output_tokens: int = 0,
     ) -> None:
         """Load the weights; `progress` is called with the bytes read so far.
 
-        With `threads_of` it runs on that backend's threads; their steps wait for each other. It chooses
-        among the first `num_output_tokens` of the vocabulary (0: all), and reads no more of the output.
+        With `threads_of` it runs on that backend's threads; their steps wait for each other.
         """
         self._spec = checkpoint.spec
         self._num_blocks = config.kv_cache_bytes // cache_bytes_per_block(checkpoint.spec, config)
@@ -66,7 +64,6 @@ class NativeBackend:
             "num_blocks": self._num_blocks,
             "max_rows": config.max_batch_tokens,
             "max_tree_rows": min(config.max_tree_tokens, config.max_batch_tokens),
-            "num_output_tokens": num_output_tokens,
             "packed_path": str(packed.path) if packed else "",
             "packed_key": packed.key if packed else "",
             "packed_source": str(packed.source) if packed else "",
@@ -169,6 +166,7 @@ class NativeBackend:
                 bias_token_ids,
                 bias_values,
                 batch.token_masks,
+                batch.num_output_tokens,
                 output.token_ids,
                 output.num_accepted,
                 output.logprobs,

@@ -33,7 +33,8 @@ class NativeDraftHead:
     ) -> None:
         """`model` gives the model, and raises once it is closed.
 
-        The head's float matrices become 8-bit blocks; 4-bit ones where `weight_format`, the model's, says so.
+        The head's matrices become 8-bit blocks, unless they have fewer bits; 4-bit ones where
+        `weight_format`, the model's, says so.
         """
         self.context = HEAD_CONTEXT
         self.num_blocks = HEAD_CONTEXT // BLOCK_SIZE * min(max_num_seqs, _MOST_REQUESTS)

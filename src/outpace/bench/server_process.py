@@ -19,7 +19,10 @@ __all__ = ["ServerProcess", "read_metrics"]
 _SERVING = re.compile(r"^serving (.*) at (http://[^ ]+)/v1 ")
 _STOP_SECONDS = 60.0  # what a server may take to end, its running requests included
 # prctl(PR_SET_PDEATHSIG, SIGTERM), which holds for what is executed then: kill -9 of us leaves no server.
-_ENDS_WITH_US = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
+_ENDS_WITH_US = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15)\n"
+    "if os.getppid() == int(sys.argv[1]): os.execv(sys.argv[2], sys.argv[2:])"
+)
 _TOLD = 2000  # characters of a failed server's last words
 
 
@@ -40,7 +43,7 @@ class ServerProcess:
             "OUTPACE_CONFIG": "",
             "OUTPACE_API_KEY": "",
         }
-        starter = [sys.executable, "-c", _ENDS_WITH_US] if sys.platform == "linux" else []
+        starter = [sys.executable, "-c", _ENDS_WITH_US, str(os.getpid())] if sys.platform == "linux" else []
         # A process group of its own: Ctrl-C is for who measures, who then ends the server in order.
         self._process = subprocess.Popen(  # noqa: S603 - this program
             [*starter, sys.executable, "-m", "outpace", "serve", model, "--port", "0", *arguments],

@@ -78,7 +78,7 @@ class DraftController:
         requests: Sequence[DraftRequest],
         rooms: Sequence[int],
         num_rows: int,
-        num_tree_tokens: int,  # noqa: ARG002 - of trees that are too many the engine takes the first path
+        num_tree_tokens: int,
     ) -> Sequence[Draft | None]:
         """See `outpace.types.Drafter`."""
         self._seen_tokens = sum(request.num_tokens for request in requests) / len(requests)
@@ -98,6 +98,9 @@ class DraftController:
             if self._ask_model(number, requests, states, rooms, best, choice, rate):
                 best = [choice.best_alone(state.candidates) for state in states]
                 counts, rate = choice.share_out(best)
+        cut = _within(best, num_tree_tokens)
+        if cut != best:
+            best, (counts, rate) = cut, choice.share_out(cut)
         for state, count in zip(states, counts, strict=True):
             state.num_idle = 0 if count else state.num_idle + 1
         return [
@@ -182,17 +185,19 @@ class DraftController:
         shares = [state.records[index].share for state in states]
         setups = [_setup(model, request) for request in requests]
         order = choice.order_that_pays(best, shares, model, setups, rate)
+        probing, setup = order is None, model.setup_seconds(requests[0])
         if order is None:
-            cost = _PROBE_DEPTH * model.seconds(1) + model.setup_seconds(requests[0])
-            if self._since_probe * _PROBE_SHARE < cost:
+            if self._since_probe * _PROBE_SHARE < _PROBE_DEPTH * model.seconds(1) + setup:
                 return False
             order = _Order([0], [0.0] * _PROBE_DEPTH)
-            self._since_probe = 0.0
         proposals = model.propose(
             [requests[i] for i in order.asked],
             [min(len(order.least_chances), rooms[i]) for i in order.asked],
             order.least_chances,
         )
+        # A model that takes a request in little by little is asked until it guesses, or gets no further.
+        if probing and (proposals or model.setup_seconds(requests[0]) >= setup):
+            self._since_probe = 0.0
         self._note(index, [states[i] for i in order.asked], proposals)
         return True
 
@@ -214,8 +219,8 @@ def _setup(model: ComputingProposer, request: DraftRequest) -> float:
 class _Choice:
     """The arithmetic of one step: what rows cost, and what brings the most tokens per second.
 
-    Rows of prompts must be computed some time, whatever is drafted: what they take counts for nothing. A
-    token that a draft brings beside them saves what it would cost in a step without them.
+    Rows of others, prompts' above all, must be computed some time, whatever is drafted: what they take counts
+    for nothing. A token that a draft brings beside them saves what it would cost in a step without them.
     """
 
     def __init__(self, costs: StepCosts, seen_tokens: float, num_rows: int, num_requests: int) -> None:
@@ -223,14 +228,15 @@ class _Choice:
         self._per_row = costs.per_seen_token * seen_tokens
         self._num_rows = num_rows
         self._num_requests = num_requests
-        self._prompts = self._rows_seconds(num_rows) - self._rows_seconds(num_requests)
+        self._others = self._rows_seconds(num_rows) - self._rows_seconds(num_requests)
         self._base = self._seconds(0)
 
     def _rows_seconds(self, num_rows: int) -> float:
         return self._costs.seconds(num_rows) + self._per_row * num_rows
 
     def _seconds(self, num_drafts: int) -> float:
-        return self._rows_seconds(self._num_rows + num_drafts) - self._prompts + _STEP_OVERHEAD
+        seconds = self._rows_seconds(self._num_rows + num_drafts) - self._others
+        return max(seconds, 0.0) + _STEP_OVERHEAD  # by a curve that dips, more rows may take less
 
     def best_alone(self, candidates: Sequence[_Candidate]) -> _Candidate | None:
         """The candidate that would bring the most tokens per second if the other requests drafted nothing."""
@@ -284,7 +290,7 @@ class _Choice:
         The depth that pays on average is that of every guess alike: a model sees which ones are better, and
         makes more of them than of others.
         """
-        found: tuple[list[int], int, float] | None = None
+        found: tuple[list[int], int, int] | None = None
         for depth in range(1, _MODEL_DEPTH + 1):
             asked: list[int] = []
             tokens, num_drafts = float(self._num_requests), 0
@@ -301,8 +307,7 @@ class _Choice:
             if not asked:
                 continue
             setup = sum(setups[i] for i in asked)
-            seconds = self._seconds(num_drafts) + depth * model.seconds(len(asked))
-            now = tokens / (seconds + setup)
+            now = tokens / (self._seconds(num_drafts) + depth * model.seconds(len(asked)) + setup)
             if now > rate:
                 rate, found = now, (asked, depth, num_drafts)
         if found is None:
@@ -317,13 +322,11 @@ class _Choice:
             for deeper in range(1, _MODEL_DEPTH + 1 - depth)
         ]
         # Up to that depth they pay together, whatever each does.
-        average = (self._seconds(num_drafts) - self._base) / depth
+        without = self._seconds(num_drafts - depth * count)
+        average = (self._seconds(num_drafts) - without) / depth
         return _Order(
             asked,
-            [
-                min(1.0, (seconds + model.seconds(count)) * per_second)
-                for seconds in [average] * depth + row_seconds
-            ],
+            [(seconds + model.seconds(count)) * per_second for seconds in [average] * depth + row_seconds],
         )
 
 
@@ -334,6 +337,30 @@ def _learn(request: DraftRequest, state: _State) -> None:
         for candidate in state.candidates:
             candidate.record.learn(candidate.proposal, came)
     state.candidates = []
+
+
+def _within(best: Sequence[_Candidate | None], num_tree_tokens: int) -> list[_Candidate | None]:
+    """The candidates, all trees beyond so many tokens by their first path alone."""
+    kept: list[_Candidate | None] = []
+    for candidate in best:
+        if candidate is not None and candidate.proposal.parents is not None:
+            num_tokens = len(candidate.proposal.token_ids)
+            if num_tokens > num_tree_tokens:
+                candidate = _first_path(candidate, candidate.proposal.parents)  # noqa: PLW2901
+            else:
+                num_tree_tokens -= num_tokens
+        kept.append(candidate)
+    return kept
+
+
+def _first_path(candidate: _Candidate, parents: Sequence[int]) -> _Candidate:
+    path: list[int] = []
+    for node, parent in enumerate(parents):
+        if parent == (path[-1] if path else -1):
+            path.append(node)
+    proposal = candidate.proposal
+    chain = Proposal([proposal.token_ids[node] for node in path], [proposal.classes[node] for node in path])
+    return _Candidate(candidate.proposer, candidate.record, chain, [candidate.chances[node] for node in path])
 
 
 def _cut(candidate: _Candidate, count: int) -> Draft:

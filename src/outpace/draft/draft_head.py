@@ -8,13 +8,14 @@ count from where it began.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
 
+from outpace.draft.held_text import HeldText
 from outpace.draft.step_costs import StepCosts
-from outpace.types import BLOCK_SIZE, DraftHead, DraftRequest, HeadBatch, Int32Array, Proposal
+from outpace.types import DraftHead, DraftRequest, HeadBatch, Int32Array, Proposal
 
 __all__ = ["WINDOW", "HeadProposer"]
 
@@ -27,17 +28,11 @@ _SPEED_RATE = 0.1  # of a new observation
 _FARTHEST = 3.0  # a call that took longer than this, relatively, was disturbed: it counts as that
 
 
-@dataclass(slots=True)
-class _Sequence:
+@dataclass(slots=True, kw_only=True)
+class _Sequence(HeldText):
     """What the head holds of a request."""
 
-    start: int  # the request's first token that it has read
     num_read: int  # tokens, from the request's first one on, up to which it has read
-    block_ids: list[int] = field(default_factory=list[int])
-
-    def room(self, request: DraftRequest) -> int:
-        """For how many guesses its blocks have room."""
-        return len(self.block_ids) * BLOCK_SIZE - (request.num_tokens - self.start)
 
 
 class HeadProposer:
@@ -121,21 +116,17 @@ class HeadProposer:
     def _settled(self, request: DraftRequest, num_guesses: int) -> _Sequence | None:
         """The request's sequence, with as much room for guesses as there is; None where there is none."""
         sequence = self._sequences.get(request.key)
-        end = request.num_tokens + num_guesses
         if (
             sequence is None
-            or end - sequence.start > self._head.context
+            or request.num_tokens + num_guesses - sequence.start > self._head.context
             or request.num_tokens - sequence.num_read > self._window
         ):
             self.finish(request)
             start = max(0, request.num_tokens - self._window)
-            sequence = self._sequences[request.key] = _Sequence(start, start)
+            sequence = self._sequences[request.key] = _Sequence(start=start, num_read=start)
         # The last token is always read again: what follows it is the question.
         sequence.num_read = min(sequence.num_read, request.num_tokens - 1)
-        missing = -(-(end - sequence.start) // BLOCK_SIZE) - len(sequence.block_ids)
-        found = min(missing, len(self._free_blocks))
-        sequence.block_ids += [self._free_blocks.pop() for _ in range(found)]
-        return sequence if sequence.room(request) > 0 else None
+        return sequence if sequence.find_room(request, num_guesses, self._free_blocks) else None
 
     # --- the end ----------------------------------------------------------------------------------
 

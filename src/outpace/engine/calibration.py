@@ -27,20 +27,22 @@ _LONG_CONTEXT = 2048  # where attention is measured
 _LONG_ROWS = 8
 
 
-def step_costs(backend: Backend, folder: Path, machine: str, *, measure: bool) -> StepCosts:
+def step_costs(
+    backend: Backend, folder: Path, machine: str, *, measure: bool, num_output_tokens: int = 0
+) -> StepCosts:
     """The costs of an idle backend's steps: from the folder, or measured now, or where not to be a guess.
 
     Measuring takes about as long as 600 rows of decoding; its file is named by the model's shape, the
     backend's description and `machine`. A backend without weights, or without speed, has steps that cost
-    nothing. A folder that cannot be written is no error.
+    nothing. A folder that cannot be written is no error. `num_output_tokens`: as `StepBatch` has it.
     """
     if backend.description.get("backend") != "native":
         return StepCosts.free()
-    path = folder / f"{_key(backend, machine)}.json"
+    path = folder / f"{_key(backend, machine, num_output_tokens)}.json"
     costs = _load(path)
     if costs is not None:
         return costs
-    driver = StepDriver(backend, max(_ROWS))
+    driver = StepDriver(backend, max(_ROWS), num_output_tokens)
     if not measure or not driver.fits(1, CONTEXT + max(_ROWS)):
         return StepCosts.typical(backend.weight_bytes)
     costs = _measure(driver)
@@ -67,9 +69,10 @@ def _measure(driver: StepDriver) -> StepCosts:
     return StepCosts(bare, per_seen_token)
 
 
-def _key(backend: Backend, machine: str) -> str:
+def _key(backend: Backend, machine: str, num_output_tokens: int) -> str:
     build = {name: value for name, value in backend.description.items() if name != "packed_cache"}
-    what = [_VERSION, machine, repr(backend.spec), backend.weight_bytes, sorted(build.items())]
+    weights = [backend.weight_bytes, num_output_tokens]
+    what = [_VERSION, machine, repr(backend.spec), *weights, sorted(build.items())]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
 
 

@@ -50,8 +50,16 @@ def new_drafter(
     folder = model_folder(drafts_dir(), checkpoint.path) if config.draft_persist else None
     model: tuple[Backend, StepCosts] | None = None
     if config.draft_model:
+        from outpace.draft.draft_model import num_common_tokens
+
         smaller = _load(backend, tokenizer, config, progress)
-        smaller_costs = step_costs(smaller, step_costs_dir(), processor_name(), measure=measure)
+        smaller_costs = step_costs(
+            smaller,
+            step_costs_dir(),
+            processor_name(),
+            measure=measure,
+            num_output_tokens=num_common_tokens(smaller.spec.vocab_size),
+        )
         if smaller.weight_bytes >= backend.weight_bytes:
             _log.warning(
                 "the draft model %s is no smaller than the model: it will not pay", config.draft_model

@@ -21,8 +21,10 @@ class StepDriver:
     The backend must be idle: its engine may hold no running request meanwhile.
     """
 
-    def __init__(self, backend: Backend, max_batch_tokens: int) -> None:
+    def __init__(self, backend: Backend, max_batch_tokens: int, num_output_tokens: int = 0) -> None:
+        """`num_output_tokens`: as `StepBatch` has it."""
         self._backend = backend
+        self._num_output_tokens = num_output_tokens
         self._max_batch_tokens = max_batch_tokens
         self._token_ids = _token_ids(self.capacity, backend.spec.vocab_size)
         self._sampling = pack(SamplingParams(temperature=0.0, seed=0), 0, CONTEXT).record
@@ -88,6 +90,7 @@ class StepDriver:
             num_draft_tokens=np.zeros(count, np.int32),
             sample=np.full(count, sample, np.uint8),
             block_tables=requests[:, np.newaxis] * width + np.arange(width, dtype=np.int32),
+            num_output_tokens=self._num_output_tokens,
             sampling=np.repeat(self._sampling, count),
         )
 
@@ -99,6 +102,7 @@ class StepDriver:
             num_draft_tokens=np.array([num_drafts], np.int32),
             sample=np.array([sample], np.uint8),
             block_tables=np.arange(_blocks(end), dtype=np.int32)[np.newaxis],
+            num_output_tokens=self._num_output_tokens,
             sampling=self._sampling,
         )
 

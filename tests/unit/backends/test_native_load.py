@@ -15,7 +15,7 @@ from outpace.backends.native_backend import NativeBackend
 from outpace.config import resolve_engine_config
 from outpace.errors import BackendError
 from outpace.models.checkpoint import Checkpoint, open_checkpoint
-from outpace.types import TensorRef, WeightFormat
+from outpace.types import StepOutput, TensorRef, WeightFormat
 from stepping import Rows, greedy, make_batch, run_logits
 from tiny_checkpoint import TinyFactory
 from tiny_gguf import write_gguf
@@ -23,13 +23,11 @@ from tiny_gguf import write_gguf
 TOKENS = np.random.default_rng(5).integers(0, 300, 60).tolist()
 
 
-def load(
-    checkpoint: Checkpoint, weight_format: WeightFormat = "keep", num_output_tokens: int = 0
-) -> NativeBackend:
+def load(checkpoint: Checkpoint, weight_format: WeightFormat = "keep") -> NativeBackend:
     config = resolve_engine_config(
         checkpoint.spec, {"kv_cache_bytes": 4 << 20, "num_threads": 2, "weight_format": weight_format}
     )
-    return NativeBackend(checkpoint, config, num_output_tokens=num_output_tokens)
+    return NativeBackend(checkpoint, config)
 
 
 def with_tensor(checkpoint: Checkpoint, name: str, **changes: object) -> Checkpoint:
@@ -146,25 +144,37 @@ def test_blocks_of_no_more_bits_stay(
 
 
 @pytest.mark.parametrize("variant", ["qwen2", "qwen2-tied"])
-@pytest.mark.parametrize("num_tokens", [16, 100, 10_000])
+@pytest.mark.parametrize("num_tokens", [1, 16, 100])
 def test_an_output_of_the_first_tokens_alone(
     tiny_checkpoint: TinyFactory, variant: str, num_tokens: int
 ) -> None:
-    """It reads all tokens, and chooses among the first; their logits are what they were."""
-    checkpoint = open_checkpoint(tiny_checkpoint(variant, "gguf", "Q8_0").path)
-    whole, first = load(checkpoint), load(checkpoint, num_output_tokens=num_tokens)
-    expected, got = run_logits(whole, TOKENS), run_logits(first, TOKENS)
-    np.testing.assert_array_equal(got[:, :num_tokens], expected[:, :num_tokens])
-    assert np.isneginf(got[:, num_tokens:]).all()
-    for temperature in (0.0, 50.0):  # at which any token may come
+    """As if all others were forbidden, whatever asks for them; the first ones' logits are what they were."""
+    backend = load(open_checkpoint(tiny_checkpoint(variant, "gguf", "Q8_0").path))
+    vocab_size = backend.spec.vocab_size
+    mask = np.zeros(-(-vocab_size // 32) * 32, bool)
+    mask[:num_tokens] = True
+    words = np.packbits(mask, bitorder="little").view(np.uint32)
+    bias = np.array([0, vocab_size - 1], np.int32), np.array([1.0, 50.0], np.float32)
+
+    def step(temperature: float, first: int) -> StepOutput:
         record = greedy(num_logprobs=3)
-        record["temperature"], record["repetition_penalty"] = temperature, 1.1
-        batch = make_batch([Rows(TOKENS, 0, range(2), sampling=record)])
-        batch.history = [np.array(TOKENS, np.int32)]
-        out = first.step(batch)
-        assert out.token_ids[0, 0] < num_tokens
-        assert out.top_token_ids is not None
-        assert (out.top_token_ids < num_tokens).all()
-    assert (first.weight_bytes < whole.weight_bytes) == (num_tokens < checkpoint.spec.vocab_size)
-    whole.close()
-    first.close()
+        record["temperature"], record["repetition_penalty"], record["seed"] = temperature, 1.1, 3
+        batch = make_batch([Rows(TOKENS, 0, range(2), sampling=record)], want_logits=True)
+        batch.history, batch.logit_bias = [np.array(TOKENS, np.int32)], [bias]
+        batch.num_output_tokens = first
+        if not first:
+            batch.token_masks = [words]
+        return backend.step(batch)
+
+    for temperature in (0.0, 1.0, 50.0):
+        got, expected = step(temperature, num_tokens), step(temperature, 0)
+        assert got.logits is not None
+        assert expected.logits is not None
+        np.testing.assert_array_equal(got.logits[:, :num_tokens], expected.logits[:, :num_tokens])
+        assert np.isneginf(got.logits[:, num_tokens:]).all()
+        assert got.token_ids[0, 0] == expected.token_ids[0, 0] < num_tokens
+        assert got.top_token_ids is not None
+        assert (got.top_token_ids < num_tokens).all()
+    with pytest.raises(BackendError, match="num_output_tokens"):
+        step(0.0, vocab_size + 1)
+    backend.close()
