@@ -29,12 +29,12 @@ CONTEXT = 1024
 WINDOW = 256
 
 _COMMON_TOKENS = 1 << 15
-_LAST_TOKENS, _MOST_RARE = 64, 6  # of a text's last tokens, so many may be rare ones
+_LAST_TOKENS, _MOST_RARE = 64, 10  # of a text's last tokens, so many may be rare: chat templates' are, too
 
 _NUM_CLASSES = 16  # by the chance that the model gives its guess; and as many of second choices
 _LEAST_SECOND = 0.06  # the chance from which on a second choice is proposed beside the first
 _OVERHEAD = 1e-4  # seconds of a step outside the backend
-_READ_ROWS = 64  # of unread text at once, all requests together: streams wait meanwhile
+_READ_ROWS = 128  # of unread text at once, all requests together: streams wait meanwhile
 _NOISE_STEP = 0x9E3779B97F4A7C15  # of a seed, for one position; see outpace.engine.sampling
 _MASK = (1 << 64) - 1
 
@@ -253,7 +253,7 @@ class ModelProposer:
     def _is_rare(self, guess: _Guess) -> bool:
         """Whether a text is made of other tokens than the common ones."""
         last = guess.request.token_ids[-_LAST_TOKENS:]
-        return int(np.count_nonzero(last >= self._num_common)) > _MOST_RARE * len(last) / _LAST_TOKENS
+        return int(np.count_nonzero(last >= self._num_common)) > _MOST_RARE
 
     # --- the end ----------------------------------------------------------------------------------
 

@@ -93,18 +93,18 @@ def test_a_long_request_is_read_from_its_window_on() -> None:
 
 
 def test_a_long_text_is_read_little_by_little() -> None:
-    """Streams wait while it reads: never for more than 64 tokens at once, whoever they are of."""
-    proposer = same_model()
+    """Streams wait while it reads: never for more than 128 tokens at once, whoever they are of."""
+    proposer = Undaunted(WatchedBackend(null_backend(128)), CHEAP, max_batch_tokens=512)
     assert isinstance(proposer._backend, WatchedBackend)
     requests = [Asking(f"{i}/0", list(range(1, 201))) for i in range(2)]
     guessed: list[list[int]] = []
-    for _ in range(8):
+    for _ in range(5):
         found = proposer.propose(requests, [3, 3])
         guessed.append([i for i, _ in found])
-        assert sum(rows for _, rows in proposer._backend.batches) <= 64 + 2 * 3
+        assert sum(rows for _, rows in proposer._backend.batches) <= 128 + 2 * 3
         proposer._backend.batches.clear()
-    # The first is ready after 192 of its 200 tokens, and guesses on while the second reads.
-    assert guessed == [[], [], [], [0], [0], [0], [0, 1], [0, 1]]
+    # The first is ready after 128 of its 200 tokens, and guesses on while the second reads.
+    assert guessed == [[], [0], [0], [0, 1], [0, 1]]
 
 
 def test_no_block_is_taken_in_vain() -> None:
