@@ -141,11 +141,12 @@ std::vector<uint8_t> check_quantized(const outpace::Kernels& kernels, Format to,
   std::vector<uint8_t> blocks(static_cast<size_t>(gguf::row_bytes(to, kQuantized)), 0xcd);
   kernels.quantize_weights(to, x.data(), kQuantized, blocks.data());
   for (int64_t g = 0; g < kQuantized / 32; ++g) {
-    double largest = 0.0;
+    float largest = 0.0f;
     for (int64_t i = 0; i < 32; ++i)
-      largest = std::fmax(largest, std::fabs(static_cast<double>(x[static_cast<size_t>(g * 32 + i)])));
+      largest = std::max(largest, std::fabs(x[static_cast<size_t>(g * 32 + i)]));
     // Half a step and the rounding of d (to 11 bits, or to 2^-24); q4_0 lacks the step +8.
-    const double d = largest / (to == Format::q8_0 ? 127.0 : 8.0), steps = to == Format::q8_0 ? 127.0 : 8.0;
+    const double d = static_cast<double>(largest) / (to == Format::q8_0 ? 127.0 : 8.0),
+                 steps = to == Format::q8_0 ? 127.0 : 8.0;
     const double bound = d * (to == Format::q8_0 ? 0.501 : 1.001) + steps * std::fmax(d * 0x1p-11, 0x1p-25);
     for (int64_t i = 0; i < 32; ++i) {
       const double expected = static_cast<double>(x[static_cast<size_t>(g * 32 + i)]);
