@@ -151,7 +151,10 @@ class EngineFlags:
     ] = None
     draft_model: Annotated[
         str | None,
-        typer.Option(help="A smaller model with the same vocabulary.", rich_help_panel=ENGINE_PANEL),
+        typer.Option(
+            help="A smaller model with the same vocabulary, run ahead in 4 bits.",
+            rich_help_panel=ENGINE_PANEL,
+        ),
     ] = None
     draft_head: Annotated[
         str | None,
