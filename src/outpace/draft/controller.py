@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from outpace.draft.acceptance import ClassTable, RequestRecord
 from outpace.draft.step_costs import StepCosts
+from outpace.draft.tree import first_path
 from outpace.types import ComputingProposer, Draft, DraftRequest, Proposal, Proposer
 
 __all__ = ["DraftController"]
@@ -98,9 +99,9 @@ class DraftController:
             if self._ask_model(number, requests, states, rooms, best, choice, rate):
                 best = [choice.best_alone(state.candidates) for state in states]
                 counts, rate = choice.share_out(best)
-        cut = _within(best, num_tree_tokens)
-        if cut != best:
-            best, (counts, rate) = cut, choice.share_out(cut)
+        allowed = _within(best, num_tree_tokens)
+        if any(one is not other for one, other in zip(allowed, best, strict=True)):
+            best, (counts, rate) = allowed, choice.share_out(allowed)
         for state, count in zip(states, counts, strict=True):
             state.num_idle = 0 if count else state.num_idle + 1
         return [
@@ -185,21 +186,39 @@ class DraftController:
         shares = [state.records[index].share for state in states]
         setups = [_setup(model, request) for request in requests]
         order = choice.order_that_pays(best, shares, model, setups, rate)
-        probing, setup = order is None, model.setup_seconds(requests[0])
         if order is None:
-            if self._since_probe * _PROBE_SHARE < _PROBE_DEPTH * model.seconds(1) + setup:
-                return False
-            order = _Order([0], [0.0] * _PROBE_DEPTH)
-        proposals = model.propose(
+            return self._probe(number, requests[0], states[0], rooms[0])
+        self._ask(number, order, requests, states, rooms)
+        return True
+
+    def _probe(self, number: int, request: DraftRequest, state: _State, room: int) -> bool:
+        """Ask it although that does not pay, where it was not asked for long; whether it was time."""
+        model = self._models[number]
+        setup = model.setup_seconds(request)
+        if self._since_probe * _PROBE_SHARE < _PROBE_DEPTH * model.seconds(1) + setup:
+            return False
+        guessed = self._ask(number, _Order([0], [0.0] * _PROBE_DEPTH), [request], [state], [room])
+        # A model that takes a request in little by little is asked until it guesses, or gets no further.
+        if guessed or model.setup_seconds(request) >= setup:
+            self._since_probe = 0.0
+        return True
+
+    def _ask(
+        self,
+        number: int,
+        order: _Order,
+        requests: Sequence[DraftRequest],
+        states: Sequence[_State],
+        rooms: Sequence[int],
+    ) -> bool:
+        """Let a proposer that computes guess; whether it did."""
+        proposals = self._models[number].propose(
             [requests[i] for i in order.asked],
             [min(len(order.least_chances), rooms[i]) for i in order.asked],
             order.least_chances,
         )
-        # A model that takes a request in little by little is asked until it guesses, or gets no further.
-        if probing and (proposals or model.setup_seconds(requests[0]) >= setup):
-            self._since_probe = 0.0
-        self._note(index, [states[i] for i in order.asked], proposals)
-        return True
+        self._note(self._num_lookups + number, [states[i] for i in order.asked], proposals)
+        return bool(proposals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,21 +362,18 @@ def _within(best: Sequence[_Candidate | None], num_tree_tokens: int) -> list[_Ca
     """The candidates, all trees beyond so many tokens by their first path alone."""
     kept: list[_Candidate | None] = []
     for candidate in best:
-        if candidate is not None and candidate.proposal.parents is not None:
-            num_tokens = len(candidate.proposal.token_ids)
-            if num_tokens > num_tree_tokens:
-                candidate = _first_path(candidate, candidate.proposal.parents)  # noqa: PLW2901
-            else:
-                num_tree_tokens -= num_tokens
-        kept.append(candidate)
+        parents = None if candidate is None else candidate.proposal.parents
+        if candidate is None or parents is None:
+            kept.append(candidate)
+        elif len(parents) <= num_tree_tokens:
+            num_tree_tokens -= len(parents)
+            kept.append(candidate)
+        else:
+            kept.append(_along(candidate, first_path(parents)))
     return kept
 
 
-def _first_path(candidate: _Candidate, parents: Sequence[int]) -> _Candidate:
-    path: list[int] = []
-    for node, parent in enumerate(parents):
-        if parent == (path[-1] if path else -1):
-            path.append(node)
+def _along(candidate: _Candidate, path: Sequence[int]) -> _Candidate:
     proposal = candidate.proposal
     chain = Proposal([proposal.token_ids[node] for node in path], [proposal.classes[node] for node in path])
     return _Candidate(candidate.proposer, candidate.record, chain, [candidate.chances[node] for node in path])

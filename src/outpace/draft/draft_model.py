@@ -66,6 +66,7 @@ class _Guess:
     request: DraftRequest
     sequence: _Sequence
     max_tokens: int
+    is_rare: bool  # a text of other tokens than the common ones
     token_ids: list[int] = field(default_factory=list[int])
     classes: list[int] = field(default_factory=list[int])
     # Second choices: the place in `token_ids` that each is for, the token, its class.
@@ -125,7 +126,7 @@ class ModelProposer:
     ) -> Sequence[tuple[int, Proposal]]:
         """See `outpace.types.ComputingProposer`."""
         open_ = [
-            _Guess(i, request, sequence, min(most, sequence.room(request)))
+            _Guess(i, request, sequence, min(most, sequence.room(request)), self._is_rare(request))
             for i, (request, most) in enumerate(zip(requests, max_tokens, strict=True))
             if most > 0 and (sequence := self._settled(request, most)) is not None
         ]
@@ -242,7 +243,7 @@ class ModelProposer:
             block_tables=tables,
             sampling=records,
             history=_histories(guesses, records) if sample else None,
-            num_output_tokens=0 if any(map(self._is_rare, guesses)) else self._num_common,
+            num_output_tokens=0 if any(guess.is_rare for guess in guesses) else self._num_common,
         )
         started = perf_counter()
         out = self._backend.step(batch)
@@ -250,9 +251,8 @@ class ModelProposer:
         self._costs.observe(len(batch.token_ids), seen, perf_counter() - started)
         return out
 
-    def _is_rare(self, guess: _Guess) -> bool:
-        """Whether a text is made of other tokens than the common ones."""
-        last = guess.request.token_ids[-_LAST_TOKENS:]
+    def _is_rare(self, request: DraftRequest) -> bool:
+        last = request.token_ids[-_LAST_TOKENS:]
         return int(np.count_nonzero(last >= self._num_common)) > _MOST_RARE
 
     # --- the end ----------------------------------------------------------------------------------

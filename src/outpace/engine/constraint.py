@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from outpace.engine.drafting import first_path
+from outpace.draft.tree import first_path
 from outpace.engine.request import Request
 from outpace.engine.scheduler import StepPlan
 from outpace.types import Draft, UInt32Array
@@ -44,7 +44,7 @@ def _constrain(request: Request, draft: Draft, room: int, num_known: int) -> tup
     assert state is not None
     guesses = list(draft.token_ids)
     if draft.parents is not None:
-        guesses = first_path(list(zip(draft.parents, draft.token_ids, strict=True)))
+        guesses = [draft.token_ids[node] for node in first_path(draft.parents)]
     masks: UInt32Array = np.zeros((room + 1, -(-num_known // 32)), np.uint32)
     token_ids: list[int] = []
     num_forced = 0

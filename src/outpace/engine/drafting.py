@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from outpace.draft.tree import first_path
 from outpace.engine.scheduler import StepPlan
 from outpace.types import Draft, Drafter, DraftRequest
 
-__all__ = ["finish", "first_path", "observe", "propose"]
+__all__ = ["finish", "observe", "propose"]
 
 _log = logging.getLogger(__name__)
 _NO_DRAFT = Draft(())
@@ -107,19 +108,9 @@ def _tree(
             places[place] = len(places)
         kept[i] = places[place]
     tokens = [token for _, token in places]
-    if all(parent == i - 1 for i, (parent, _) in enumerate(places)):
+    own_parents = [parent for parent, _ in places]
+    if own_parents == list(range(-1, len(places) - 1)):
         return tokens, None
     if len(places) > max_tree_tokens:
-        return first_path(list(places)), None
-    return tokens, [parent for parent, _ in places]
-
-
-def first_path(nodes: Sequence[tuple[int, int]]) -> list[int]:
-    """The tokens from the root down, always through the first child; nodes are (parent, token id)."""
-    path: list[int] = []
-    last = -1
-    for i, (parent, token_id) in enumerate(nodes):
-        if parent == last:
-            path.append(token_id)
-            last = i
-    return path
+        return [tokens[node] for node in first_path(own_parents)], None
+    return tokens, own_parents

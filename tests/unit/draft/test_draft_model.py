@@ -117,17 +117,15 @@ def test_no_block_is_taken_in_vain() -> None:
 
 
 def test_a_text_of_rare_tokens_is_guessed_among_all() -> None:
-    proposer = same_model()
-    proposer._num_common = 100
-    assert isinstance(proposer._backend, WatchedBackend)
     seen: list[int] = []
-    step = proposer._backend.step
 
-    def noting(batch: StepBatch) -> StepOutput:
-        seen.append(batch.num_output_tokens)
-        return step(batch)
+    class Noting(WatchedBackend):
+        def step(self, batch: StepBatch) -> StepOutput:
+            seen.append(batch.num_output_tokens)
+            return super().step(batch)
 
-    proposer._backend.step = noting  # type: ignore[method-assign]
+    proposer = Undaunted(Noting(null_backend(128)), CHEAP, max_batch_tokens=64)
+    proposer._num_common = 100
     common, rare = Asking("c/0", [1, 2, 3] * 20), Asking("r/0", [1, 2, 3, 200] * 15)
     for requests, expected in ([common], 100), ([rare], 0), ([common, rare], 0):
         proposer.propose(requests, [2] * len(requests))
