@@ -26,80 +26,126 @@ void quantize_query(const float* x, int64_t n, int8_t* high, int8_t* low, float*
   *sum = fold_ints(total);
 }
 
-// The dot product with both planes, less what the bytes' bias added; sum: of the two-plane integers.
-OUTPACE_INLINE Ints planes_total(Ints high, Ints low, int32_t sum) {
-  const Ints total = add(shift_left<7>(high), low);
+// Takes off what the bytes' bias added to a dot product; sum: of the integers.
+OUTPACE_INLINE Ints unbias(Ints total, int32_t sum) {
   if constexpr (kByteZeroPoint == 0) return total;
   return sub(total, shift_left<7>(set_ints(sum)));
 }
+// The dot product with both planes.
+OUTPACE_INLINE Ints planes_total(Ints high, Ints low, int32_t sum) {
+  return unbias(add(shift_left<7>(high), low), sum);
+}
+
+// Integers<N>: up to N integers of 15 bits as products take them. IntegerSums: their products with 16 columns
+// of bytes. add_quad(sums, line, a, at): those of a line of 4 bytes x 16 with the integers at .. at + 3.
+#if defined(OUTPACE_SHORT_SUMS)
+
+// No instruction multiplies the planes' bytes, so both are one number, of which the pairs (0, 2) and (1, 3)
+// of each four are taken.
+template <int N>
+struct Integers {
+  alignas(32) int16_t even[N / 2], odd[N / 2];
+  int32_t sum;
+
+  OUTPACE_INLINE_MEMBER void set(const int8_t* high, const int8_t* low, int32_t their_sum, int64_t n) {
+    for (int64_t i = 0; i < n; i += 16) join_planes(high + i, low + i, even + i / 2, odd + i / 2);
+    sum = their_sum;
+  }
+};
+struct IntegerSums {
+  Ints total = zero_ints();
+};
+struct SplitLine {
+  Shorts even, odd;
+};
+OUTPACE_INLINE SplitLine split_line(Lines line) { return {even_bytes(line), odd_bytes(line)}; }
+template <int N>
+OUTPACE_INLINE void add_quad(IntegerSums& sums, const SplitLine& line, const Integers<N>& a, int64_t at) {
+  sums.total = add_products(sums.total, line.even, set_pairs(a.even + at / 2));
+  sums.total = add_products(sums.total, line.odd, set_pairs(a.odd + at / 2));
+  settle(sums.total);
+}
+OUTPACE_INLINE Ints total_of(const IntegerSums& sums, int32_t sum) { return unbias(sums.total, sum); }
+
+#else
+
+template <int N>
+struct Integers {
+  const int8_t *high, *low;
+  int32_t sum;
+
+  OUTPACE_INLINE_MEMBER void set(const int8_t* high_plane, const int8_t* low_plane, int32_t their_sum,
+                                 int64_t /*n*/) {
+    high = high_plane;
+    low = low_plane;
+    sum = their_sum;
+  }
+};
+struct IntegerSums {
+  Ints high = zero_ints(), low = zero_ints();
+};
+OUTPACE_INLINE Lines split_line(Lines line) { return line; }
+template <int N>
+OUTPACE_INLINE void add_quad(IntegerSums& sums, const Lines& line, const Integers<N>& a, int64_t at) {
+  sums.high = dot<false>(sums.high, line, a.high + at);
+  sums.low = dot<false>(sums.low, line, a.low + at);
+}
+OUTPACE_INLINE Ints total_of(const IntegerSums& sums, int32_t sum) {
+  return planes_total(sums.high, sums.low, sum);
+}
+
+#endif
 
 // Scores of H heads and T tiles of 16 tokens from `token` on. scores: [H] rows of kAttentionChunk
 template <int H, int T>
-OUTPACE_INLINE void scores_int8(const AttentionTask& t, int64_t head, int64_t token, float* scores) {
+OUTPACE_INLINE void scores_int8(const AttentionTask& t, int64_t head, int64_t token,
+                                const Integers<kMaxHeadDim> (&query)[H], float* scores) {
   const KVLayout& kv = *t.layout;
   const uint8_t* keys[T];
   const float* scales[T];
-  Ints high[H][T], low[H][T];
+  IntegerSums sums[H][T];
   for (int i = 0; i < T; ++i) {
     const int64_t first = token + i * kTileTokens, half = first % kBlockTokens / kTileTokens;
     const uint8_t* block = block_of(t, first);
     keys[i] = block + half * kTileTokens * kv.head_dim;
     scales[i] = reinterpret_cast<const float*>(block + kv.key_scale_offset) + half * kTileTokens;
-    for (int h = 0; h < H; ++h) high[h][i] = low[h][i] = zero_ints();
   }
-  const int8_t* query_high = t.query_high + head * kv.head_dim;
-  const int8_t* query_low = t.query_low + head * kv.head_dim;
   OUTPACE_UNROLL_SOME for (int64_t quad = 0; quad < kv.head_dim / 4; ++quad) {
     for (int i = 0; i < T; ++i) {
-      const Lines line = load_lines(keys[i] + 64 * quad);
-      for (int h = 0; h < H; ++h) {
-        high[h][i] = dot<false>(high[h][i], line, query_high + h * kv.head_dim + 4 * quad);
-        low[h][i] = dot<false>(low[h][i], line, query_low + h * kv.head_dim + 4 * quad);
-      }
+      const auto line = split_line(load_lines(keys[i] + 64 * quad));
+      for (int h = 0; h < H; ++h) add_quad(sums[h][i], line, query[h], 4 * quad);
     }
   }
   for (int h = 0; h < H; ++h) {
     for (int i = 0; i < T; ++i) {
-      const Ints total = planes_total(high[h][i], low[h][i], t.query_sum[head + h]);
+      const Ints total = total_of(sums[h][i], query[h].sum);
       store(scores + h * kAttentionChunk + i * kTileTokens,
             mul(to_floats(total), mul(load_floats(scales[i]), set_floats(t.query_unit[head + h]))));
     }
   }
 }
 
-// The softmax weights of one head as integers, each multiplied by its token's value scale.
-struct IntegerWeights {
-  alignas(64) int8_t high[kAttentionChunk], low[kAttentionChunk];
-  int32_t sum;
-};
-
 // out[h][channel ..] = sum over tokens of weight x value, S groups of 16 channels.
 template <int H, int S, class Ahead>
 OUTPACE_INLINE void values_int8(const AttentionTask& t, int64_t head, int64_t tile_begin, int64_t channel,
-                                const IntegerWeights* weights, float unit, const Factors (&factors)[H],
-                                Ahead& ahead) {
+                                const Integers<kAttentionChunk> (&weights)[H], float unit,
+                                const Factors (&factors)[H], Ahead& ahead) {
   const KVLayout& kv = *t.layout;
-  Ints high[H][S], low[H][S];
-  for (int h = 0; h < H; ++h) {
-    for (int s = 0; s < S; ++s) high[h][s] = low[h][s] = zero_ints();
-  }
+  IntegerSums sums[H][S];
   for (int64_t token = tile_begin; token < t.end; token += kTileTokens) {
     const uint8_t* values = block_of(t, token) + kv.value_offset + token % kBlockTokens * kv.head_dim;
     OUTPACE_UNROLL_SOME for (int quad = 0; quad < kTileTokens / 4; ++quad) {
       const int64_t at = token - tile_begin + 4 * quad;
       for (int s = 0; s < S; ++s) {
-        const Lines line = load_lines(values + 4 * (quad * kv.head_dim + channel + 16 * s));
-        for (int h = 0; h < H; ++h) {
-          high[h][s] = dot<false>(high[h][s], line, weights[h].high + at);
-          low[h][s] = dot<false>(low[h][s], line, weights[h].low + at);
-        }
+        const auto line = split_line(load_lines(values + 4 * (quad * kv.head_dim + channel + 16 * s)));
+        for (int h = 0; h < H; ++h) add_quad(sums[h][s], line, weights[h], at);
       }
     }
     ahead.after(H * S * 16);
   }
   for (int h = 0; h < H; ++h) {
     for (int s = 0; s < S; ++s) {
-      const Ints total = planes_total(high[h][s], low[h][s], weights[h].sum);
+      const Ints total = total_of(sums[h][s], weights[h].sum);
       save_values(t, t.out + (head + h) * kv.head_dim + channel + 16 * s, factors[h],
                   mul(to_floats(total), set_floats(unit)));
     }
@@ -124,6 +170,12 @@ OUTPACE_INLINE float scale_values(const AttentionTask& t, int64_t tile_begin, fl
   return top / kWeightSteps;
 }
 
+// The softmax weights of one head as integers, each multiplied by its token's value scale.
+struct IntegerWeights {
+  alignas(64) int8_t high[kAttentionChunk], low[kAttentionChunk];
+  int32_t sum;
+};
+
 // Scores to integer weights; returns the sum of the weights as floats.
 OUTPACE_INLINE float weigh(const float* scores, const float* scales, int64_t last, float largest,
                            IntegerWeights& out) {
@@ -146,22 +198,29 @@ void attend_int8(const AttentionTask& t, int64_t head, const float* scales, floa
   constexpr int sums = kMaxRows > 8 ? kMaxRows : 8, wide = sums / (2 * H);
   const int64_t tile_begin = t.begin / kTileTokens * kTileTokens, head_dim = t.layout->head_dim;
   alignas(64) float scores[H][kAttentionChunk];
+  Integers<kMaxHeadDim> query[H];
+  for (int h = 0; h < H; ++h) {
+    const int64_t at = (head + h) * head_dim;
+    query[h].set(t.query_high + at, t.query_low + at, t.query_sum[head + h], head_dim);
+  }
   int64_t token = tile_begin;
   for (; token + wide * kTileTokens <= t.end; token += wide * kTileTokens) {
-    scores_int8<H, wide>(t, head, token, &scores[0][token - tile_begin]);
+    scores_int8<H, wide>(t, head, token, query, &scores[0][token - tile_begin]);
     ahead.after(H * wide * head_dim);
   }
   for (; token < t.end; token += kTileTokens) {
-    scores_int8<H, 1>(t, head, token, &scores[0][token - tile_begin]);
+    scores_int8<H, 1>(t, head, token, query, &scores[0][token - tile_begin]);
     ahead.after(H * head_dim);
   }
   const int64_t last = t.end - tile_begin;
-  IntegerWeights weights[H];
+  IntegerWeights planes[H];
+  Integers<kAttentionChunk> weights[H];
   float largest[H];
   Factors factors[H];
   for (int h = 0; h < H; ++h) largest[h] = largest_score(scores[h], t.begin - tile_begin, last, t.softcap);
   for (int h = 0; h < H; ++h) {
-    const float sum = weigh(scores[h], scales, last, largest[h], weights[h]);
+    const float sum = weigh(scores[h], scales, last, largest[h], planes[h]);
+    weights[h].set(planes[h].high, planes[h].low, planes[h].sum, (last + 15) / 16 * 16);
     factors[h] = save_sums(t, head + h, largest[h], sum);
   }
   int64_t channel = 0;

@@ -41,17 +41,15 @@ OUTPACE_INLINE void unpack_group(const uint8_t* quants, const uint8_t* high, Lin
 
 constexpr int log2_of(int x) { return x <= 1 ? 0 : 1 + log2_of(x / 2); }
 
-// Two chains of four, so that few rows are not bound by the latency of the dot product.
-template <Format F>
-OUTPACE_INLINE Ints dot_group(const Lines (&w)[8], const int8_t* a) {
-  constexpr bool small = bits(F) < 8;
-  Ints even = zero_ints(), odd = zero_ints();
-  for (int q = 0; q < 8; q += 2) {
-    even = dot<small>(even, w[q], a + 4 * q);
-    odd = dot<small>(odd, w[q + 1], a + 4 * q + 4);
-  }
-  return add(even, odd);
-}
+}  // namespace outpace::OUTPACE_TIER
+
+#if defined(OUTPACE_SHORT_SUMS)
+#include "short_sums.inl"
+#else
+#include "byte_products.inl"
+#endif
+
+namespace outpace::OUTPACE_TIER {
 
 // Asks for the lines of a cell kPrefetch bytes ahead; the next strip follows this one in memory. Into the
 // second level: the first one is too small to keep them while several rows' products run and activations
@@ -66,13 +64,11 @@ OUTPACE_INLINE void prefetch(const uint8_t* cell) {
 template <Format F, int R>
 OUTPACE_INLINE void group_cell(const uint8_t* cell, const Plane& a, int64_t columns, int64_t row0, int64_t g,
                                Floats (&out)[R]) {
-  Lines w[8];
-  unpack_group<F>(cell, cell + high_offset(F), w);
   const uint8_t* scales = cell + scale_offset(F);
   const Floats d = load_halves(scales);
-  OUTPACE_UNROLL for (int r = 0; r < R; ++r) {
-    const int64_t row = row0 + r, index = row * (columns / kGroup) + g;
-    Ints sum = dot_group<F>(w, a.q + row * columns + g * kGroup);
+  const int8_t* q = a.q + row0 * columns + g * kGroup;
+  sum_group<F, R>(cell, cell + high_offset(F), q, columns, [&](int r, Ints sum) {
+    const int64_t index = (row0 + r) * (columns / kGroup) + g;
     constexpr int zero = bits(F) == 8 ? kByteZeroPoint : zero_point(F);
     if constexpr (zero != 0) {
       sum = sub(sum, shift_left<log2_of(zero)>(set_ints(a.sum[index])));
@@ -81,7 +77,7 @@ OUTPACE_INLINE void group_cell(const uint8_t* cell, const Plane& a, int64_t colu
     if constexpr (has_min(F)) {
       out[r] = add(out[r], mul(load_halves(scales + 32), set_floats(a.scaled_sum[index])));
     }
-  }
+  });
 }
 
 // ggml's 12 bytes of a super-block's eight 6-bit scales and minima, as bytes for groups 0-3 and 4-7.
@@ -104,17 +100,15 @@ OUTPACE_INLINE void k_super_block(const uint8_t* cell, const Plane& a, int64_t c
   const uint8_t *quants = cell, *high = cell + high_offset(F), *scales = cell + scale_offset(F);
   Ints scale[2], min[2], acc[R];
   unpack_scales(scales, scale, min);
-  const Ints scale_of[8] = {byte_of<0>(scale[0]), byte_of<1>(scale[0]), byte_of<2>(scale[0]),
-                            byte_of<3>(scale[0]), byte_of<0>(scale[1]), byte_of<1>(scale[1]),
-                            byte_of<2>(scale[1]), byte_of<3>(scale[1])};
+  const Ints scale_of[8] = {factor_of(byte_of<0>(scale[0])), factor_of(byte_of<1>(scale[0])),
+                            factor_of(byte_of<2>(scale[0])), factor_of(byte_of<3>(scale[0])),
+                            factor_of(byte_of<0>(scale[1])), factor_of(byte_of<1>(scale[1])),
+                            factor_of(byte_of<2>(scale[1])), factor_of(byte_of<3>(scale[1]))};
   OUTPACE_UNROLL for (int r = 0; r < R; ++r) acc[r] = zero_ints();
   // A loop on purpose: unrolled, the groups' lines and the rows' sums do not fit the registers together.
   for (int g = 0; g < 8; ++g) {
-    Lines w[8];
-    unpack_group<F>(quants + g * quant_bytes(F), high + g * high_bytes(F), w);
     const int8_t* q = a.q + row0 * columns + block * kSuperBlock + g * kGroup;
-    OUTPACE_UNROLL for (int r = 0; r < R; ++r) acc[r] =
-        add(acc[r], mul(dot_group<F>(w, q + r * columns), scale_of[g]));
+    add_group<F, R>(quants + g * quant_bytes(F), high + g * high_bytes(F), q, columns, scale_of[g], acc);
   }
   const Floats d = load_halves(scales + 192), dmin = load_halves(scales + 224);
   // The minima of groups (0, 2), (1, 3), (4, 6), (5, 7) as pairs of 16-bit numbers.
@@ -140,23 +134,11 @@ OUTPACE_INLINE void k_super_block(const uint8_t* cell, const Plane& a, int64_t c
   Ints acc[R];
   for (int r = 0; r < R; ++r) acc[r] = zero_ints();
   for (int g = 0; g < 8; ++g) {
-    Lines w[8];
-    unpack_group<F>(quants + g * quant_bytes(F), high + g * high_bytes(F), w);
     const auto* s = reinterpret_cast<const int8_t*>(scales) + 32 * g;
-    const Ints s0 = load_bytes(s), s1 = load_bytes(s + 16);
-    for (int r = 0; r < R; ++r) {
-      const int64_t row = row0 + r;
-      const int8_t* q = a.q + row * columns + block * kSuperBlock + g * kGroup;
-      const int32_t* sum = a.sum + row * (columns / 16) + block * 16 + 2 * g;
-      Ints first = zero_ints(), second = zero_ints();
-      for (int i = 0; i < 4; ++i) {
-        first = dot<true>(first, w[i], q + 4 * i);
-        second = dot<true>(second, w[i + 4], q + 16 + 4 * i);
-      }
-      first = sub(first, shift_left<5>(set_ints(sum[0])));
-      second = sub(second, shift_left<5>(set_ints(sum[1])));
-      acc[r] = add(acc[r], add(mul(first, s0), mul(second, s1)));
-    }
+    add_halves<F, R>(quants + g * quant_bytes(F), high + g * high_bytes(F),
+                     a.q + row0 * columns + block * kSuperBlock + g * kGroup, columns,
+                     a.sum + row0 * (columns / 16) + block * 16 + 2 * g, columns / 16, load_bytes(s),
+                     load_bytes(s + 16), acc);
   }
   const Floats d = load_halves(scales + 256);
   for (int r = 0; r < R; ++r) {

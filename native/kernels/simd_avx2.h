@@ -129,6 +129,63 @@ OUTPACE_INLINE Ints dot_pairs(Ints acc, Ints w, const int16_t* a) {
   return {dot_pairs256(acc.lo, w.lo, v), dot_pairs256(acc.hi, w.hi, v)};
 }
 
+#if !defined(__AVXVNNI__)
+// 16 outputs x 2 numbers of 16 bits, for sums that are widened later (short_sums.inl).
+#define OUTPACE_SHORT_SUMS
+struct Shorts {
+  __m256i lo, hi;
+};
+OUTPACE_INLINE Shorts add(Shorts a, Shorts b) {
+  return {_mm256_add_epi16(a.lo, b.lo), _mm256_add_epi16(a.hi, b.hi)};
+}
+// A sum so far, as a value that compilers may not take apart: gcc reorders the terms of whole sums and then
+// keeps them all in memory.
+template <class T>
+OUTPACE_INLINE void settle(T& a) {
+  asm("" : "+x"(a.lo), "+x"(a.hi));
+}
+// w[4o] a[0] + w[4o + 1] a[1] and w[4o + 2] a[2] + w[4o + 3] a[3]; w: below 128.
+OUTPACE_INLINE Shorts multiply_bytes(Lines w, const int8_t* a) {
+  int32_t quad;
+  std::memcpy(&quad, a, 4);
+  const __m256i v = _mm256_set1_epi32(quad);
+  return {_mm256_maddubs_epi16(w.lo, v), _mm256_maddubs_epi16(w.hi, v)};
+}
+// acc[o] += a[2o] b[2o] + a[2o + 1] b[2o + 1]
+OUTPACE_INLINE Ints add_products(Ints acc, Shorts a, Ints b) {
+  return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(a.lo, b.lo)),
+          _mm256_add_epi32(acc.hi, _mm256_madd_epi16(a.hi, b.hi))};
+}
+// Two numbers of 16 bits, 16 times.
+OUTPACE_INLINE Ints set_pairs(const int16_t* a) {
+  int32_t pair;
+  std::memcpy(&pair, a, 4);
+  return set_ints(pair);
+}
+// Bytes 0 and 2 of each four as numbers of 16 bits, and bytes 1 and 3.
+OUTPACE_INLINE Shorts even_bytes(Lines w) {
+  const __m256i m = _mm256_set1_epi16(255);
+  return {_mm256_and_si256(w.lo, m), _mm256_and_si256(w.hi, m)};
+}
+OUTPACE_INLINE Shorts odd_bytes(Lines w) { return {_mm256_srli_epi16(w.lo, 8), _mm256_srli_epi16(w.hi, 8)}; }
+// The same of 32 signed bytes. even, odd: [16]
+OUTPACE_INLINE void split_bytes(const int8_t* a, int16_t* even, int16_t* odd) {
+  const __m256i v = load256(a);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(even), _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(odd), _mm256_srai_epi16(v, 8));
+}
+// The same of 16 numbers 128 x high + low. even, odd: [8]
+OUTPACE_INLINE void join_planes(const int8_t* high, const int8_t* low, int16_t* even, int16_t* odd) {
+  const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(high));
+  const __m128i l = _mm_loadu_si128(reinterpret_cast<const __m128i*>(low));
+  const __m128i h_even = _mm_srai_epi16(_mm_slli_epi16(h, 8), 1),
+                l_even = _mm_srai_epi16(_mm_slli_epi16(l, 8), 8);
+  const __m128i h_odd = _mm_slli_epi16(_mm_srai_epi16(h, 8), 7), l_odd = _mm_srai_epi16(l, 8);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(even), _mm_add_epi16(h_even, l_even));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(odd), _mm_add_epi16(h_odd, l_odd));
+}
+#endif
+
 OUTPACE_INLINE Floats load_floats(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 OUTPACE_INLINE Floats load_halves(const void* p) {
   const auto* h = static_cast<const __m128i*>(p);
