@@ -17,7 +17,7 @@ OUTPACE_INLINE float largest_score(float* scores, int64_t first, int64_t last, f
   for (int64_t i = 0; i < first; ++i) scores[i] = -__builtin_inff();
   for (int64_t i = last; i < (last + 15) / 16 * 16; ++i) scores[i] = -__builtin_inff();
   if (cap > 0.0f) softcap_row(scores + first, cap, last - first);
-  F16x largest = F16x{} - __builtin_inff();
+  F16x largest = all16(-__builtin_inff());
   for (int64_t i = 0; i < last; i += 16) largest = max16(largest, load16(scores + i));
   return fold_max(largest);
 }
@@ -30,14 +30,11 @@ OUTPACE_INLINE void weights_of(F16x (&scores)[K], float largest) {
     // Below zero bits grow as the number falls, so one operation on integers clamps it.
     const F16x difference = scores[k] - largest;
     constexpr uint32_t kLowest = 0xc2ae0000;  // -87.0f
-    U16x bits;
-    std::memcpy(&bits, &difference, 64);
-    bits = min16(bits, U16x{} + kLowest);
-    std::memcpy(&x[k], &bits, 64);
+    x[k] = bits16<float>(min16(bits16<uint32_t>(difference), all16(kLowest)));
   }
   exp_within(x);
   OUTPACE_UNROLL for (int k = 0; k < K; ++k) {
-    scores[k] = by_pieces(scores[k], x[k], []<class Piece>(const Piece& score, const Piece& weight) {
+    scores[k] = each16(scores[k], x[k], []<class Piece>(const Piece& score, const Piece& weight) {
       return score > -__builtin_inff() ? weight : Piece{};
     });
   }
@@ -73,7 +70,8 @@ struct Factors {
 // all_max and all_sum take in another chunk's.
 OUTPACE_INLINE Factors take_in(float& all_max, float& all_sum, float max, float sum) {
   const float top = max > all_max ? max : all_max;
-  const F16x before_and_now = exp16(F16x{all_max - top, max - top});
+  const float differences[2] = {all_max - top, max - top};
+  const F16x before_and_now = exp16(load_part(differences, 2));
   const Factors factors = {before_and_now[0], before_and_now[1]};
   all_sum = all_sum * factors.before + sum * factors.now;
   all_max = top;

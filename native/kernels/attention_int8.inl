@@ -20,7 +20,7 @@ void quantize_query(const float* x, int64_t n, int8_t* high, int8_t* low, float*
     const I16x v = round16(load16(x + i) * inverse);
     narrow16(high + i, v >> 7);
     narrow16(low + i, v & 127);
-    total += v;
+    total = total + v;
   }
   *unit = largest / kQuerySteps;
   *sum = fold_ints(total);
@@ -184,7 +184,7 @@ OUTPACE_INLINE float weigh(const float* scores, const float* scales, int64_t las
     const I16x v = round16(w * load16(scales + at));
     narrow16(out.high + at, v >> 7);
     narrow16(out.low + at, v & 127);
-    sum += v;
+    sum = sum + v;
   });
   out.sum = fold_ints(sum);
   return total;

@@ -1,89 +1,17 @@
 // The row-wise operations between the matrix products, written once for all tiers.
 //
-// Vectors are of 16 floats whatever the tier (the compiler splits them), and sums are 16 lanes that
-// are folded in one fixed order, so every tier adds the same numbers in the same order.
+// Vectors are of 16 floats whatever the tier (vector16.h), and sums are 16 lanes that are folded in one fixed
+// order, so every tier adds the same numbers in the same order.
+
+#include "vector16.h"
 
 namespace outpace::OUTPACE_TIER {
-
-typedef float F16x __attribute__((vector_size(64)));
-typedef int32_t I16x __attribute__((vector_size(64)));
-typedef uint32_t U16x __attribute__((vector_size(64)));
-
-OUTPACE_INLINE F16x load16(const float* p) {
-  F16x v;
-  std::memcpy(&v, p, 64);
-  return v;
-}
-OUTPACE_INLINE void store16(float* p, const F16x& v) { std::memcpy(p, &v, 64); }
-// The last n < 16 values, the other lanes 0.
-OUTPACE_INLINE F16x load_part(const float* p, int64_t n) {
-  F16x v = {};
-  for (int64_t i = 0; i < n; ++i) v[i] = p[i];
-  return v;
-}
-OUTPACE_INLINE void store_part(float* p, const F16x& v, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) p[i] = v[i];
-}
-
-// Folds 16 lanes in halves: lane i meets lane i + 8, then i + 4, i + 2 and i + 1.
-template <class V16, class Op>
-OUTPACE_INLINE auto fold16(const V16& v, Op op) {
-  const auto a = op(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
-                    __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
-  const auto b = op(__builtin_shufflevector(a, a, 0, 1, 2, 3), __builtin_shufflevector(a, a, 4, 5, 6, 7));
-  const auto c = op(b, __builtin_shufflevector(b, b, 2, 3, 0, 1));
-  return op(c, __builtin_shufflevector(c, c, 1, 0, 3, 2))[0];
-}
-OUTPACE_INLINE float fold_sum(const F16x& v) {
-  return fold16(v, [](const auto& a, const auto& b) { return a + b; });
-}
-OUTPACE_INLINE int32_t fold_ints(const I16x& v) {
-  return fold16(v, [](const auto& a, const auto& b) { return a + b; });
-}
-OUTPACE_INLINE float fold_max(const F16x& v) {
-  return fold16(v, [](const auto& a, const auto& b) { return a > b ? a : b; });
-}
-// What compares vectors, by pieces of the machine's own width: gcc takes a comparison of wider ones apart
-// into single numbers.
-#if defined(__AVX512F__)
-constexpr int kPieceBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kPieceBytes = 32;
-#else
-constexpr int kPieceBytes = 16;
-#endif
-template <class V16, class Op>
-OUTPACE_INLINE V16 by_pieces(const V16& a, const V16& b, Op op) {
-  typedef decltype(+a[0]) Piece __attribute__((vector_size(kPieceBytes)));
-  constexpr int pieces = 64 / kPieceBytes;
-  Piece x[pieces], y[pieces];
-  std::memcpy(x, &a, 64);
-  std::memcpy(y, &b, 64);
-  OUTPACE_UNROLL for (int i = 0; i < pieces; ++i) x[i] = op(x[i], y[i]);
-  V16 result;
-  std::memcpy(&result, x, 64);
-  return result;
-}
-template <class V16>
-OUTPACE_INLINE V16 max16(const V16& a, const V16& b) {
-  return by_pieces(a, b, [](const auto& x, const auto& y) { return x > y ? x : y; });
-}
-template <class V16>
-OUTPACE_INLINE V16 min16(const V16& a, const V16& b) {
-  return by_pieces(a, b, [](const auto& x, const auto& y) { return x < y ? x : y; });
-}
-OUTPACE_INLINE F16x abs16(const F16x& a) { return max16(a, -a); }
 
 // Added to |x| < 2^22, it leaves x rounded to the nearest integer, ties to even, in the lowest bits.
 constexpr float kRound = 12582912.0f;
 constexpr int32_t kRoundBits = 0x4b400000;
 
-OUTPACE_INLINE I16x round16(const F16x& x) {
-  const F16x shifted = x + kRound;
-  I16x bits;
-  std::memcpy(&bits, &shifted, 64);
-  return bits - kRoundBits;
-}
+OUTPACE_INLINE I16x round16(const F16x& x) { return bits16<int32_t>(x + kRound) - kRoundBits; }
 
 // e^x for x in [-87, 88] to about 2 ulp, in place: Cephes' expf polynomial, its terms in pairs that need not
 // wait for each other. K vectors at once, operation by operation: each is a chain of 17 operations that do
@@ -93,10 +21,7 @@ OUTPACE_INLINE void exp_within(F16x (&x)[K]) {
   F16x r[K], r2[K], power[K];
   OUTPACE_UNROLL for (int k = 0; k < K; ++k) {
     const F16x shifted = x[k] * 1.44269504088896341f + kRound, n = shifted - kRound;
-    I16x bits;
-    std::memcpy(&bits, &shifted, 64);
-    bits = (bits - (kRoundBits - 127)) << 23;
-    std::memcpy(&power[k], &bits, 64);
+    power[k] = bits16<float>((bits16<int32_t>(shifted) - (kRoundBits - 127)) << 23);
     r[k] = (x[k] - n * 0.693359375f) - n * -2.12194440e-4f;
     r2[k] = r[k] * r[k];
   }
@@ -111,7 +36,7 @@ OUTPACE_INLINE void exp_within(F16x (&x)[K]) {
 }
 
 OUTPACE_INLINE F16x exp16(const F16x& x) {
-  F16x clamped[1] = {min16(max16(x, F16x{} - 87.0f), F16x{} + 88.0f)};
+  F16x clamped[1] = {min16(max16(x, all16(-87.0f)), all16(88.0f))};
   exp_within(clamped);
   return clamped[0];
 }
@@ -198,22 +123,6 @@ OUTPACE_INLINE float largest_magnitude(const float* x, int64_t n) {
   for (int64_t i = 0; i < n; i += 16) largest = max16(largest, abs16(load16(x + i)));
   return fold_max(largest);
 }
-// The lowest byte of each number. Quarter by quarter where gcc would convert one number after the other.
-OUTPACE_INLINE void narrow16(int8_t* out, const I16x& v) {
-  typedef int8_t B16x __attribute__((vector_size(16)));
-  if constexpr (kPieceBytes == 64) {
-    const B16x b = __builtin_convertvector(v, B16x);
-    std::memcpy(out, &b, 16);
-  } else {
-    B16x quarters[4];
-    std::memcpy(quarters, &v, 64);
-    OUTPACE_UNROLL for (int i = 0; i < 4; ++i) {
-      const B16x& q = quarters[i];
-      const B16x lowest = __builtin_shufflevector(q, q, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
-      std::memcpy(out + 4 * i, &lowest, 4);
-    }
-  }
-}
 // Integers per unit where `largest` becomes `steps`. What is so small that the quotient would overflow
 // counts as zero.
 OUTPACE_INLINE float inverse_step(float steps, float largest) {
@@ -298,7 +207,7 @@ void quantize_256(const float* x, int64_t n, const Quantized& out) {
 }
 
 int64_t argmax(const float* x, int64_t n) {
-  F16x best = F16x{} - __builtin_inff();
+  F16x best = all16(-__builtin_inff());
   int64_t i = 0;
   for (; i + 16 <= n; i += 16) best = max16(load16(x + i), best);  // in this order a NaN is passed over
   float largest = fold_max(best);
@@ -319,7 +228,7 @@ double log_sum_exp(const float* x, int64_t n) {
   int64_t i = 0;
   for (; i + 16 <= n; i += 16) sum += static_cast<double>(fold_sum(exp16(load16(x + i) - largest)));
   for (; i < n; ++i) {
-    const F16x v = F16x{} + (x[i] - largest);
+    const F16x v = all16(x[i] - largest);
     sum += static_cast<double>(exp16(v)[0]);
   }
   return static_cast<double>(largest) + __builtin_log(sum);
