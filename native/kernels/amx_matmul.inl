@@ -72,15 +72,10 @@ void tile_rows(const TileMatrix& m, const uint8_t* strip, const Quantized& a, in
     add_groups<F>(m, strip, a.high, rows, acc);
   }
   release_tiles();
-  // The low planes of a row's wide cells come last, as in quantized_rows.
-  const int64_t cells = m.columns / cell_columns(F);
   for (int64_t r = 0; r < num_rows; ++r) {
-    Floats one[1] = {load_floats(acc + r * kStrip)};
-    for (int32_t k = 0; k < a.num_wide[r]; ++k) {
-      const int64_t cell = a.wide[r * cells + k];
-      quantized_cell<F, 1>(strip + cell * cell_bytes(F), a.low, m.columns, r, cell, one);
-    }
-    store(out + r * out_stride, one[0]);
+    Floats sum = load_floats(acc + r * kStrip);
+    add_wide_cells<F>(strip, a, m.columns, r, sum);
+    store(out + r * out_stride, sum);
   }
 }
 

@@ -27,13 +27,13 @@ void quantize_query(const float* x, int64_t n, int8_t* high, int8_t* low, float*
 }
 
 // Takes off what the bytes' bias added to a dot product; sum: of the integers.
-OUTPACE_INLINE Ints unbias(Ints total, int32_t sum) {
-  if constexpr (kByteZeroPoint == 0) return total;
-  return sub(total, shift_left<7>(set_ints(sum)));
-}
+OUTPACE_INLINE Ints unbias(Ints total, int32_t sum) { return sub(total, shift_left<7>(set_ints(sum))); }
+
 // The dot product with both planes.
 OUTPACE_INLINE Ints planes_total(Ints high, Ints low, int32_t sum) {
-  return unbias(add(shift_left<7>(high), low), sum);
+  const Ints total = add(shift_left<7>(high), low);
+  if constexpr (kByteZeroPoint == 0) return total;
+  return unbias(total, sum);
 }
 
 // Integers<N>: up to N integers of 15 bits as products take them. IntegerSums: their products with 16 columns

@@ -18,10 +18,9 @@ OUTPACE_INLINE Ints dot_group(const Lines (&w)[8], const int8_t* a) {
 // Calls take(r, sum) for each of R rows with the products of its activations with the group's weights. a: 32
 // activations of each row, `stride` apart.
 template <Format F, int R, class Take>
-OUTPACE_INLINE void sum_group(const uint8_t* quants, const uint8_t* high, const int8_t* a, int64_t stride,
-                              Take take) {
+OUTPACE_INLINE void sum_group(const PackedGroup<F>& group, const int8_t* a, int64_t stride, Take take) {
   Lines w[8];
-  unpack_group<F>(quants, high, w);
+  unpack_group<F>(group.quants, group.high, w);
   OUTPACE_UNROLL for (int r = 0; r < R; ++r) take(r, dot_group<F>(w, a + r * stride));
 }
 
@@ -30,10 +29,10 @@ OUTPACE_INLINE Ints factor_of(Ints scale) { return scale; }
 
 // acc[r] += factor x the sum of row r.
 template <Format F, int R>
-OUTPACE_INLINE void add_group(const uint8_t* quants, const uint8_t* high, const int8_t* a, int64_t stride,
-                              Ints factor, Ints (&acc)[R]) {
+OUTPACE_INLINE void add_group(const PackedGroup<F>& group, const int8_t* a, int64_t stride, Ints factor,
+                              Ints (&acc)[R]) {
   Lines w[8];
-  unpack_group<F>(quants, high, w);
+  unpack_group<F>(group.quants, group.high, w);
   OUTPACE_UNROLL for (int r = 0; r < R; ++r) acc[r] =
       add(acc[r], mul(dot_group<F>(w, a + r * stride), factor));
 }
@@ -41,11 +40,11 @@ OUTPACE_INLINE void add_group(const uint8_t* quants, const uint8_t* high, const 
 // The same with a scale for each half of the group, and the format's zero point. sums: of each half's
 // activations, a row's `sum_stride` after those of the one before.
 template <Format F, int R>
-OUTPACE_INLINE void add_halves(const uint8_t* quants, const uint8_t* high, const int8_t* a, int64_t stride,
+OUTPACE_INLINE void add_halves(const PackedGroup<F>& group, const int8_t* a, int64_t stride,
                                const int32_t* sums, int64_t sum_stride, Ints scale0, Ints scale1,
                                Ints (&acc)[R]) {
   Lines w[8];
-  unpack_group<F>(quants, high, w);
+  unpack_group<F>(group.quants, group.high, w);
   for (int r = 0; r < R; ++r) {
     const int8_t* q = a + r * stride;
     const int32_t* sum = sums + r * sum_stride;
@@ -57,6 +56,15 @@ OUTPACE_INLINE void add_halves(const uint8_t* quants, const uint8_t* high, const
     first = sub(first, shift_left<log2_of(zero_point(F))>(set_ints(sum[0])));
     second = sub(second, shift_left<log2_of(zero_point(F))>(set_ints(sum[1])));
     acc[r] = add(acc[r], add(mul(first, scale0), mul(second, scale1)));
+  }
+}
+
+// acc[r] += a group of unpacked weights of 4 bits, [8][64], times row r. a: [R][32]
+template <int R>
+OUTPACE_INLINE void add_unpacked(const uint8_t* weights, const int8_t* a, Ints (&acc)[R]) {
+  OUTPACE_UNROLL for (int q = 0; q < 8; ++q) {
+    const Lines w = load_lines(weights + 64 * q);
+    OUTPACE_UNROLL for (int r = 0; r < R; ++r) acc[r] = dot<true>(acc[r], w, a + r * kGroup + 4 * q);
   }
 }
 

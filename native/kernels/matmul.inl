@@ -13,6 +13,21 @@
 
 namespace outpace::OUTPACE_TIER {
 
+// A group's weights, and a cell's, as they lie in memory.
+template <Format F>
+struct PackedGroup {
+  const uint8_t *quants, *high;
+};
+template <Format F>
+struct PackedCell {
+  const uint8_t* data;
+
+  OUTPACE_INLINE_MEMBER PackedGroup<F> group(int g) const {
+    return {data + g * quant_bytes(F), data + high_offset(F) + g * high_bytes(F)};
+  }
+  OUTPACE_INLINE_MEMBER const uint8_t* scales() const { return data + scale_offset(F); }
+};
+
 // Eight lines of 16 outputs x 4 inputs each, one byte a weight, biased by the format's zero point.
 template <Format F>
 OUTPACE_INLINE void unpack_group(const uint8_t* quants, const uint8_t* high, Lines (&w)[8]) {
@@ -61,13 +76,13 @@ OUTPACE_INLINE void prefetch(const uint8_t* cell) {
 }
 
 // One cell of a group format: out[r] += weights . activations of the plane.
-template <Format F, int R>
-OUTPACE_INLINE void group_cell(const uint8_t* cell, const Plane& a, int64_t columns, int64_t row0, int64_t g,
+template <Format F, int R, class Cell>
+OUTPACE_INLINE void group_cell(const Cell& cell, const Plane& a, int64_t columns, int64_t row0, int64_t g,
                                Floats (&out)[R]) {
-  const uint8_t* scales = cell + scale_offset(F);
+  const uint8_t* scales = cell.scales();
   const Floats d = load_halves(scales);
   const int8_t* q = a.q + row0 * columns + g * kGroup;
-  sum_group<F, R>(cell, cell + high_offset(F), q, columns, [&](int r, Ints sum) {
+  sum_group<F, R>(cell.group(0), q, columns, [&](int r, Ints sum) {
     const int64_t index = (row0 + r) * (columns / kGroup) + g;
     constexpr int zero = bits(F) == 8 ? kByteZeroPoint : zero_point(F);
     if constexpr (zero != 0) {
@@ -94,10 +109,10 @@ OUTPACE_INLINE Ints byte_of(Ints words) {
   return bit_and(shift_right<8 * Byte>(words), 0xff);
 }
 
-template <Format F, int R>
-OUTPACE_INLINE void k_super_block(const uint8_t* cell, const Plane& a, int64_t columns, int64_t row0,
+template <Format F, int R, class Cell>
+OUTPACE_INLINE void k_super_block(const Cell& cell, const Plane& a, int64_t columns, int64_t row0,
                                   int64_t block, Floats (&out)[R]) {
-  const uint8_t *quants = cell, *high = cell + high_offset(F), *scales = cell + scale_offset(F);
+  const uint8_t* scales = cell.scales();
   Ints scale[2], min[2], acc[R];
   unpack_scales(scales, scale, min);
   const Ints scale_of[8] = {factor_of(byte_of<0>(scale[0])), factor_of(byte_of<1>(scale[0])),
@@ -108,7 +123,7 @@ OUTPACE_INLINE void k_super_block(const uint8_t* cell, const Plane& a, int64_t c
   // A loop on purpose: unrolled, the groups' lines and the rows' sums do not fit the registers together.
   for (int g = 0; g < 8; ++g) {
     const int8_t* q = a.q + row0 * columns + block * kSuperBlock + g * kGroup;
-    add_group<F, R>(quants + g * quant_bytes(F), high + g * high_bytes(F), q, columns, scale_of[g], acc);
+    add_group<F, R>(cell.group(g), q, columns, scale_of[g], acc);
   }
   const Floats d = load_halves(scales + 192), dmin = load_halves(scales + 224);
   // The minima of groups (0, 2), (1, 3), (4, 6), (5, 7) as pairs of 16-bit numbers.
@@ -126,17 +141,16 @@ OUTPACE_INLINE void k_super_block(const uint8_t* cell, const Plane& a, int64_t c
 }
 
 // The same for Q6_K: 16 signed scales of 8 bits, no minima.
-template <Format F, int R>
+template <Format F, int R, class Cell>
   requires(F == Format::q6_k)
-OUTPACE_INLINE void k_super_block(const uint8_t* cell, const Plane& a, int64_t columns, int64_t row0,
+OUTPACE_INLINE void k_super_block(const Cell& cell, const Plane& a, int64_t columns, int64_t row0,
                                   int64_t block, Floats (&out)[R]) {
-  const uint8_t *quants = cell, *high = cell + high_offset(F), *scales = cell + scale_offset(F);
+  const uint8_t* scales = cell.scales();
   Ints acc[R];
   for (int r = 0; r < R; ++r) acc[r] = zero_ints();
   for (int g = 0; g < 8; ++g) {
     const auto* s = reinterpret_cast<const int8_t*>(scales) + 32 * g;
-    add_halves<F, R>(quants + g * quant_bytes(F), high + g * high_bytes(F),
-                     a.q + row0 * columns + block * kSuperBlock + g * kGroup, columns,
+    add_halves<F, R>(cell.group(g), a.q + row0 * columns + block * kSuperBlock + g * kGroup, columns,
                      a.sum + row0 * (columns / 16) + block * 16 + 2 * g, columns / 16, load_bytes(s),
                      load_bytes(s + 16), acc);
   }
@@ -147,14 +161,27 @@ OUTPACE_INLINE void k_super_block(const uint8_t* cell, const Plane& a, int64_t c
   }
 }
 
-template <Format F, int R>
-OUTPACE_INLINE void quantized_cell(const uint8_t* cell, const Plane& a, int64_t columns, int64_t row0,
+template <Format F, int R, class Cell>
+OUTPACE_INLINE void quantized_cell(const Cell& cell, const Plane& a, int64_t columns, int64_t row0,
                                    int64_t index, Floats (&out)[R]) {
   if constexpr (is_k(F)) {
     k_super_block<F, R>(cell, a, columns, row0, index, out);
   } else {
     group_cell<F, R>(cell, a, columns, row0, index, out);
   }
+}
+
+// The low plane of a row's wide cells, which comes after all cells of the high one.
+template <Format F>
+OUTPACE_INLINE void add_wide_cells(const uint8_t* strip, const Quantized& a, int64_t columns, int64_t row,
+                                   Floats& out) {
+  const int32_t* wide = a.wide + row * (columns / cell_columns(F));
+  Floats one[1] = {out};
+  for (int32_t k = 0; k < a.num_wide[row]; ++k) {
+    const PackedCell<F> cell = {strip + wide[k] * cell_bytes(F)};
+    quantized_cell<F, 1>(cell, a.low, columns, row, wide[k], one);
+  }
+  out = one[0];
 }
 
 // All cells of the high plane in their order, then the row's wide cells of the low plane in theirs.
@@ -165,18 +192,14 @@ void quantized_rows(const TileMatrix& m, const uint8_t* strip, const Activations
   const int64_t cells = m.columns / cell_columns(F);
   Floats acc[R];
   for (int r = 0; r < R; ++r) acc[r] = set_floats(0.0f);
-  const uint8_t* cell = strip;
-  for (int64_t i = 0; i < cells; ++i, cell += cell_bytes(F)) {
-    if (row0 == 0) prefetch<cell_bytes(F)>(cell);
+  PackedCell<F> cell = {strip};
+  for (int64_t i = 0; i < cells; ++i, cell.data += cell_bytes(F)) {
+    if (row0 == 0) prefetch<cell_bytes(F)>(cell.data);
     quantized_cell<F, R>(cell, a.high, m.columns, row0, i, acc);
   }
   for (int r = 0; r < R; ++r) {
-    const int32_t* wide = a.wide + (row0 + r) * cells;
-    Floats one[1] = {acc[r]};
-    for (int32_t k = 0; k < a.num_wide[row0 + r]; ++k) {
-      quantized_cell<F, 1>(strip + wide[k] * cell_bytes(F), a.low, m.columns, row0 + r, wide[k], one);
-    }
-    store(out + r * out_stride, one[0]);
+    add_wide_cells<F>(strip, a, m.columns, row0 + r, acc[r]);
+    store(out + r * out_stride, acc[r]);
   }
 }
 
@@ -210,26 +233,47 @@ OUTPACE_INLINE void rows_of(const TileMatrix& m, const uint8_t* strip, const Act
   }
 }
 
+// Calls take<R>(first row) for tiles of R rows.
+template <class Take>
+OUTPACE_INLINE void each_row_tile(int64_t num_rows, Take take) {
+  int64_t row = 0;
+  const auto next = [&]<int R>() {
+    take.template operator()<R>(row);
+    row += R;
+  };
+  while (num_rows - row >= kMaxRows) next.template operator()<kMaxRows>();
+  // A second pass finds the strip in the cache, but unpacks it again: 7 rows as 6 and 1 take longer than 8.
+  if constexpr (kMaxRows > 8) {
+    if (num_rows - row >= 12) next.template operator()<12>();
+    if (num_rows - row >= 8) next.template operator()<8>();
+    if (num_rows - row >= 6) next.template operator()<6>();
+  }
+  if (num_rows - row >= 4) next.template operator()<4>();
+  if (num_rows - row >= 3) next.template operator()<3>();
+  if (num_rows - row >= 2) next.template operator()<2>();
+  if (num_rows - row >= 1) next.template operator()<1>();
+}
+
+}  // namespace outpace::OUTPACE_TIER
+
+#if defined(OUTPACE_SHORT_SUMS)
+#include "unpacked_strips.inl"
+#endif
+
+namespace outpace::OUTPACE_TIER {
+
 template <Format F>
 void strip_of(const TileMatrix& m, int64_t s, const Activations& a, int64_t num_rows, float* out,
               int64_t out_stride) {
   const uint8_t* strip = m.data + s * m.strip_bytes;
-  int64_t row = 0;
-  const auto take = [&]<int R>() {
-    rows_of<F, R>(m, strip, a, row, out + row * out_stride, out_stride);
-    row += R;
-  };
-  while (num_rows - row >= kMaxRows) take.template operator()<kMaxRows>();
-  // A second pass finds the strip in the cache, but unpacks it again: 7 rows as 6 and 1 take longer than 8.
-  if constexpr (kMaxRows > 8) {
-    if (num_rows - row >= 12) take.template operator()<12>();
-    if (num_rows - row >= 8) take.template operator()<8>();
-    if (num_rows - row >= 6) take.template operator()<6>();
+#if defined(OUTPACE_SHORT_SUMS)
+  if constexpr (unpack_from(F) > 0) {
+    if (num_rows >= unpack_from(F)) return unpacked_strip<F>(m, strip, a, num_rows, out, out_stride);
   }
-  if (num_rows - row >= 4) take.template operator()<4>();
-  if (num_rows - row >= 3) take.template operator()<3>();
-  if (num_rows - row >= 2) take.template operator()<2>();
-  if (num_rows - row >= 1) take.template operator()<1>();
+#endif
+  each_row_tile(num_rows, [&]<int R>(int64_t row) {
+    rows_of<F, R>(m, strip, a, row, out + row * out_stride, out_stride);
+  });
 }
 
 void matmul_strip(const TileMatrix& m, int64_t strip, const Activations& a, int64_t num_rows, float* out,

@@ -15,12 +15,7 @@ int64_t dot_peak(int64_t rounds) {
   for (int r = 0; r < kMaxRows; ++r) acc[r] = zero_ints();
   for (int64_t i = 0; i < rounds; ++i) {
     asm volatile("" : : "r"(weights), "r"(rows) : "memory");
-#pragma GCC unroll 8
-    for (int q = 0; q < 8; ++q) {
-      const Lines w = load_lines(weights + 64 * q);
-#pragma GCC unroll 16
-      for (int r = 0; r < kMaxRows; ++r) acc[r] = dot<true>(acc[r], w, rows + r * kGroup + 4 * q);
-    }
+    add_unpacked<kMaxRows>(weights, rows, acc);
   }
   float sums[kStrip];
 #pragma GCC unroll 16

@@ -3,34 +3,44 @@
 // by the group's scale in one instruction.
 //
 // A pair of products of b bits with 8 is at most 2 x (2^b - 1) x 127, so 8, 4 and 2 pairs fit for 4, 5 and 6
-// bits, and none but one for 8. Instructions for a row, a group and 16 outputs (two registers each):
+// bits, and one of signed bytes. Instructions for a row, a group and 16 outputs (two registers each):
 //
 //                           4 bits  5 bits  6 bits  8 bits
-//   multiply                    16      16      16      32
+//   multiply                    16      16      16      16
+//   give the weights' signs      -       -       -      16
 //   add in 16 bits              14      12       8       -
-//   widen and scale              2       4       8       -
-//   add in 32 bits               2       4       8      32
-//   broadcast activations        8       8       8      16
+//   widen and scale              2       4       8      16
+//   add in 32 bits               2       4       8      16
+//   broadcast activations        8       8       8       8
 //
-// With two multiplications and four vector operations a cycle (Zen 3) that is 9, 10, 12 and 16 cycles, and a
-// share of what unpacking the group takes, as all rows have it together.
+// With two multiplications and four vector operations a cycle (Zen 3) that would be 9, 10, 12 and 16 cycles.
+// Bare loops of a broadcast, two products and two sums reach 0.8 of that, and unpacking comes on top.
 
 namespace outpace::OUTPACE_TIER {
 
 // Line q: 16 outputs x inputs 4q .. 4q + 3, one byte a weight.
 template <Format F>
-OUTPACE_INLINE Lines unpack_line(const uint8_t* quants, const uint8_t* high, int q) {
-  const Lines both = load_lines(quants + 64 * (q % 4));
+OUTPACE_INLINE Lines line_of(const PackedGroup<F>& group, int q) {
+  const Lines both = load_lines(group.quants + 64 * (q % 4));
   Lines line = q < 4 ? low_nibbles(both) : high_nibbles(both);
-  if constexpr (bits(F) == 5) line = set_bit4(line, high + 8 * q);
+  if constexpr (bits(F) == 5) line = set_bit4(line, group.high + 8 * q);
   if constexpr (bits(F) == 6) {
-    const Lines fields = load_lines(high + 64 * (q / 4));
+    const Lines fields = load_lines(group.high + 64 * (q / 4));
     if (q % 4 == 0) line = set_bits45<0>(line, fields);
     if (q % 4 == 1) line = set_bits45<1>(line, fields);
     if (q % 4 == 2) line = set_bits45<2>(line, fields);
     if (q % 4 == 3) line = set_bits45<3>(line, fields);
   }
   return line;
+}
+
+// A group whose lines are unpacked already, for formats of less than 8 bits: [8][64]
+struct UnpackedGroup {
+  const uint8_t* lines;
+};
+template <Format F>
+OUTPACE_INLINE Lines line_of(const UnpackedGroup& group, int q) {
+  return load_lines(group.lines + 64 * q);
 }
 
 // Lines whose pairs of products fit 16 bits together.
@@ -42,13 +52,13 @@ template <Format F>
 constexpr bool kFits = kLinesTogether<F> * 2 * ((1 << bits(F)) - 1) * 127 <= 32767;
 
 // acc[r] += factor x the products of lines [first, first + kLinesTogether). factor: pairs of 16 bits
-template <Format F, int R>
-OUTPACE_INLINE void add_lines(const uint8_t* quants, const uint8_t* high, const int8_t* a, int64_t stride,
-                              int first, Ints factor, Ints (&acc)[R]) {
+template <Format F, int R, class Group>
+OUTPACE_INLINE void add_lines(const Group& group, const int8_t* a, int64_t stride, int first, Ints factor,
+                              Ints (&acc)[R]) {
   static_assert(kFits<F>);
   Shorts sums[R];
   OUTPACE_UNROLL for (int q = first; q < first + kLinesTogether<F>; ++q) {
-    const Lines w = unpack_line<F>(quants, high, q);
+    const Lines w = line_of<F>(group, q);
     OUTPACE_UNROLL for (int r = 0; r < R; ++r) {
       const Shorts pairs = multiply_bytes(w, a + r * stride + 4 * q);
       sums[r] = q == first ? pairs : add(sums[r], pairs);
@@ -61,21 +71,20 @@ OUTPACE_INLINE void add_lines(const uint8_t* quants, const uint8_t* high, const 
 // A scale of 16 bits twice, for both numbers that a short sum consists of.
 OUTPACE_INLINE Ints factor_of(Ints scale) { return bit_or(bit_and(scale, 0xffff), shift_left<16>(scale)); }
 
-template <Format F, int R>
-OUTPACE_INLINE void add_group(const uint8_t* quants, const uint8_t* high, const int8_t* a, int64_t stride,
-                              Ints factor, Ints (&acc)[R]) {
+template <Format F, int R, class Group>
+OUTPACE_INLINE void add_group(const Group& group, const int8_t* a, int64_t stride, Ints factor,
+                              Ints (&acc)[R]) {
   OUTPACE_UNROLL for (int q = 0; q < 8; q += kLinesTogether<F>) {
-    add_lines<F, R>(quants, high, a, stride, q, factor, acc);
+    add_lines<F, R>(group, a, stride, q, factor, acc);
   }
 }
 
-template <Format F, int R>
-OUTPACE_INLINE void add_halves(const uint8_t* quants, const uint8_t* high, const int8_t* a, int64_t stride,
-                               const int32_t* sums, int64_t sum_stride, Ints scale0, Ints scale1,
-                               Ints (&acc)[R]) {
+template <Format F, int R, class Group>
+OUTPACE_INLINE void add_halves(const Group& group, const int8_t* a, int64_t stride, const int32_t* sums,
+                               int64_t sum_stride, Ints scale0, Ints scale1, Ints (&acc)[R]) {
   const Ints first = factor_of(scale0), second = factor_of(scale1);
   OUTPACE_UNROLL for (int q = 0; q < 8; q += kLinesTogether<F>) {
-    add_lines<F, R>(quants, high, a, stride, q, q < 4 ? first : second, acc);
+    add_lines<F, R>(group, a, stride, q, q < 4 ? first : second, acc);
   }
   // The zero point takes off zero x scale x sum: both halves in one product of pairs.
   const Ints both = bit_or(bit_and(scale0, 0xffff), shift_left<16>(scale1));
@@ -86,36 +95,34 @@ OUTPACE_INLINE void add_halves(const uint8_t* quants, const uint8_t* high, const
   }
 }
 
-template <Format F, int R, class Take>
-OUTPACE_INLINE void sum_group(const uint8_t* quants, const uint8_t* high, const int8_t* a, int64_t stride,
-                              Take take) {
+template <Format F, int R, class Group, class Take>
+OUTPACE_INLINE void sum_group(const Group& group, const int8_t* a, int64_t stride, Take take) {
   Ints sums[R];
   OUTPACE_UNROLL for (int r = 0; r < R; ++r) sums[r] = zero_ints();
-  add_group<F, R>(quants, high, a, stride, factor_of(set_ints(1)), sums);
+  add_group<F, R>(group, a, stride, factor_of(set_ints(1)), sums);
   OUTPACE_UNROLL for (int r = 0; r < R; ++r) take(r, sums[r]);
 }
 
-// Of 8 bits a single pair would not fit: even and odd bytes apart, as numbers of 16 bits.
-template <Format F, int R, class Take>
+// Of 8 bits no second pair fits.
+template <Format F, int R, class Group, class Take>
   requires(bits(F) == 8)
-OUTPACE_INLINE void sum_group(const uint8_t* quants, const uint8_t* /*high*/, const int8_t* a, int64_t stride,
-                              Take take) {
-  alignas(32) int16_t even[R][16], odd[R][16];
+OUTPACE_INLINE void sum_group(const Group& group, const int8_t* a, int64_t stride, Take take) {
   Ints sums[R];
-  OUTPACE_UNROLL for (int r = 0; r < R; ++r) {
-    split_bytes(a + r * stride, even[r], odd[r]);
-    sums[r] = zero_ints();
-  }
+  OUTPACE_UNROLL for (int r = 0; r < R; ++r) sums[r] = zero_ints();
   OUTPACE_UNROLL for (int q = 0; q < 8; ++q) {
-    const Lines w = load_lines(quants + 64 * q);
-    const Shorts w_even = even_bytes(w), w_odd = odd_bytes(w);
+    const SignedLines w = unbias_bytes(load_lines(group.quants + 64 * q));
     OUTPACE_UNROLL for (int r = 0; r < R; ++r) {
-      sums[r] = add_products(sums[r], w_even, set_pairs(even[r] + 2 * q));
-      sums[r] = add_products(sums[r], w_odd, set_pairs(odd[r] + 2 * q));
+      sums[r] = add_products(sums[r], multiply_bytes(w, a + r * stride + 4 * q), factor_of(set_ints(1)));
       settle(sums[r]);
     }
   }
   OUTPACE_UNROLL for (int r = 0; r < R; ++r) take(r, sums[r]);
+}
+
+// acc[r] += a group of unpacked weights of 4 bits, [8][64], times row r. a: [R][32]
+template <int R>
+OUTPACE_INLINE void add_unpacked(const uint8_t* weights, const int8_t* a, Ints (&acc)[R]) {
+  add_group<Format::q4_0, R>(UnpackedGroup{weights}, a, kGroup, factor_of(set_ints(1)), acc);
 }
 
 }  // namespace outpace::OUTPACE_TIER

@@ -1,5 +1,5 @@
 // AVX2 with F16C: two registers hold 16 outputs. Where the compiler may use AVX-VNNI (tier_avxvnni.cpp), a
-// dot product is one instruction in place of two to six.
+// dot product of bytes is one instruction; elsewhere products of pairs are added in 16 bits (short_sums.inl).
 #pragma once
 
 #include <immintrin.h>
@@ -91,30 +91,16 @@ OUTPACE_INLINE Ints shift_left(Ints a) {
   return {_mm256_slli_epi32(a.lo, N), _mm256_slli_epi32(a.hi, N)};
 }
 
-constexpr int kByteZeroPoint = 128;
-template <bool Small>
-OUTPACE_INLINE __m256i dot256(__m256i acc, __m256i w, __m256i a) {
 #if defined(__AVXVNNI__)
-  return _mm256_dpbusd_avx_epi32(acc, w, a);
-#else
-  if constexpr (Small) {  // 63 x 127 x 2 fits 16 bits
-    const __m256i pairs = _mm256_maddubs_epi16(w, a);
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-  } else {  // maddubs would saturate: multiply even and odd bytes as 16-bit numbers
-    const __m256i w_even = _mm256_and_si256(w, _mm256_set1_epi16(255)), w_odd = _mm256_srli_epi16(w, 8);
-    const __m256i a_even = _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8), a_odd = _mm256_srai_epi16(a, 8);
-    acc = _mm256_add_epi32(acc, _mm256_madd_epi16(w_even, a_even));
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(w_odd, a_odd));
-  }
-#endif
-}
+constexpr int kByteZeroPoint = 128;
 template <bool Small>
 OUTPACE_INLINE Ints dot(Ints acc, Lines w, const int8_t* a) {
   int32_t quad;
   std::memcpy(&quad, a, 4);
   const __m256i v = _mm256_set1_epi32(quad);
-  return {dot256<Small>(acc.lo, w.lo, v), dot256<Small>(acc.hi, w.hi, v)};
+  return {_mm256_dpbusd_avx_epi32(acc.lo, w.lo, v), _mm256_dpbusd_avx_epi32(acc.hi, w.hi, v)};
 }
+#endif
 OUTPACE_INLINE __m256i dot_pairs256(__m256i acc, __m256i w, __m256i a) {
 #if defined(__AVXVNNI__)
   return _mm256_dpwssd_avx_epi32(acc, w, a);
@@ -132,6 +118,7 @@ OUTPACE_INLINE Ints dot_pairs(Ints acc, Ints w, const int16_t* a) {
 #if !defined(__AVXVNNI__)
 // 16 outputs x 2 numbers of 16 bits, for sums that are widened later (short_sums.inl).
 #define OUTPACE_SHORT_SUMS
+constexpr int kByteZeroPoint = 0;
 struct Shorts {
   __m256i lo, hi;
 };
@@ -144,17 +131,38 @@ template <class T>
 OUTPACE_INLINE void settle(T& a) {
   asm("" : "+x"(a.lo), "+x"(a.hi));
 }
-// w[4o] a[0] + w[4o + 1] a[1] and w[4o + 2] a[2] + w[4o + 3] a[3]; w: below 128.
-OUTPACE_INLINE Shorts multiply_bytes(Lines w, const int8_t* a) {
+OUTPACE_INLINE __m256i set_quad(const int8_t* a) {
   int32_t quad;
   std::memcpy(&quad, a, 4);
-  const __m256i v = _mm256_set1_epi32(quad);
+  return _mm256_set1_epi32(quad);
+}
+// w[4o] a[0] + w[4o + 1] a[1] and w[4o + 2] a[2] + w[4o + 3] a[3]; w: below 64.
+OUTPACE_INLINE Shorts multiply_bytes(Lines w, const int8_t* a) {
+  const __m256i v = set_quad(a);
   return {_mm256_maddubs_epi16(w.lo, v), _mm256_maddubs_epi16(w.hi, v)};
+}
+// The same of bytes that are biased by 128, as |w - 128| times a with the sign of w - 128; a: above -128.
+struct SignedLines {
+  Lines value, magnitude;
+};
+OUTPACE_INLINE SignedLines unbias_bytes(Lines w) {
+  const __m256i bias = _mm256_set1_epi8(-128);
+  const Lines value = {_mm256_xor_si256(w.lo, bias), _mm256_xor_si256(w.hi, bias)};
+  return {value, {_mm256_abs_epi8(value.lo), _mm256_abs_epi8(value.hi)}};
+}
+OUTPACE_INLINE Shorts multiply_bytes(const SignedLines& w, const int8_t* a) {
+  const __m256i v = set_quad(a);
+  return {_mm256_maddubs_epi16(w.magnitude.lo, _mm256_sign_epi8(v, w.value.lo)),
+          _mm256_maddubs_epi16(w.magnitude.hi, _mm256_sign_epi8(v, w.value.hi))};
 }
 // acc[o] += a[2o] b[2o] + a[2o + 1] b[2o + 1]
 OUTPACE_INLINE Ints add_products(Ints acc, Shorts a, Ints b) {
   return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(a.lo, b.lo)),
           _mm256_add_epi32(acc.hi, _mm256_madd_epi16(a.hi, b.hi))};
+}
+OUTPACE_INLINE void store_lines(uint8_t* p, Lines a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.lo);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), a.hi);
 }
 // Two numbers of 16 bits, 16 times.
 OUTPACE_INLINE Ints set_pairs(const int16_t* a) {
@@ -168,12 +176,6 @@ OUTPACE_INLINE Shorts even_bytes(Lines w) {
   return {_mm256_and_si256(w.lo, m), _mm256_and_si256(w.hi, m)};
 }
 OUTPACE_INLINE Shorts odd_bytes(Lines w) { return {_mm256_srli_epi16(w.lo, 8), _mm256_srli_epi16(w.hi, 8)}; }
-// The same of 32 signed bytes. even, odd: [16]
-OUTPACE_INLINE void split_bytes(const int8_t* a, int16_t* even, int16_t* odd) {
-  const __m256i v = load256(a);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(even), _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(odd), _mm256_srai_epi16(v, 8));
-}
 // The same of 16 numbers 128 x high + low. even, odd: [8]
 OUTPACE_INLINE void join_planes(const int8_t* high, const int8_t* low, int16_t* even, int16_t* odd) {
   const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(high));
