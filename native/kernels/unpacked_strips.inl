@@ -6,7 +6,7 @@
 namespace outpace::OUTPACE_TIER {
 
 // Rows from which that pays, measured; 0: never, as bytes are used as they lie.
-constexpr int64_t unpack_from(Format f) { return is_float(f) || bits(f) == 8 ? 0 : bits(f) == 4 ? 12 : 8; }
+constexpr int64_t unpack_from(Format f) { return bits(f) == 5 || bits(f) == 6 ? 8 : 0; }
 
 // Groups that are unpacked together: 8 kB.
 constexpr int kGroupsTogether = 16;
