@@ -271,9 +271,10 @@ void Forward::feed_forward(const LayerWeights& w, int64_t num_rows) {
       for (int64_t s = first; s < last; ++s) {
         kernels_.matmul_strip(w.gate, s, a, rows, gate, kStrip);
         kernels_.matmul_strip(w.up, s, a, rows, up, kStrip);
+        activate(gate, up, rows * kStrip, gate);
         for (int64_t r = 0; r < rows; ++r) {
-          activate(gate + r * kStrip, up + r * kStrip, kStrip,
-                   inner_.data() + (row + r) * inner + s * kStrip);
+          std::memcpy(inner_.data() + (row + r) * inner + s * kStrip, gate + r * kStrip,
+                      kStrip * sizeof(float));
         }
       }
     });

@@ -73,6 +73,7 @@ struct Kernels {
   void (*add)(float* x, const float* y, int64_t n);  // x += y
   void (*scale)(float* x, float factor, int64_t n);  // x *= factor
   void (*softcap)(float* x, float cap, int64_t n);   // x = cap tanh(x / cap)
+  // out may be gate.
   void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);
   void (*gelu_mul)(const float* gate, const float* up, int64_t n, float* out);
   // Rotates one head in place; cos and sin: [num_pairs].

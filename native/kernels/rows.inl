@@ -35,10 +35,15 @@ OUTPACE_INLINE void exp_within(F16x (&x)[K]) {
   OUTPACE_UNROLL for (int k = 0; k < K; ++k) x[k] = (p[k] + 1.0f) * power[k];
 }
 
+template <int K>
+OUTPACE_INLINE void exp_each(F16x (&x)[K]) {
+  OUTPACE_UNROLL for (int k = 0; k < K; ++k) x[k] = min16(max16(x[k], all16(-87.0f)), all16(88.0f));
+  exp_within(x);
+}
 OUTPACE_INLINE F16x exp16(const F16x& x) {
-  F16x clamped[1] = {min16(max16(x, all16(-87.0f)), all16(88.0f))};
-  exp_within(clamped);
-  return clamped[0];
+  F16x one[1] = {x};
+  exp_each(one);
+  return one[0];
 }
 
 // Calls op(load, store) semantics over n values: out[i] = op(in vectors).
@@ -87,7 +92,21 @@ void softcap_row(float* x, float cap, int64_t n) {
   map1(x, x, n, [&](const F16x& a) { return cap * tanh16(a / cap); });
 }
 void silu_mul(const float* gate, const float* up, int64_t n, float* out) {
-  map2(gate, up, out, n, [](const F16x& g, const F16x& u) { return g / (1.0f + exp16(-g)) * u; });
+  constexpr int K = kPieceBytes == 16 ? 1 : 2;
+  int64_t i = 0;
+  for (; i + 16 * K <= n; i += 16 * K) {
+    F16x g[K], x[K];
+    OUTPACE_UNROLL for (int k = 0; k < K; ++k) {
+      g[k] = load16(gate + i + 16 * k);
+      x[k] = -g[k];
+    }
+    exp_each(x);
+    OUTPACE_UNROLL for (int k = 0; k < K; ++k) {
+      store16(out + i + 16 * k, g[k] / (1.0f + x[k]) * load16(up + i + 16 * k));
+    }
+  }
+  map2(gate + i, up + i, out + i, n - i,
+       [](const F16x& g, const F16x& u) { return g / (1.0f + exp16(-g)) * u; });
 }
 // The tanh form: x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)).
 void gelu_mul(const float* gate, const float* up, int64_t n, float* out) {
