@@ -161,6 +161,47 @@ TEST(k_formats) {
   for (const Format f : {Format::q4_k, Format::q5_k, Format::q6_k}) check_format(f);
 }
 
+// Every quant at one end, of weights and activations, where sums of few bits would overflow first.
+TEST(the_largest_integers) {
+  struct Part {
+    Format format;
+    int64_t begin, end;  // of a block's bytes: quants, and scales of a few bits
+  };
+  constexpr Part kParts[] = {{Format::q4_0, 2, 18},  {Format::q4_1, 4, 20}, {Format::q5_0, 2, 22},
+                             {Format::q5_1, 4, 24},  {Format::q8_0, 2, 34}, {Format::q4_k, 4, 144},
+                             {Format::q5_k, 4, 176}, {Format::q6_k, 0, 208}};
+  constexpr int64_t kColumns = 512, kOutputs = 19;
+  for (const auto& [format, begin, end] : kParts) {
+    Case c{format,
+           {kOutputs, kColumns},
+           gguf::random_matrix(format, kOutputs, kColumns, 3),
+           Rows(kMaxRows, kColumns)};
+    const int64_t bytes = gguf::block_of(format).bytes;
+    for (size_t i = 0; i < c.matrix.bytes.size(); ++i) {
+      const auto at = static_cast<int64_t>(i) % bytes;
+      if (at < begin || at >= end) continue;
+      const int64_t output = static_cast<int64_t>(i) / gguf::row_bytes(format, kColumns);
+      constexpr uint8_t kEnds[] = {0xff, 0x7f, 0x80};
+      c.matrix.bytes[i] = kEnds[output % 3];
+    }
+    for (int64_t r = 0; r < kMaxRows; ++r) {
+      for (int64_t k = 0; k < kColumns; ++k) {
+        const float ends[] = {1.0f, -1.0f, k % 2 == 0 ? 1.0f : -1.0f, k % 4 < 2 ? 1.0f : -1.0f};
+        c.activations.x[static_cast<size_t>(r * kColumns + k)] = ends[r % 4];
+      }
+    }
+    c.activations.quantize(outpace::select_kernels("portable"));
+    check::Array<uint8_t> memory;
+    const outpace::Kernels& fastest = *check::tiers().front();
+    const outpace::TileMatrix tiles = gguf::pack(fastest, c.matrix, memory);
+    const std::vector<float> all = multiply(fastest, tiles, c.activations.from(0), kMaxRows);
+    check::record(all.data(), all.size());
+    const auto stride = static_cast<int64_t>(all.size()) / kMaxRows;
+    for (int64_t r = 0; r < kMaxRows; ++r) check_row(c, r, all.data() + r * stride);
+    for (const outpace::Kernels* kernels : check::tiers()) check_batches(*kernels, c, all);
+  }
+}
+
 // As many rows as a prefill has: more than a kernel takes in one pass, and odd remainders.
 TEST(many_rows_together) {
   constexpr int64_t kRows = 530, kColumns = 512;
