@@ -34,12 +34,12 @@ float gumbel(uint32_t bits) {
 }
 
 // At least gumbel(bits): -log(-log u) <= -log(1 - u), bounded by the leading zeros of 1 - u.
-float gumbel_bound(uint32_t bits) {
+constexpr float gumbel_bound(uint32_t bits) {
   const uint32_t rest = (1u << 24) - 1 - bits;  // 1 - u = (rest + 0.5) / 2^24
   return 0.6931472f * static_cast<float>(std::countl_zero(rest | 1) - 7) + 0.7f;
 }
 
-const float kLargestBound = gumbel_bound((1u << 24) - 1);
+constexpr float kLargestBound = gumbel_bound((1u << 24) - 1);
 
 // Memory of [vocab] elements that each thread keeps, so that choosing a token allocates nothing.
 struct Scratch {
@@ -159,8 +159,6 @@ class Restriction {
   double total_ = 0.0;
 };
 
-constexpr int64_t kTogether = 32;  // tokens that are passed over at once
-
 // argmax of z + noise, the lowest id winning ties.
 struct Best {
   float key = -std::numeric_limits<float>::infinity();
@@ -174,13 +172,15 @@ struct Best {
       id = index;
     }
   }
-  // Whether one of z[0 .. count) could win with the best of all noise: of most tokens' neighbours none can.
+  // Whether one of z[0 .. count) could win with the largest noise that there is. Of most blocks none can.
   bool may_change(const float* z, int64_t count) const {
     int any = 0;
     for (int64_t i = 0; i < count; ++i) any |= static_cast<int>(!(z[i] + kLargestBound < key));
     return any != 0;
   }
 };
+
+constexpr int64_t kBlock = 32;  // tokens that are passed over at once
 
 int64_t choose(const Kernels& kernels, float* logits, int64_t n, const SampleRequest& request) {
   const Sampling& s = *request.sampling;
@@ -196,8 +196,8 @@ int64_t choose(const Kernels& kernels, float* logits, int64_t n, const SampleReq
     Best best;
     // The likeliest first: it sets a bar that spares most of the others their logarithms.
     best.offer(logits[likeliest], likeliest, token(likeliest), row);
-    for (int64_t first = 0; first < n; first += kTogether) {
-      const int64_t end = std::min(first + kTogether, n);
+    for (int64_t first = 0; first < n; first += kBlock) {
+      const int64_t end = std::min(first + kBlock, n);
       if (!best.may_change(logits + first, end - first)) continue;
       for (int64_t i = first; i < end; ++i) {
         if (refused < 0 || order.likelier(i, refused)) best.offer(logits[i], i, token(i), row);

@@ -1,11 +1,12 @@
 // Attention over int8 keys and values: all products are exact integers.
 //
-// Queries and softmax weights have 14 or 15 bits in two planes of int8, value = 128 x high + low. Keys lie as
-// dot-product lines of 16 tokens x 4 channels, values as lines of 16 channels x 4 tokens, both biased by 128
-// (u8). Per 16 tokens, query head and d channels: d / 2 dot products for the scores, d / 2 for the values and
-// about 40 float instructions for the softmax; d = 64 at one dot product a cycle: about 90 cycles, at two
-// (Zen 5): 50. Measured there: 62, and 95 for d = 128 (rows_bench). K and V of a chunk (128 x (2d + 8) bytes)
-// stay in the first-level cache for all the rows and heads that see it.
+// Queries and softmax weights have 14 or 15 bits in two planes of int8, value = 128 x high + low (AVX2
+// without VNNI makes one number of them again: as many products of pairs of 16 bits as there would be of four
+// bytes). Keys lie as dot-product lines of 16 tokens x 4 channels, values as lines of 16 channels x 4 tokens,
+// both biased by 128 (u8). Per 16 tokens, query head and d channels: d / 2 dot products for the scores, d / 2
+// for the values and about 40 float instructions for the softmax; d = 64 at one dot product a cycle: about 90
+// cycles, at two (Zen 5): 50. Measured there: 62, and 95 for d = 128 (rows_bench). K and V of a chunk (128 x
+// (2d + 8) bytes) stay in the first-level cache for all the rows and heads that see it.
 
 namespace outpace::OUTPACE_TIER {
 
@@ -29,22 +30,17 @@ void quantize_query(const float* x, int64_t n, int8_t* high, int8_t* low, float*
 // Takes off what the bytes' bias added to a dot product; sum: of the integers.
 OUTPACE_INLINE Ints unbias(Ints total, int32_t sum) { return sub(total, shift_left<7>(set_ints(sum))); }
 
-// The dot product with both planes.
-OUTPACE_INLINE Ints planes_total(Ints high, Ints low, int32_t sum) {
-  const Ints total = add(shift_left<7>(high), low);
-  if constexpr (kByteZeroPoint == 0) return total;
-  return unbias(total, sum);
-}
-
-// Integers<N>: up to N integers of 15 bits as products take them. IntegerSums: their products with 16 columns
-// of bytes. add_quad(sums, line, a, at): those of a line of 4 bytes x 16 with the integers at .. at + 3.
+// Multipliers<N>: up to N integers of 15 bits as products take them. ProductSums: their products with 16
+// columns of bytes. add_quad(sums, line, a, at): those of a line of 4 bytes x 16 with the integers at .. at
+// + 3.
 #if defined(OUTPACE_SHORT_SUMS)
 
 // No instruction multiplies the planes' bytes, so both are one number, of which the pairs (0, 2) and (1, 3)
 // of each four are taken.
+static_assert(int64_t{kMaxHeadDim} * 255 * 127 * 128 <= INT32_MAX && kAttentionChunk <= kMaxHeadDim);
 template <int N>
-struct Integers {
-  alignas(32) int16_t even[N / 2], odd[N / 2];
+struct Multipliers {
+  int16_t even[N / 2], odd[N / 2];
   int32_t sum;
 
   OUTPACE_INLINE_MEMBER void set(const int8_t* high, const int8_t* low, int32_t their_sum, int64_t n) {
@@ -52,7 +48,7 @@ struct Integers {
     sum = their_sum;
   }
 };
-struct IntegerSums {
+struct ProductSums {
   Ints total = zero_ints();
 };
 struct SplitLine {
@@ -60,17 +56,17 @@ struct SplitLine {
 };
 OUTPACE_INLINE SplitLine split_line(Lines line) { return {even_bytes(line), odd_bytes(line)}; }
 template <int N>
-OUTPACE_INLINE void add_quad(IntegerSums& sums, const SplitLine& line, const Integers<N>& a, int64_t at) {
-  sums.total = add_products(sums.total, line.even, set_pairs(a.even + at / 2));
-  sums.total = add_products(sums.total, line.odd, set_pairs(a.odd + at / 2));
+OUTPACE_INLINE void add_quad(ProductSums& sums, const SplitLine& line, const Multipliers<N>& a, int64_t at) {
+  sums.total = dot_shorts(sums.total, line.even, a.even + at / 2);
+  sums.total = dot_shorts(sums.total, line.odd, a.odd + at / 2);
   settle(sums.total);
 }
-OUTPACE_INLINE Ints total_of(const IntegerSums& sums, int32_t sum) { return unbias(sums.total, sum); }
+OUTPACE_INLINE Ints total_of(const ProductSums& sums, int32_t sum) { return unbias(sums.total, sum); }
 
 #else
 
 template <int N>
-struct Integers {
+struct Multipliers {
   const int8_t *high, *low;
   int32_t sum;
 
@@ -81,16 +77,21 @@ struct Integers {
     sum = their_sum;
   }
 };
-struct IntegerSums {
+struct ProductSums {
   Ints high = zero_ints(), low = zero_ints();
 };
 OUTPACE_INLINE Lines split_line(Lines line) { return line; }
+OUTPACE_INLINE Ints planes_total(Ints high, Ints low, int32_t sum) {
+  const Ints total = add(shift_left<7>(high), low);
+  if constexpr (kByteZeroPoint == 0) return total;
+  return unbias(total, sum);
+}
 template <int N>
-OUTPACE_INLINE void add_quad(IntegerSums& sums, const Lines& line, const Integers<N>& a, int64_t at) {
+OUTPACE_INLINE void add_quad(ProductSums& sums, const Lines& line, const Multipliers<N>& a, int64_t at) {
   sums.high = dot<false>(sums.high, line, a.high + at);
   sums.low = dot<false>(sums.low, line, a.low + at);
 }
-OUTPACE_INLINE Ints total_of(const IntegerSums& sums, int32_t sum) {
+OUTPACE_INLINE Ints total_of(const ProductSums& sums, int32_t sum) {
   return planes_total(sums.high, sums.low, sum);
 }
 
@@ -99,11 +100,11 @@ OUTPACE_INLINE Ints total_of(const IntegerSums& sums, int32_t sum) {
 // Scores of H heads and T tiles of 16 tokens from `token` on. scores: [H] rows of kAttentionChunk
 template <int H, int T>
 OUTPACE_INLINE void scores_int8(const AttentionTask& t, int64_t head, int64_t token,
-                                const Integers<kMaxHeadDim> (&query)[H], float* scores) {
+                                const Multipliers<kMaxHeadDim> (&query)[H], float* scores) {
   const KVLayout& kv = *t.layout;
   const uint8_t* keys[T];
   const float* scales[T];
-  IntegerSums sums[H][T];
+  ProductSums sums[H][T];
   for (int i = 0; i < T; ++i) {
     const int64_t first = token + i * kTileTokens, half = first % kBlockTokens / kTileTokens;
     const uint8_t* block = block_of(t, first);
@@ -128,10 +129,10 @@ OUTPACE_INLINE void scores_int8(const AttentionTask& t, int64_t head, int64_t to
 // out[h][channel ..] = sum over tokens of weight x value, S groups of 16 channels.
 template <int H, int S, class Ahead>
 OUTPACE_INLINE void values_int8(const AttentionTask& t, int64_t head, int64_t tile_begin, int64_t channel,
-                                const Integers<kAttentionChunk> (&weights)[H], float unit,
+                                const Multipliers<kAttentionChunk> (&weights)[H], float unit,
                                 const Factors (&factors)[H], Ahead& ahead) {
   const KVLayout& kv = *t.layout;
-  IntegerSums sums[H][S];
+  ProductSums sums[H][S];
   for (int64_t token = tile_begin; token < t.end; token += kTileTokens) {
     const uint8_t* values = block_of(t, token) + kv.value_offset + token % kBlockTokens * kv.head_dim;
     OUTPACE_UNROLL_SOME for (int quad = 0; quad < kTileTokens / 4; ++quad) {
@@ -198,7 +199,7 @@ void attend_int8(const AttentionTask& t, int64_t head, const float* scales, floa
   constexpr int sums = kMaxRows > 8 ? kMaxRows : 8, wide = sums / (2 * H);
   const int64_t tile_begin = t.begin / kTileTokens * kTileTokens, head_dim = t.layout->head_dim;
   alignas(64) float scores[H][kAttentionChunk];
-  Integers<kMaxHeadDim> query[H];
+  Multipliers<kMaxHeadDim> query[H];
   for (int h = 0; h < H; ++h) {
     const int64_t at = (head + h) * head_dim;
     query[h].set(t.query_high + at, t.query_low + at, t.query_sum[head + h], head_dim);
@@ -214,7 +215,7 @@ void attend_int8(const AttentionTask& t, int64_t head, const float* scales, floa
   }
   const int64_t last = t.end - tile_begin;
   IntegerWeights planes[H];
-  Integers<kAttentionChunk> weights[H];
+  Multipliers<kAttentionChunk> weights[H];
   float largest[H];
   Factors factors[H];
   for (int h = 0; h < H; ++h) largest[h] = largest_score(scores[h], t.begin - tile_begin, last, t.softcap);

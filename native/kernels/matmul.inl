@@ -28,30 +28,26 @@ struct PackedCell {
   OUTPACE_INLINE_MEMBER const uint8_t* scales() const { return data + scale_offset(F); }
 };
 
-// Eight lines of 16 outputs x 4 inputs each, one byte a weight, biased by the format's zero point.
+// Line q: 16 outputs x inputs 4q .. 4q + 3, one byte a weight, biased by the format's zero point.
+template <Format F>
+OUTPACE_INLINE Lines line_of(const PackedGroup<F>& group, int q) {
+  if constexpr (bits(F) == 8) return load_lines(group.quants + 64 * q);
+  const Lines both = load_lines(group.quants + 64 * (q % 4));
+  Lines line = q < 4 ? low_nibbles(both) : high_nibbles(both);
+  if constexpr (bits(F) == 5) line = set_bit4(line, group.high + 8 * q);
+  if constexpr (bits(F) == 6) {
+    const Lines fields = load_lines(group.high + 64 * (q / 4));
+    if (q % 4 == 0) line = set_bits45<0>(line, fields);
+    if (q % 4 == 1) line = set_bits45<1>(line, fields);
+    if (q % 4 == 2) line = set_bits45<2>(line, fields);
+    if (q % 4 == 3) line = set_bits45<3>(line, fields);
+  }
+  return line;
+}
+
 template <Format F>
 OUTPACE_INLINE void unpack_group(const uint8_t* quants, const uint8_t* high, Lines (&w)[8]) {
-  if constexpr (bits(F) == 8) {
-    for (int q = 0; q < 8; ++q) w[q] = load_lines(quants + 64 * q);
-  } else {
-    for (int l = 0; l < 4; ++l) {
-      const Lines line = load_lines(quants + 64 * l);
-      w[l] = low_nibbles(line);
-      w[l + 4] = high_nibbles(line);
-    }
-  }
-  if constexpr (bits(F) == 5) {
-    for (int q = 0; q < 8; ++q) w[q] = set_bit4(w[q], high + 8 * q);
-  }
-  if constexpr (bits(F) == 6) {
-    for (int h = 0; h < 2; ++h) {
-      const Lines fields = load_lines(high + 64 * h);
-      w[4 * h + 0] = set_bits45<0>(w[4 * h + 0], fields);
-      w[4 * h + 1] = set_bits45<1>(w[4 * h + 1], fields);
-      w[4 * h + 2] = set_bits45<2>(w[4 * h + 2], fields);
-      w[4 * h + 3] = set_bits45<3>(w[4 * h + 3], fields);
-    }
-  }
+  OUTPACE_UNROLL for (int q = 0; q < 8; ++q) w[q] = line_of<F>(PackedGroup<F>{quants, high}, q);
 }
 
 constexpr int log2_of(int x) { return x <= 1 ? 0 : 1 + log2_of(x / 2); }

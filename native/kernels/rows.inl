@@ -92,7 +92,7 @@ void softcap_row(float* x, float cap, int64_t n) {
   map1(x, x, n, [&](const F16x& a) { return cap * tanh16(a / cap); });
 }
 void silu_mul(const float* gate, const float* up, int64_t n, float* out) {
-  constexpr int K = kPieceBytes == 16 ? 1 : 2;
+  constexpr int K = kChains;
   int64_t i = 0;
   for (; i + 16 * K <= n; i += 16 * K) {
     F16x g[K], x[K];

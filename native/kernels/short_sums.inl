@@ -15,24 +15,11 @@
 //
 // With two multiplications and four vector operations a cycle (Zen 3) that would be 9, 10, 12 and 16 cycles.
 // Bare loops of a broadcast, two products and two sums reach 0.8 of that, and unpacking comes on top.
+//
+// Activations are in [-127, 127], and their sums in a.sum are of the same bytes, as long as they are finite.
+// Of what is not a number tiers may make different numbers.
 
 namespace outpace::OUTPACE_TIER {
-
-// Line q: 16 outputs x inputs 4q .. 4q + 3, one byte a weight.
-template <Format F>
-OUTPACE_INLINE Lines line_of(const PackedGroup<F>& group, int q) {
-  const Lines both = load_lines(group.quants + 64 * (q % 4));
-  Lines line = q < 4 ? low_nibbles(both) : high_nibbles(both);
-  if constexpr (bits(F) == 5) line = set_bit4(line, group.high + 8 * q);
-  if constexpr (bits(F) == 6) {
-    const Lines fields = load_lines(group.high + 64 * (q / 4));
-    if (q % 4 == 0) line = set_bits45<0>(line, fields);
-    if (q % 4 == 1) line = set_bits45<1>(line, fields);
-    if (q % 4 == 2) line = set_bits45<2>(line, fields);
-    if (q % 4 == 3) line = set_bits45<3>(line, fields);
-  }
-  return line;
-}
 
 // A group whose lines are unpacked already, for formats of less than 8 bits: [8][64]
 struct UnpackedGroup {
@@ -65,7 +52,7 @@ OUTPACE_INLINE void add_lines(const Group& group, const int8_t* a, int64_t strid
       settle(sums[r]);
     }
   }
-  OUTPACE_UNROLL for (int r = 0; r < R; ++r) acc[r] = add_products(acc[r], sums[r], factor);
+  OUTPACE_UNROLL for (int r = 0; r < R; ++r) acc[r] = dot_shorts(acc[r], sums[r], factor);
 }
 
 // A scale of 16 bits twice, for both numbers that a short sum consists of.
@@ -112,7 +99,7 @@ OUTPACE_INLINE void sum_group(const Group& group, const int8_t* a, int64_t strid
   OUTPACE_UNROLL for (int q = 0; q < 8; ++q) {
     const SignedLines w = unbias_bytes(load_lines(group.quants + 64 * q));
     OUTPACE_UNROLL for (int r = 0; r < R; ++r) {
-      sums[r] = add_products(sums[r], multiply_bytes(w, a + r * stride + 4 * q), factor_of(set_ints(1)));
+      sums[r] = dot_shorts(sums[r], multiply_bytes(w, a + r * stride + 4 * q), factor_of(set_ints(1)));
       settle(sums[r]);
     }
   }

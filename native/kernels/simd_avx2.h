@@ -91,13 +91,22 @@ OUTPACE_INLINE Ints shift_left(Ints a) {
   return {_mm256_slli_epi32(a.lo, N), _mm256_slli_epi32(a.hi, N)};
 }
 
+// Four bytes, and two numbers of 16 bits, for every output.
+OUTPACE_INLINE __m256i set_quad(const int8_t* a) {
+  int32_t quad;
+  std::memcpy(&quad, a, 4);
+  return _mm256_set1_epi32(quad);
+}
+OUTPACE_INLINE __m256i set_pair(const int16_t* a) {
+  int32_t pair;
+  std::memcpy(&pair, a, 4);
+  return _mm256_set1_epi32(pair);
+}
 #if defined(__AVXVNNI__)
 constexpr int kByteZeroPoint = 128;
 template <bool Small>
 OUTPACE_INLINE Ints dot(Ints acc, Lines w, const int8_t* a) {
-  int32_t quad;
-  std::memcpy(&quad, a, 4);
-  const __m256i v = _mm256_set1_epi32(quad);
+  const __m256i v = set_quad(a);
   return {_mm256_dpbusd_avx_epi32(acc.lo, w.lo, v), _mm256_dpbusd_avx_epi32(acc.hi, w.hi, v)};
 }
 #endif
@@ -109,16 +118,14 @@ OUTPACE_INLINE __m256i dot_pairs256(__m256i acc, __m256i w, __m256i a) {
 #endif
 }
 OUTPACE_INLINE Ints dot_pairs(Ints acc, Ints w, const int16_t* a) {
-  int32_t pair;
-  std::memcpy(&pair, a, 4);
-  const __m256i v = _mm256_set1_epi32(pair);
+  const __m256i v = set_pair(a);
   return {dot_pairs256(acc.lo, w.lo, v), dot_pairs256(acc.hi, w.hi, v)};
 }
 
 #if !defined(__AVXVNNI__)
 // 16 outputs x 2 numbers of 16 bits, for sums that are widened later (short_sums.inl).
 #define OUTPACE_SHORT_SUMS
-constexpr int kByteZeroPoint = 0;
+constexpr int kByteZeroPoint = 0;  // of q8_0's sums; attention takes its bias off itself
 struct Shorts {
   __m256i lo, hi;
 };
@@ -130,11 +137,6 @@ OUTPACE_INLINE Shorts add(Shorts a, Shorts b) {
 template <class T>
 OUTPACE_INLINE void settle(T& a) {
   asm("" : "+x"(a.lo), "+x"(a.hi));
-}
-OUTPACE_INLINE __m256i set_quad(const int8_t* a) {
-  int32_t quad;
-  std::memcpy(&quad, a, 4);
-  return _mm256_set1_epi32(quad);
 }
 // w[4o] a[0] + w[4o + 1] a[1] and w[4o + 2] a[2] + w[4o + 3] a[3]; w: below 64.
 OUTPACE_INLINE Shorts multiply_bytes(Lines w, const int8_t* a) {
@@ -156,19 +158,16 @@ OUTPACE_INLINE Shorts multiply_bytes(const SignedLines& w, const int8_t* a) {
           _mm256_maddubs_epi16(w.magnitude.hi, _mm256_sign_epi8(v, w.value.hi))};
 }
 // acc[o] += a[2o] b[2o] + a[2o + 1] b[2o + 1]
-OUTPACE_INLINE Ints add_products(Ints acc, Shorts a, Ints b) {
-  return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(a.lo, b.lo)),
-          _mm256_add_epi32(acc.hi, _mm256_madd_epi16(a.hi, b.hi))};
+OUTPACE_INLINE Ints dot_shorts(Ints acc, Shorts a, Ints b) {
+  return {dot_pairs256(acc.lo, a.lo, b.lo), dot_pairs256(acc.hi, a.hi, b.hi)};
+}
+OUTPACE_INLINE Ints dot_shorts(Ints acc, Shorts a, const int16_t* b) {
+  const __m256i v = set_pair(b);
+  return {dot_pairs256(acc.lo, a.lo, v), dot_pairs256(acc.hi, a.hi, v)};
 }
 OUTPACE_INLINE void store_lines(uint8_t* p, Lines a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.lo);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), a.hi);
-}
-// Two numbers of 16 bits, 16 times.
-OUTPACE_INLINE Ints set_pairs(const int16_t* a) {
-  int32_t pair;
-  std::memcpy(&pair, a, 4);
-  return set_ints(pair);
 }
 // Bytes 0 and 2 of each four as numbers of 16 bits, and bytes 1 and 3.
 OUTPACE_INLINE Shorts even_bytes(Lines w) {

@@ -24,10 +24,15 @@ constexpr int kPieceBytes = 32;
 constexpr int kPieceBytes = 16;
 #endif
 
+// Vectors that a chain of operations which wait for each other takes at once, where the registers hold no
+// more.
+constexpr int kChains = kPieceBytes == 16 ? 1 : 2;
+
 template <class T>
 struct Vector16 {
   typedef T Piece __attribute__((vector_size(kPieceBytes)));
   static constexpr int kPieces = 64 / kPieceBytes, kLanes = 16 / kPieces;
+  using Number = T;  // for parameters that are not to be deduced
   Piece piece[kPieces];
 
   OUTPACE_INLINE_MEMBER T operator[](int64_t lane) const { return piece[lane / kLanes][lane % kLanes]; }
@@ -64,18 +69,18 @@ OUTPACE_INLINE Vector16<T> each16(Vector16<T> a, const Vector16<T>& b, Op op) {
   return a;
 }
 
-#define OUTPACE_OPERATOR(op)                                                                    \
-  template <class T>                                                                            \
-  OUTPACE_INLINE Vector16<T> operator op(const Vector16<T>& a, const Vector16<T>& b) {          \
-    return each16(a, b, [](const auto& x, const auto& y) { return x op y; });                   \
-  }                                                                                             \
-  template <class T>                                                                            \
-  OUTPACE_INLINE Vector16<T> operator op(const Vector16<T>& a, decltype(+a[0]) b) {             \
-    return each16(a, [b](const auto& x) { return x op b; });                                    \
-  }                                                                                             \
-  template <class T>                                                                            \
-  OUTPACE_INLINE Vector16<T> operator op(decltype(+Vector16<T>{}[0]) a, const Vector16<T>& b) { \
-    return each16(b, [a](const auto& x) { return a op x; });                                    \
+#define OUTPACE_OPERATOR(op)                                                                     \
+  template <class T>                                                                             \
+  OUTPACE_INLINE Vector16<T> operator op(const Vector16<T>& a, const Vector16<T>& b) {           \
+    return each16(a, b, [](const auto& x, const auto& y) { return x op y; });                    \
+  }                                                                                              \
+  template <class T>                                                                             \
+  OUTPACE_INLINE Vector16<T> operator op(const Vector16<T>& a, typename Vector16<T>::Number b) { \
+    return each16(a, [b](const auto& x) { return x op b; });                                     \
+  }                                                                                              \
+  template <class T>                                                                             \
+  OUTPACE_INLINE Vector16<T> operator op(typename Vector16<T>::Number a, const Vector16<T>& b) { \
+    return each16(b, [a](const auto& x) { return a op x; });                                     \
   }
 OUTPACE_OPERATOR(+)
 OUTPACE_OPERATOR(-)
@@ -105,7 +110,8 @@ template <class Piece>
 OUTPACE_INLINE Piece smaller(const Piece& x, const Piece& y) {
   return x < y ? x : y;
 }
-// One instruction each, also in what it makes of zeros and NaNs; gcc takes two.
+// The instructions are exactly these expressions, also for NaNs and zeros of both signs, where the second
+// operand wins; gcc does not see that and takes two.
 #if defined(__AVX512F__)
 OUTPACE_INLINE __m512 larger(__m512 x, __m512 y) { return _mm512_max_ps(x, y); }
 OUTPACE_INLINE __m512 smaller(__m512 x, __m512 y) { return _mm512_min_ps(x, y); }
@@ -124,14 +130,12 @@ OUTPACE_INLINE Vector16<T> min16(const Vector16<T>& a, const Vector16<T>& b) {
 OUTPACE_INLINE F16x abs16(const F16x& a) { return max16(a, -a); }
 
 // Piece by piece: gcc copies 64 bytes at once by 16, and a load of 32 then waits for two stores of 16.
-template <class T>
-OUTPACE_INLINE Vector16<T> load16(const T* p) {
-  Vector16<T> v;
+OUTPACE_INLINE F16x load16(const float* p) {
+  F16x v;
   OUTPACE_UNROLL for (int i = 0; i < v.kPieces; ++i) std::memcpy(&v.piece[i], p + i * v.kLanes, kPieceBytes);
   return v;
 }
-template <class T>
-OUTPACE_INLINE void store16(T* p, const Vector16<T>& v) {
+OUTPACE_INLINE void store16(float* p, const F16x& v) {
   OUTPACE_UNROLL for (int i = 0; i < v.kPieces; ++i) std::memcpy(p + i * v.kLanes, &v.piece[i], kPieceBytes);
 }
 // The first n < 16 values, the other lanes 0.

@@ -138,6 +138,9 @@ TEST(silu_and_gelu) {
     const Row silu = on_all_tiers("silu", [&](const Kernels& k) {
       Row y(gate.size());
       k.silu_mul(gate.data(), up.data(), n, y.data());
+      Row in_place = gate;
+      k.silu_mul(in_place.data(), up.data(), n, in_place.data());
+      CHECK(check::same_bits(y.data(), in_place.data(), y.size()));
       return y;
     });
     const Row gelu = on_all_tiers("gelu", [&](const Kernels& k) {
