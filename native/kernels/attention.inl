@@ -72,8 +72,10 @@ struct Factors {
 // all_max and all_sum take in another chunk's.
 OUTPACE_INLINE Factors take_in(float& all_max, float& all_sum, float max, float sum) {
   const float top = max > all_max ? max : all_max;
-  const float differences[2] = {all_max - top, max - top};
-  const F16x before_and_now = exp16(load_part(differences, 2));
+  F16x differences = {};
+  differences.piece[0][0] = all_max - top;
+  differences.piece[0][1] = max - top;
+  const F16x before_and_now = exp16(differences);
   const Factors factors = {before_and_now[0], before_and_now[1]};
   all_sum = all_sum * factors.before + sum * factors.now;
   all_max = top;

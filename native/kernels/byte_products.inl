@@ -31,10 +31,7 @@ OUTPACE_INLINE Ints factor_of(Ints scale) { return scale; }
 template <Format F, int R>
 OUTPACE_INLINE void add_group(const PackedGroup<F>& group, const int8_t* a, int64_t stride, Ints factor,
                               Ints (&acc)[R]) {
-  Lines w[8];
-  unpack_group<F>(group.quants, group.high, w);
-  OUTPACE_UNROLL for (int r = 0; r < R; ++r) acc[r] =
-      add(acc[r], mul(dot_group<F>(w, a + r * stride), factor));
+  sum_group<F, R>(group, a, stride, [&](int r, Ints sum) { acc[r] = add(acc[r], mul(sum, factor)); });
 }
 
 // The same with a scale for each half of the group, and the format's zero point. sums: of each half's

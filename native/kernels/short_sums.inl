@@ -30,19 +30,15 @@ OUTPACE_INLINE Lines line_of(const UnpackedGroup& group, int q) {
   return load_lines(group.lines + 64 * q);
 }
 
-// Lines whose pairs of products fit 16 bits together.
+// Lines whose pairs of products fit 16 bits together: 8, 4 and 2.
 template <Format F>
-constexpr int kLinesTogether = bits(F) == 4   ? 8
-                               : bits(F) == 5 ? 4
-                                              : 2;
-template <Format F>
-constexpr bool kFits = kLinesTogether<F> * 2 * ((1 << bits(F)) - 1) * 127 <= 32767;
+constexpr int kLinesTogether = 32767 / (2 * 127 * ((1 << bits(F)) - 1));
 
 // acc[r] += factor x the products of lines [first, first + kLinesTogether). factor: pairs of 16 bits
 template <Format F, int R, class Group>
 OUTPACE_INLINE void add_lines(const Group& group, const int8_t* a, int64_t stride, int first, Ints factor,
                               Ints (&acc)[R]) {
-  static_assert(kFits<F>);
+  static_assert(8 % kLinesTogether<F> == 0);
   Shorts sums[R];
   OUTPACE_UNROLL for (int q = first; q < first + kLinesTogether<F>; ++q) {
     const Lines w = line_of<F>(group, q);
