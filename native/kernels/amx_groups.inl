@@ -34,7 +34,7 @@ OUTPACE_INLINE void unpack_groups(const uint8_t* cell, int64_t count, uint8_t* w
   for (int64_t g = 0; g < count; ++g, cell += cell_bytes(F), weights += kGroup * kStrip) {
     prefetch<cell_bytes(F)>(cell);
     Lines w[8];
-    unpack_group<F>(cell, cell + high_offset(F), w);
+    unpack_group<F>(PackedCell<F>{cell}.group(0), w);
     for (int q = 0; q < 8; ++q) {
       if constexpr (zero_point(F) != 0) w[q].v = _mm512_sub_epi8(w[q].v, zero);
       _mm512_store_si512(weights + 64 * q, w[q].v);

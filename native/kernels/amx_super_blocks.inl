@@ -80,14 +80,14 @@ OUTPACE_INLINE void store_planes(Lines w, const SignedScale& scale, uint8_t* hig
 // A super-block's weights in two planes of [64 lines][16 outputs][4 inputs].
 template <Format F>
 void unpack_planes(const uint8_t* cell, uint8_t* high, uint8_t* low) {
-  const uint8_t *quants = cell, *top = cell + high_offset(F), *scales = cell + scale_offset(F);
+  const uint8_t* scales = PackedCell<F>{cell}.scales();
   Ints scale[2], min[2];
   if constexpr (F != Format::q6_k) unpack_scales(scales, scale, min);
   for (int g = 0; g < 8; ++g) {
     // Spread over the groups: asked for at once, a cell's lines hold up what the products read meanwhile.
     prefetch<cell_bytes(F) / 8>(cell + g * (cell_bytes(F) / 8));
     Lines w[8];
-    unpack_group<F>(quants + g * quant_bytes(F), top + g * high_bytes(F), w);
+    unpack_group<F>(PackedCell<F>{cell}.group(g), w);
     const auto store_lines = [&](const auto& first, const auto& second) {
       for (int q = 0; q < 8; ++q) {
         const int at = 64 * (8 * g + q);

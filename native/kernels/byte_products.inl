@@ -20,7 +20,7 @@ OUTPACE_INLINE Ints dot_group(const Lines (&w)[8], const int8_t* a) {
 template <Format F, int R, class Take>
 OUTPACE_INLINE void sum_group(const PackedGroup<F>& group, const int8_t* a, int64_t stride, Take take) {
   Lines w[8];
-  unpack_group<F>(group.quants, group.high, w);
+  unpack_group<F>(group, w);
   OUTPACE_UNROLL for (int r = 0; r < R; ++r) take(r, dot_group<F>(w, a + r * stride));
 }
 
@@ -41,7 +41,7 @@ OUTPACE_INLINE void add_halves(const PackedGroup<F>& group, const int8_t* a, int
                                const int32_t* sums, int64_t sum_stride, Ints scale0, Ints scale1,
                                Ints (&acc)[R]) {
   Lines w[8];
-  unpack_group<F>(group.quants, group.high, w);
+  unpack_group<F>(group, w);
   for (int r = 0; r < R; ++r) {
     const int8_t* q = a + r * stride;
     const int32_t* sum = sums + r * sum_stride;

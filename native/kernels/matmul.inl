@@ -46,8 +46,8 @@ OUTPACE_INLINE Lines line_of(const PackedGroup<F>& group, int q) {
 }
 
 template <Format F>
-OUTPACE_INLINE void unpack_group(const uint8_t* quants, const uint8_t* high, Lines (&w)[8]) {
-  OUTPACE_UNROLL for (int q = 0; q < 8; ++q) w[q] = line_of<F>(PackedGroup<F>{quants, high}, q);
+OUTPACE_INLINE void unpack_group(const PackedGroup<F>& group, Lines (&w)[8]) {
+  OUTPACE_UNROLL for (int q = 0; q < 8; ++q) w[q] = line_of<F>(group, q);
 }
 
 constexpr int log2_of(int x) { return x <= 1 ? 0 : 1 + log2_of(x / 2); }

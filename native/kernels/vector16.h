@@ -39,7 +39,6 @@ struct Vector16 {
 };
 using F16x = Vector16<float>;
 using I16x = Vector16<int32_t>;
-using U16x = Vector16<uint32_t>;
 
 template <class T>
 OUTPACE_INLINE Vector16<T> all16(T x) {
