@@ -5,21 +5,31 @@
 
 namespace outpace {
 
+// Room for as many rows as there are scratch blocks: one that deep a path, and all that each block may hold.
+DraftTrees::DraftTrees(const KVCache& cache) : cache_(cache) {
+  const auto rows = static_cast<size_t>(cache.num_scratch);
+  requests_.reserve(rows);
+  path_tokens_.reserve(rows * rows);
+  tables_.reserve(rows * static_cast<size_t>(cache.num_blocks));
+  row_copies_.reserve(rows * (kBlockSize + 1));
+  copies_.reserve(rows * (kBlockSize + 1));
+}
+
 void DraftTrees::place(const StepBatch& b, std::vector<Row>& rows) {
   branching_ = false;
   if (b.draft_parents == nullptr) return;
-  std::vector<int64_t> trees;  // requests
+  requests_.clear();
   int64_t num_tree_rows = 0;
   for (int64_t i = 0; i < b.num_requests; ++i) {
     if (!branches(b, i)) continue;
-    trees.push_back(i);
+    requests_.push_back(i);
     num_tree_rows += b.num_draft_tokens[i];
   }
   if (num_tree_rows > cache_.num_scratch) {
     throw Error("bad step batch: " + std::to_string(num_tree_rows) +
                 " rows of drafts that branch, and the limit is " + std::to_string(cache_.num_scratch));
   }
-  branching_ = !trees.empty();
+  branching_ = !requests_.empty();
   if (!branching_) return;
   nodes_.assign(rows.size(), {});
   for (int64_t r = 0; r < b.num_rows; ++r) node(r).parent = r - 1;  // as in a chain
@@ -28,7 +38,7 @@ void DraftTrees::place(const StepBatch& b, std::vector<Row>& rows) {
   row_copies_.clear();
   const auto need = static_cast<size_t>(num_tree_rows * b.block_table_width);
   if (tables_.size() < need) tables_.resize(need);
-  for (const int64_t i : trees) {
+  for (const int64_t i : requests_) {
     link(b, i);
     place_tree(b, i, rows);
   }

@@ -23,7 +23,7 @@ namespace outpace {
 class DraftTrees {
  public:
   // Takes the cache's scratch blocks.
-  explicit DraftTrees(const KVCache& cache) : cache_(cache) {}
+  explicit DraftTrees(const KVCache& cache);
 
   // Corrects the rows, placed as for chains, of drafts that branch. Throws Error where the parents are
   // out of order or the step has more rows in trees than scratch blocks. What the rows point to is valid
@@ -62,8 +62,9 @@ class DraftTrees {
   void hand_out_copies(std::vector<Row>& rows);
 
   const KVCache& cache_;
-  bool branching_ = false;   // whether the present step has a draft that branches
-  std::vector<Node> nodes_;  // [num_rows]
+  bool branching_ = false;         // whether the present step has a draft that branches
+  std::vector<int64_t> requests_;  // whose drafts branch
+  std::vector<Node> nodes_;        // [num_rows]
   std::vector<int32_t> path_tokens_;
   int64_t num_used_ = 0;         // scratch blocks
   std::vector<int32_t> tables_;  // [scratch blocks, block_table_width]

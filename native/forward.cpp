@@ -22,6 +22,9 @@ Forward::Forward(const ModelSpec& spec, const Weights& weights, KVCache& cache, 
       group_heads_(spec.num_heads / spec.num_kv_heads),
       attention_scale_(spec.attention_scale > 0.0f ? spec.attention_scale
                                                    : 1.0f / std::sqrt(static_cast<float>(spec.head_dim))),
+      norm_stride_(row_stride<float>(spec.hidden_size)),
+      attended_stride_(row_stride<float>(spec.num_heads * spec.head_dim)),
+      inner_stride_(row_stride<float>(spec.intermediate_size)),
       scratch_(static_cast<size_t>(pool.num_threads())) {}
 
 void Forward::reserve(int64_t num_rows) {
@@ -31,7 +34,7 @@ void Forward::reserve(int64_t num_rows) {
   const int64_t widest =
       std::max({spec_.hidden_size, w.q.rows, spec_.intermediate_size, weights_.fc.columns});
   resize(x_, spec_.hidden_size);
-  resize(norm_, spec_.hidden_size);
+  resize(norm_, norm_stride_);
   resize(q_raw_, w.q.padded_rows());
   resize(k_raw_, w.k.padded_rows());
   resize(v_raw_, w.v.padded_rows());
@@ -42,21 +45,22 @@ void Forward::reserve(int64_t num_rows) {
     resize(query_unit_, spec_.num_heads);
     resize(query_sum_, spec_.num_heads);
   }
-  resize(attended_, spec_.num_heads * spec_.head_dim);
-  resize(inner_, round_up(spec_.intermediate_size, kStrip));
+  resize(attended_, attended_stride_);
+  resize(inner_, inner_stride_);
   resize(cos_, num_pairs_);
   resize(sin_, num_pairs_);
   per_32_.resize(num_rows, widest);
   per_256_.resize(num_rows, widest);
   const int64_t scratch = std::max(2 * num_rows * kStrip, 2 * padded_head_dim_);
   for (auto& v : scratch_) v.resize(static_cast<size_t>(scratch));
+  reserve_attention(num_rows);
   reserved_rows_ = num_rows;
 }
 
 void QuantizedRows::resize(int64_t num_rows, int64_t widest) {
   const auto elements = [&](int64_t per) { return static_cast<size_t>(num_rows * (widest / per + 1)); };
   for (int plane = 0; plane < 2; ++plane) {
-    q[plane].resize(elements(1));
+    q[plane].resize(static_cast<size_t>(num_rows * row_stride<int8_t>(widest)));
     scale[plane].resize(elements(kGroup));
     scaled_sum[plane].resize(elements(kGroup));
     sum[plane].resize(elements(16));
@@ -68,7 +72,10 @@ void QuantizedRows::resize(int64_t num_rows, int64_t widest) {
 
 Quantized QuantizedRows::at(int64_t row, int64_t columns, int64_t cell) {
   const auto plane = [&](int i) {
-    return Plane{q[i].data() + row * columns, scale[i].data() + row * (columns / cell),
+    const int64_t stride = row_stride<int8_t>(columns);
+    return Plane{q[i].data() + row * stride,
+                 stride,
+                 scale[i].data() + row * (columns / cell),
                  sum[i].data() + row * (columns / (cell == kGroup ? kGroup : 16)),
                  scaled_sum[i].data() + row * (columns / kGroup),
                  pair_sum[i].data() + row * (columns / kGroup)};
@@ -186,7 +193,7 @@ void Forward::run_head(const std::vector<Row>& rows, float* inputs) {
 }
 
 const float* Forward::normalized(int64_t row) {
-  float* norm = norm_.data() + row * spec_.hidden_size;
+  float* norm = norm_.data() + row * norm_stride_;
   kernels_.rms_norm(x_.data() + row * spec_.hidden_size, weights_.output_norm.data(), spec_.hidden_size,
                     spec_.norm_eps, norm);
   return norm;
@@ -197,7 +204,7 @@ void Forward::normalize(const std::vector<float>& weight, int64_t num_rows, Need
   const int64_t hidden = spec_.hidden_size;
   pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; ++r) {
-      float* norm = norm_.data() + r * hidden;
+      float* norm = norm_.data() + r * norm_stride_;
       kernels_.rms_norm(x_.data() + r * hidden, weight.data(), hidden, spec_.norm_eps, norm);
       quantize(norm, r, hidden, needs);
     }
@@ -220,11 +227,11 @@ void Forward::layer(int64_t index, const std::vector<Row>& rows) {
   pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; ++r) {
       merge_row(r);
-      quantize(attended_.data() + r * w.o.columns, r, w.o.columns, out);
+      quantize(attended_.data() + r * attended_stride_, r, w.o.columns, out);
     }
   });
   mark(Op::attention);
-  multiply(w.o, attended_.data(), w.o.columns, num_rows, x_.data(), spec_.hidden_size, true);
+  multiply(w.o, attended_.data(), attended_stride_, num_rows, x_.data(), spec_.hidden_size, true);
   mark(Op::o);
   feed_forward(w, num_rows);
 }
@@ -241,7 +248,7 @@ void Forward::project_qkv(const LayerWeights& w, int64_t num_rows) {
   const int64_t total = w.q.num_strips() + w.k.num_strips() + w.v.num_strips();
   pool_.parallel(total, grain(total), [&](int64_t first, int64_t last) {
     by_row_blocks(num_rows, hidden, [&](int64_t row, int64_t rows) {
-      const Activations a = activations(norm_.data(), hidden, hidden, row);
+      const Activations a = activations(norm_.data(), norm_stride_, hidden, row);
       for (int64_t i = first; i < last; ++i) {
         int64_t strip = i;
         const auto* part = parts;
@@ -258,7 +265,7 @@ void Forward::project_qkv(const LayerWeights& w, int64_t num_rows) {
 }
 
 void Forward::feed_forward(const LayerWeights& w, int64_t num_rows) {
-  const int64_t hidden = spec_.hidden_size, inner = round_up(spec_.intermediate_size, kStrip);
+  const int64_t hidden = spec_.hidden_size;
   const Needs mid = needs({&w.down});
   normalize(w.ffn_norm, num_rows, needs({&w.gate, &w.up}));
   mark(Op::ffn_norm);
@@ -266,14 +273,14 @@ void Forward::feed_forward(const LayerWeights& w, int64_t num_rows) {
   pool_.parallel(w.gate.num_strips(), grain(w.gate.num_strips()), [&](int64_t first, int64_t last) {
     float* gate = scratch_[static_cast<size_t>(pool_.thread_index())].data();
     by_row_blocks(num_rows, hidden, [&](int64_t row, int64_t rows) {
-      const Activations a = activations(norm_.data(), hidden, hidden, row);
+      const Activations a = activations(norm_.data(), norm_stride_, hidden, row);
       float* up = gate + rows * kStrip;
       for (int64_t s = first; s < last; ++s) {
         kernels_.matmul_strip(w.gate, s, a, rows, gate, kStrip);
         kernels_.matmul_strip(w.up, s, a, rows, up, kStrip);
         activate(gate, up, rows * kStrip, gate);
         for (int64_t r = 0; r < rows; ++r) {
-          std::memcpy(inner_.data() + (row + r) * inner + s * kStrip, gate + r * kStrip,
+          std::memcpy(inner_.data() + (row + r) * inner_stride_ + s * kStrip, gate + r * kStrip,
                       kStrip * sizeof(float));
         }
       }
@@ -281,10 +288,11 @@ void Forward::feed_forward(const LayerWeights& w, int64_t num_rows) {
   });
   mark(Op::gate_up);
   pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
-    for (int64_t r = first; r < last; ++r) quantize(inner_.data() + r * inner, r, w.down.columns, mid);
+    for (int64_t r = first; r < last; ++r)
+      quantize(inner_.data() + r * inner_stride_, r, w.down.columns, mid);
   });
   mark(Op::quantize);
-  multiply(w.down, inner_.data(), inner, num_rows, x_.data(), hidden, true);
+  multiply(w.down, inner_.data(), inner_stride_, num_rows, x_.data(), hidden, true);
   mark(Op::down);
 }
 
@@ -294,14 +302,14 @@ void Forward::logits(const TileMatrix& output, const int64_t* rows, int64_t num_
   pool_.run([&](int) {
     pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
-        float* norm = norm_.data() + i * hidden;
+        float* norm = norm_.data() + i * norm_stride_;
         kernels_.rms_norm(x_.data() + rows[i] * hidden, weights_.output_norm.data(), hidden, spec_.norm_eps,
                           norm);
         quantize(norm, i, hidden, need);
       }
     });
     mark(Op::output_norm);
-    multiply(output, norm_.data(), hidden, num_rows, logits, output.padded_rows(), false);
+    multiply(output, norm_.data(), norm_stride_, num_rows, logits, output.padded_rows(), false);
     if (spec_.logit_softcap > 0.0f) {
       pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
         for (int64_t i = first; i < last; ++i) {

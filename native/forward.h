@@ -73,6 +73,11 @@ class Forward {
   }
 
   void reserve(int64_t num_rows);
+  void reserve_attention(int64_t num_rows);
+  // Rows up to which there are too few for all threads, so that the context is shared out too.
+  int64_t most_split_rows() const {
+    return (kAttentionRows * 4 * pool_.num_threads() - 1) / spec_.num_kv_heads;
+  }
   void start(const std::vector<Row>& rows);
   void turn(int64_t row, int64_t position);
   void plan_attention(const std::vector<Row>& rows);
@@ -110,9 +115,11 @@ class Forward {
   StepClock* clock_ = nullptr;
   const int64_t padded_head_dim_, num_pairs_, group_heads_;
   const float attention_scale_;
+  // Of norm_, attended_ and inner_, which matrices read.
+  const int64_t norm_stride_, attended_stride_, inner_stride_;
 
   int64_t reserved_rows_ = 0;
-  // Rows of floats, each [reserved_rows_, its width].
+  // Rows of floats, each [reserved_rows_, its width or stride].
   LineVector<float> x_, norm_, q_raw_, k_raw_, v_raw_, query_, attended_, inner_;
   std::vector<float> cos_, sin_;
   LineVector<int8_t> query_high_, query_low_;  // as query_: [reserved_rows_, num_heads, padded_head_dim]

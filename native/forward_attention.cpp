@@ -46,11 +46,28 @@ void Forward::rotate_and_cache(int64_t index, const LayerWeights& w, int64_t row
   }
 }
 
+// What any step of so many rows needs, so that none asks for memory because its context has grown. What is
+// not written takes none.
+void Forward::reserve_attention(int64_t num_rows) {
+  const int64_t tokens = std::min(spec_.max_context, cache_.num_blocks * kBlockSize);
+  const int64_t chunks = (tokens + kAttentionChunk - 1) / kAttentionChunk;
+  const int64_t split_rows = std::min(num_rows, most_split_rows());
+  // One place for each row, or for each of its chunks; a unit for the chunks of up to kAttentionRows rows, or
+  // for a part of them, of which there are less than twice as many as plan_attention aims at.
+  const int64_t parts = std::min<int64_t>(chunks, 2 * 4 * pool_.num_threads());
+  const auto partials = static_cast<size_t>(std::max(num_rows, split_rows * chunks) * spec_.num_heads);
+  partial_.reserve(partials * static_cast<size_t>(padded_head_dim_));
+  partial_max_.reserve(partials);
+  partial_sum_.reserve(partials);
+  sights_.reserve(static_cast<size_t>(num_rows));
+  units_.reserve(static_cast<size_t>(std::max(num_rows, split_rows * parts) * spec_.num_kv_heads));
+}
+
 // A unit is a few rows and one KV head; with few rows a part of the context too, so that all threads
 // have work. Chunks are merged in their order either way: the same bits.
 void Forward::plan_attention(const std::vector<Row>& rows) {
   const auto num_rows = static_cast<int64_t>(rows.size());
-  const bool split = num_rows * spec_.num_kv_heads < kAttentionRows * 4 * pool_.num_threads();
+  const bool split = num_rows <= most_split_rows();
   units_.clear();
   sights_.clear();
   int64_t partials = 0;
@@ -155,7 +172,7 @@ void Forward::merge_row(int64_t row) {
                                partial_.data() + at(c) * static_cast<size_t>(padded_head_dim_),
                                partial_max_[at(c)], partial_sum_[at(c)], padded_head_dim_);
     }
-    float* out = attended_.data() + (row * spec_.num_heads + h) * spec_.head_dim;
+    float* out = attended_.data() + row * attended_stride_ + h * spec_.head_dim;
     const float inverse = 1.0f / partial_sum_[at(0)];
     for (int64_t c = 0; c < spec_.head_dim; ++c) out[c] = acc[c] * inverse;
   }

@@ -96,7 +96,7 @@ void add_groups(const TileMatrix& m, const uint8_t* strip, const Plane& a, const
                 float* acc) {
   alignas(64) uint8_t weights[kGroupsAtOnce * kGroup * kStrip];
   alignas(64) int32_t sums[2][2 * kTileRows * kStrip];
-  const int64_t num_groups = m.columns / kGroup, stride = m.columns;
+  const int64_t num_groups = m.columns / kGroup;
   GroupStep waiting;
   int turn = 0;
   for (int64_t first = 0; first < num_groups; first += kGroupsAtOnce) {
@@ -105,10 +105,10 @@ void add_groups(const TileMatrix& m, const uint8_t* strip, const Plane& a, const
     for (int64_t b = 0; b < rows.count; ++b) {
       for (int64_t g = first; g < end; g += 2, turn ^= 1) {
         const bool pair = g + 1 < end;
-        const int8_t* activations = a.q + rows.first(b) * stride + g * kGroup;
+        const int8_t* activations = a.q + rows.first(b) * a.stride + g * kGroup;
         const uint8_t* tiles = weights + (g - first) * kGroup * kStrip;
-        start_group<0>(activations, stride, tiles);
-        if (pair) start_group<1>(activations, stride, tiles);
+        start_group<0>(activations, a.stride, tiles);
+        if (pair) start_group<1>(activations, a.stride, tiles);
         rescale_step<F>(waiting, sums[turn ^ 1], a, num_groups, acc);
         store_tile<4>(sums[turn], 4 * kStrip);
         if (pair) store_tile<5>(sums[turn] + kTileRows * kStrip, 4 * kStrip);

@@ -83,7 +83,7 @@ void tile_rows(const TileMatrix& m, const uint8_t* strip, const Quantized& a, in
 template <Format F>
 Quantized from_row(const Quantized& a, int64_t row, int64_t columns) {
   const auto plane = [&](Plane p) {
-    p.q += row * columns;
+    p.q += row * p.stride;
     p.scale += row * (columns / cell_columns(F));
     p.sum += row * (columns / (is_k(F) ? 16 : kGroup));
     if constexpr (is_k(F))

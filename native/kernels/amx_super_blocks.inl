@@ -195,7 +195,6 @@ void add_super_blocks(const TileMatrix& m, const uint8_t* strip, const Plane& a,
                       float* acc) {
   alignas(64) uint8_t high[kSuperBlock * kStrip], low[kSuperBlock * kStrip];
   alignas(64) int32_t sums[2][2 * 2 * kSums];
-  const int64_t stride = m.columns;
   BlockStep waiting;
   int turn = 0;
   for (int64_t i = 0; i < m.columns / kSuperBlock; ++i) {
@@ -204,19 +203,20 @@ void add_super_blocks(const TileMatrix& m, const uint8_t* strip, const Plane& a,
     for (int64_t b = 0; b < rows.count; b += 2, turn ^= 1) {
       const bool pair = b + 1 < rows.count;
       const int8_t* q = a.q + i * kSuperBlock;
-      const int8_t* activations[2] = {q + rows.first(b) * stride, q + rows.first(pair ? b + 1 : b) * stride};
+      const int8_t* activations[2] = {q + rows.first(b) * a.stride,
+                                      q + rows.first(pair ? b + 1 : b) * a.stride};
       if (pair)
-        start_super_block<F, 2>(activations, stride, high, low);
+        start_super_block<F, 2>(activations, a.stride, high, low);
       else
-        start_super_block<F, 1>(activations, stride, high, low);
-      rescale_step<F>(waiting, rows, sums[turn ^ 1], a, stride, acc);
+        start_super_block<F, 1>(activations, a.stride, high, low);
+      rescale_step<F>(waiting, rows, sums[turn ^ 1], a, m.columns, acc);
       int32_t* out = sums[turn];
       store_tile<4>(out, 4 * kStrip), store_tile<5>(out + kSums, 4 * kStrip);
       if (pair) store_tile<6>(out + 2 * kSums, 4 * kStrip), store_tile<7>(out + 3 * kSums, 4 * kStrip);
       waiting = {cell, i, b, pair ? 2 : 1};
     }
   }
-  rescale_step<F>(waiting, rows, sums[turn ^ 1], a, stride, acc);
+  rescale_step<F>(waiting, rows, sums[turn ^ 1], a, m.columns, acc);
 }
 
 }  // namespace outpace::OUTPACE_TIER

@@ -77,8 +77,8 @@ OUTPACE_INLINE void group_cell(const Cell& cell, const Plane& a, int64_t columns
                                Floats (&out)[R]) {
   const uint8_t* scales = cell.scales();
   const Floats d = load_halves(scales);
-  const int8_t* q = a.q + row0 * columns + g * kGroup;
-  sum_group<F, R>(cell.group(0), q, columns, [&](int r, Ints sum) {
+  const int8_t* q = a.q + row0 * a.stride + g * kGroup;
+  sum_group<F, R>(cell.group(0), q, a.stride, [&](int r, Ints sum) {
     const int64_t index = (row0 + r) * (columns / kGroup) + g;
     constexpr int zero = bits(F) == 8 ? kByteZeroPoint : zero_point(F);
     if constexpr (zero != 0) {
@@ -118,8 +118,8 @@ OUTPACE_INLINE void k_super_block(const Cell& cell, const Plane& a, int64_t colu
   OUTPACE_UNROLL for (int r = 0; r < R; ++r) acc[r] = zero_ints();
   // A loop on purpose: unrolled, the groups' lines and the rows' sums do not fit the registers together.
   for (int g = 0; g < 8; ++g) {
-    const int8_t* q = a.q + row0 * columns + block * kSuperBlock + g * kGroup;
-    add_group<F, R>(cell.group(g), q, columns, scale_of[g], acc);
+    const int8_t* q = a.q + row0 * a.stride + block * kSuperBlock + g * kGroup;
+    add_group<F, R>(cell.group(g), q, a.stride, scale_of[g], acc);
   }
   const Floats d = load_halves(scales + 192), dmin = load_halves(scales + 224);
   // The minima of groups (0, 2), (1, 3), (4, 6), (5, 7) as pairs of 16-bit numbers.
@@ -146,7 +146,7 @@ OUTPACE_INLINE void k_super_block(const Cell& cell, const Plane& a, int64_t colu
   for (int r = 0; r < R; ++r) acc[r] = zero_ints();
   for (int g = 0; g < 8; ++g) {
     const auto* s = reinterpret_cast<const int8_t*>(scales) + 32 * g;
-    add_halves<F, R>(cell.group(g), a.q + row0 * columns + block * kSuperBlock + g * kGroup, columns,
+    add_halves<F, R>(cell.group(g), a.q + row0 * a.stride + block * kSuperBlock + g * kGroup, a.stride,
                      a.sum + row0 * (columns / 16) + block * 16 + 2 * g, columns / 16, load_bytes(s),
                      load_bytes(s + 16), acc);
   }
@@ -209,12 +209,19 @@ OUTPACE_INLINE Floats load_weights(const uint8_t* p) {
 template <Format F, int R>
 void float_rows(const TileMatrix& m, const uint8_t* strip, const Activations& a, int64_t row0, float* out,
                 int64_t out_stride) {
+  constexpr int64_t kAtOnce = 32, kBytes = kStrip * (bits(F) / 8);
   Floats acc[R];
   for (int r = 0; r < R; ++r) acc[r] = set_floats(0.0f);
   const float* x = a.x + row0 * a.stride_x;
-  for (int64_t k = 0; k < m.columns; ++k) {
-    const Floats w = load_weights<F>(strip + k * kStrip * (bits(F) / 8));
-    for (int r = 0; r < R; ++r) acc[r] = add(acc[r], mul(w, set_floats(x[r * a.stride_x + k])));
+  for (int64_t first = 0; first < m.columns; first += kAtOnce) {
+    if (row0 == 0) prefetch<kAtOnce * kBytes>(strip + first * kBytes);
+    const int64_t end = first + kAtOnce < m.columns ? first + kAtOnce : m.columns;
+    for (int64_t k = first; k < end; ++k) {
+      const Floats w = load_weights<F>(strip + k * kBytes);
+      OUTPACE_UNROLL for (int r = 0; r < R; ++r) {
+        acc[r] = add(acc[r], mul(w, set_floats(x[r * a.stride_x + k])));
+      }
+    }
   }
   for (int r = 0; r < R; ++r) store(out + r * out_stride, acc[r]);
 }

@@ -1,6 +1,7 @@
 // Rows of activations, quantized as the matmul kernels read them.
 #pragma once
 
+#include "aligned.h"
 #include "check.h"
 #include "tiers.h"
 
@@ -28,7 +29,7 @@ struct Memory {
     const bool whole = columns % cell == 0;
     for (PlaneMemory& p : planes) {
       if (!whole) continue;
-      p.q.assign(elements(1), 99);
+      p.q.assign(static_cast<size_t>(rows * stride()), 99);
       p.scale.assign(elements(cell), 1e9f);
       p.sum.assign(elements(cell == outpace::kGroup ? 32 : 16), 9999);
       if (cell == outpace::kGroup)
@@ -40,9 +41,13 @@ struct Memory {
     wide.assign(whole ? elements(cell) : 0, -1);
   }
 
+  int64_t stride() const { return outpace::row_stride<int8_t>(columns); }
+
   outpace::Quantized at(int64_t row) {
     const auto plane = [&](PlaneMemory& p) {
-      return outpace::Plane{p.q.data() + row * columns, p.scale.data() + row * (columns / cell),
+      return outpace::Plane{p.q.data() + row * stride(),
+                            stride(),
+                            p.scale.data() + row * (columns / cell),
                             p.sum.data() + row * (columns / (cell == outpace::kGroup ? 32 : 16)),
                             p.scaled_sum.empty() ? nullptr : p.scaled_sum.data() + row * (columns / 32),
                             p.pair_sum.empty() ? nullptr : p.pair_sum.data() + row * (columns / 32)};

@@ -68,8 +68,8 @@ struct Memory {
   }
   outpace::Quantized at() {
     const auto plane = [&](int p) {
-      return outpace::Plane{q[p].data(), scale[p].data(), sum[p].data(), scaled_sum[p].data(),
-                            pair_sum[p].data()};
+      return outpace::Plane{q[p].data(),          kColumns,          scale[p].data(), sum[p].data(),
+                            scaled_sum[p].data(), pair_sum[p].data()};
     };
     return {plane(0), plane(1), &num_wide, wide.data()};
   }
