@@ -31,6 +31,12 @@ constexpr FileType kFileTypes[] = {
     {"Q5_K", Format::q5_k, 256, 176}, {"Q6_K", Format::q6_k, 256, 210},
 };
 
+// A decode step takes the time that its bytes take, so tiles have none more than the file.
+static_assert(std::all_of(std::begin(kFileTypes), std::end(kFileTypes), [](const FileType& type) {
+  return cell_bytes(type.format) == kStrip * type.block_bytes &&
+         cell_columns(type.format) == type.block_columns;
+}));
+
 const FileType& file_type(const TensorRef& tensor) {
   for (const FileType& type : kFileTypes) {
     if (tensor.dtype == type.name) return type;

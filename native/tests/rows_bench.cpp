@@ -1,14 +1,21 @@
-// Cycles (of the processor's time stamp) of the row-wise operations and of attention: rows_bench [isa]
+// Cycles (of the processor's time stamp) of all that is no matrix product: rows_bench [isa, or auto]
+// [seconds]
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <functional>
 #include <numeric>
 #include <random>
+#include <string>
+#include <tuple>
 #include <vector>
 
 #include "cpu.h"
+#include "forward.h"
 #include "kv_cache.h"
 #include "memory.h"
+#include "sampler.h"
 
 #if defined(__x86_64__)
 #include <x86intrin.h>
@@ -23,7 +30,11 @@ static uint64_t ticks() {
 
 namespace {
 
-constexpr int64_t kColumns = 1536, kRopeDim = 64;
+constexpr int64_t kColumns = 1536, kRopeDim = 64, kVocabulary = 151936;
+
+using outpace::Format;
+using outpace::Kernels;
+using outpace::KVFormat;
 
 // The heads of a model that share a KV head.
 struct HeadGroup {
@@ -32,12 +43,13 @@ struct HeadGroup {
 
 constexpr int64_t kBlocksApart = 56;  // of the KV cache: 28 layers of 2 heads lie between
 
+uint64_t long_enough = uint64_t{1} << 30;  // ticks
+
 // The quickest of many times kRuns runs: the time stamp's steps are longer than some of them.
 void report(const char* what, int64_t per, const std::function<void()>& run) {
   constexpr int kRuns = 32;
-  constexpr uint64_t kLong = uint64_t{1} << 30;  // ticks
   uint64_t best = ~uint64_t{0}, spent = 0;
-  for (int pass = 0; pass < 200 && spent < kLong; ++pass) {
+  for (int pass = 0; pass < 200 && (pass == 0 || spent < long_enough); ++pass) {
     const uint64_t start = ticks();
     for (int i = 0; i < kRuns; ++i) run();
     const uint64_t took = ticks() - start;
@@ -45,43 +57,18 @@ void report(const char* what, int64_t per, const std::function<void()>& run) {
     spent += took;
   }
   const double cycles = static_cast<double>(best) / kRuns;
-  std::printf("%-28s %8.0f cycles %8.2f each\n", what, cycles, cycles / static_cast<double>(per));
+  std::printf("%-34s %9.0f cycles %8.2f each\n", what, cycles, cycles / static_cast<double>(per));
 }
 
-// One row of quantized activations.
-struct Memory {
-  std::vector<int8_t> q[2];
-  std::vector<float> scale[2], scaled_sum[2];
-  std::vector<int32_t> sum[2], wide;
-  std::vector<int16_t> pair_sum[2];
-  int32_t num_wide = 0;
-
-  Memory() {
-    for (int p = 0; p < 2; ++p) {
-      q[p].resize(kColumns);
-      scale[p].resize(kColumns / 32);
-      scaled_sum[p].resize(kColumns / 32);
-      sum[p].resize(kColumns / 16);
-      pair_sum[p].resize(kColumns / 32);
-    }
-    wide.resize(kColumns / 32);
-  }
-  outpace::Quantized at() {
-    const auto plane = [&](int p) {
-      return outpace::Plane{q[p].data(),          kColumns,          scale[p].data(), sum[p].data(),
-                            scaled_sum[p].data(), pair_sum[p].data()};
-    };
-    return {plane(0), plane(1), &num_wide, wide.data()};
-  }
-};
+const char* name_of(KVFormat format) { return format == KVFormat::int8 ? "int8" : "f16"; }
 
 // Rows that see the same tokens, as a thread takes them: chunk by chunk, each chunk's results into one place.
-void attention(const outpace::Kernels& kernels, std::mt19937& random, const HeadGroup& group, int64_t tokens,
-               int64_t rows) {
+void attention(const Kernels& kernels, std::mt19937& random, KVFormat format, const HeadGroup& group,
+               int64_t tokens, int64_t rows) {
   const auto [head_dim, heads] = group;
   outpace::ModelSpec spec;
   spec.head_dim = head_dim;
-  const outpace::KVLayout layout = outpace::kv_layout(spec, outpace::KVFormat::int8);
+  const outpace::KVLayout layout = outpace::kv_layout(spec, format);
   const int64_t num_blocks = (tokens + outpace::kBlockTokens - 1) / outpace::kBlockTokens;
   const int64_t stride = kBlocksApart * layout.bytes;
   const outpace::HugeBuffer cache(static_cast<uint64_t>(num_blocks * stride), "the benchmark");
@@ -125,8 +112,9 @@ void attention(const outpace::Kernels& kernels, std::mt19937& random, const Head
     tasks.push_back(task);
   }
   char what[64];
-  std::snprintf(what, sizeof what, "attend_rows %2d x %4d, %d of %3d", static_cast<int>(rows),
-                static_cast<int>(tokens), static_cast<int>(heads), static_cast<int>(head_dim));
+  std::snprintf(what, sizeof what, "attend_rows %s %2d x %4d, %d of %3d", name_of(format),
+                static_cast<int>(rows), static_cast<int>(tokens), static_cast<int>(heads),
+                static_cast<int>(head_dim));
   report(what, rows * tokens * heads, [&] {
     for (int64_t begin = 0; begin < tokens; begin += outpace::kAttentionChunk) {
       const int64_t end = std::min(tokens, begin + outpace::kAttentionChunk);
@@ -145,31 +133,107 @@ void attention(const outpace::Kernels& kernels, std::mt19937& random, const Head
   });
 }
 
+std::vector<float> normals(std::mt19937& random, int64_t n) {
+  std::normal_distribution<float> normal;
+  std::vector<float> all(static_cast<size_t>(n));
+  for (float& v : all) v = normal(random);
+  return all;
+}
+
+// What a layer does with a row of activations.
+void activations(const Kernels& kernels, std::mt19937& random) {
+  const std::vector<float> x = normals(random, kColumns), y = normals(random, kColumns);
+  std::vector<float> out = x;
+  outpace::QuantizedRows integers;
+  integers.resize(1, kColumns);
+  const auto each = [&](const char* what, const auto& run) { report(what, kColumns, run); };
+  each("quantize_32", [&] { kernels.quantize_32(x.data(), kColumns, integers.at(0, kColumns, 32)); });
+  each("quantize_256", [&] { kernels.quantize_256(x.data(), kColumns, integers.at(0, kColumns, 256)); });
+  each("rms_norm", [&] { kernels.rms_norm(x.data(), y.data(), kColumns, 1e-5f, out.data()); });
+  each("add", [&] { kernels.add(out.data(), x.data(), kColumns); });
+  each("scale", [&] { kernels.scale(out.data(), 1.0f, kColumns); });
+  each("silu_mul", [&] { kernels.silu_mul(x.data(), y.data(), kColumns, out.data()); });
+  each("gelu_mul", [&] { kernels.gelu_mul(x.data(), y.data(), kColumns, out.data()); });
+}
+
+// What attention does with one head of a row but attend.
+void head(const Kernels& kernels, std::mt19937& random) {
+  const std::vector<float> x = normals(random, kRopeDim), y = normals(random, kRopeDim);
+  std::vector<float> out = x;
+  const auto each = [&](const char* what, const auto& run) { report(what, kRopeDim, run); };
+  each("rope", [&] { kernels.rope(out.data(), x.data(), y.data(), kRopeDim / 2, false); });
+  std::vector<int8_t> high(kRopeDim), low(kRopeDim);
+  float unit = 0.0f, max = 0.0f, weight_sum = 1.0f;
+  int32_t sum = 0;
+  each("quantize_query",
+       [&] { kernels.quantize_query(x.data(), kRopeDim, high.data(), low.data(), &unit, &sum); });
+  each("merge_attention", [&] {
+    kernels.merge_attention(out.data(), &max, &weight_sum, x.data(), -1.0f, 1.0f, kRopeDim);
+    weight_sum = 1.0f;
+  });
+  outpace::ModelSpec spec;
+  spec.head_dim = kRopeDim;
+  for (const KVFormat format : {KVFormat::int8, KVFormat::f16}) {
+    const outpace::KVLayout layout = outpace::kv_layout(spec, format);
+    std::vector<uint8_t> block(static_cast<size_t>(layout.bytes));
+    each((std::string("write_kv ") + name_of(format)).c_str(),
+         [&] { kernels.write_kv(layout, block.data(), 5, x.data(), y.data()); });
+  }
+}
+
+// What is done with a row of logits.
+void logits(const Kernels& kernels, std::mt19937& random) {
+  const std::vector<float> x = normals(random, kVocabulary);
+  std::vector<float> out = x;
+  const auto each = [&](const char* what, const auto& run) { report(what, kVocabulary, run); };
+  double sink = 0.0;
+  each("softcap", [&] { kernels.softcap(out.data(), 30.0f, kVocabulary); });
+  each("argmax", [&] { sink += static_cast<double>(kernels.argmax(x.data(), kVocabulary)); });
+  each("log_sum_exp", [&] { sink += kernels.log_sum_exp(x.data(), kVocabulary); });
+  each("exp", [&] { kernels.exp(x.data(), 4.0f, kVocabulary, out.data()); });
+  outpace::Sampling sampling{7, 0.8f, 1.0f, 0.0f, 1.0f, 0.0f, 0.0f, 0, -1, 0, 0};
+  out = x;
+  int64_t position = 0;
+  each("sample at a temperature",
+       [&] { sink += outpace::sample(kernels, out.data(), kVocabulary, {&sampling, ++position}).token_id; });
+  if (std::isnan(sink)) std::printf("not a number\n");
+}
+
+// From a file's rows to strips, and one row back, per weight.
+void weights(const Kernels& kernels) {
+  for (const auto& [format, name, bytes] : {std::tuple{Format::q4_1, "Q4_1", kColumns / 32 * 20},
+                                            std::tuple{Format::q4_k, "Q4_K", kColumns / 256 * 144},
+                                            std::tuple{Format::q6_k, "Q6_K", kColumns / 256 * 210}}) {
+    outpace::TileMatrix m = outpace::tile_shape(format, outpace::kStrip, kColumns);
+    const outpace::HugeBuffer strip(static_cast<uint64_t>(m.total_bytes()), "the benchmark");
+    m.data = strip.data();
+    const std::vector<uint8_t> row(static_cast<size_t>(bytes), 0x11);
+    const uint8_t* rows[outpace::kStrip];
+    std::fill(std::begin(rows), std::end(rows), row.data());
+    std::vector<float> out(kColumns);
+    report((std::string("pack_strip ") + name).c_str(), kColumns * outpace::kStrip,
+           [&] { kernels.pack_strip(m, rows, m.data); });
+    report((std::string("dequantize_row ") + name).c_str(), kColumns,
+           [&] { kernels.dequantize_row(m, 3, out.data()); });
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  const outpace::Kernels& kernels = outpace::select_kernels(argc > 1 ? argv[1] : "auto");
+  const Kernels& kernels = outpace::select_kernels(argc > 1 ? argv[1] : "auto");
+  if (argc > 2) long_enough = static_cast<uint64_t>(std::atof(argv[2]) * 3e9);
   std::printf("tier %s; each: of a value, or of a row, token and head\n", kernels.name);
   std::mt19937 random(1);
-  std::normal_distribution<float> normal;
-  std::vector<float> x(kColumns), y(kColumns), out(kColumns);
-  for (float& v : x) v = normal(random);
-  for (float& v : y) v = normal(random);
-  Memory memory;
-  const outpace::Quantized quantized = memory.at();
-  report("quantize_32", kColumns, [&] { kernels.quantize_32(x.data(), kColumns, quantized); });
-  report("quantize_256", kColumns, [&] { kernels.quantize_256(x.data(), kColumns, quantized); });
-  report("rms_norm", kColumns, [&] { kernels.rms_norm(x.data(), y.data(), kColumns, 1e-5f, out.data()); });
-  report("silu_mul", kColumns, [&] { kernels.silu_mul(x.data(), y.data(), kColumns, out.data()); });
-  report("rope", kRopeDim, [&] { kernels.rope(out.data(), x.data(), y.data(), kRopeDim / 2, false); });
-  std::vector<int8_t> high(kRopeDim), low(kRopeDim);
-  float unit = 0.0f;
-  int32_t sum = 0;
-  report("quantize_query", kRopeDim,
-         [&] { kernels.quantize_query(x.data(), kRopeDim, high.data(), low.data(), &unit, &sum); });
-  for (const HeadGroup& group : {HeadGroup{64, 3}, HeadGroup{64, 7}, HeadGroup{128, 6}}) {
-    for (const int64_t tokens : {16, 128, 4096}) {
-      for (const int64_t rows : {1, 16}) attention(kernels, random, group, tokens, rows);
+  activations(kernels, random);
+  head(kernels, random);
+  logits(kernels, random);
+  weights(kernels);
+  for (const KVFormat format : {KVFormat::int8, KVFormat::f16}) {
+    for (const HeadGroup& group : {HeadGroup{64, 3}, HeadGroup{64, 7}, HeadGroup{128, 6}}) {
+      for (const int64_t tokens : {16, 128, 4096}) {
+        for (const int64_t rows : {1, 16}) attention(kernels, random, format, group, tokens, rows);
+      }
     }
   }
   return 0;

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from engine_harness import BackendFactory, byte_tokenizer, null_backend, with_blocks
 from invariant import Scenario, check_invariant, scenarios
 from outpace import backends
+from outpace._native import available_isas
 from outpace.config import resolve_engine_config
 from outpace.models.checkpoint import Checkpoint, open_checkpoint
 from outpace.text.tokenizer import Tokenizer
@@ -38,11 +39,21 @@ def test_nor_does_a_tier_on_disk(scenario: Scenario) -> None:
     check_invariant(null_backend, byte_tokenizer(), scenario)
 
 
-@pytest.fixture(scope="module", params=["int8", "f16"])
+# Every tier that this machine has, with a group format and a K format.
+NATIVE = [
+    ("auto", "qwen2", "Q8_0", "f16"),
+    *((isa, "qwen2", "Q8_0", "int8") for isa in available_isas()),
+    *((isa, "qwen2-k", "Q4_K", "int8") for isa in available_isas()),
+]
+
+
+@pytest.fixture(scope="module", params=NATIVE, ids="-".join)
 def native_tiny(request: pytest.FixtureRequest, tiny_checkpoint: TinyFactory) -> Iterator[BackendFactory]:
     """The native core over a tiny random model; one backend for all, so its KV cache is never clean."""
-    checkpoint = open_checkpoint(tiny_checkpoint("qwen2", dtype="Q8_0").path)
-    config = resolve_engine_config(checkpoint.spec, {"kv_cache_bytes": 4 << 20, "kv_format": request.param})
+    isa, variant, dtype, kv_format = request.param
+    checkpoint = open_checkpoint(tiny_checkpoint(variant, dtype=dtype).path)
+    wanted = {"kv_cache_bytes": 4 << 20, "isa": isa, "kv_format": kv_format}
+    config = resolve_engine_config(checkpoint.spec, wanted)
     backend = backends.create(checkpoint, config)
     yield with_blocks(backend)
     backend.close()
