@@ -52,19 +52,18 @@ void Forward::reserve_attention(int64_t num_rows) {
   const int64_t tokens = std::min(spec_.max_context, cache_.num_blocks * kBlockSize);
   const int64_t chunks = (tokens + kAttentionChunk - 1) / kAttentionChunk;
   const int64_t split_rows = std::min(num_rows, most_split_rows());
-  // One place for each row, or for each of its chunks; a unit for the chunks of up to kAttentionRows rows, or
-  // for a part of them, of which there are less than twice as many as plan_attention aims at.
-  const int64_t parts = std::min<int64_t>(chunks, 2 * 4 * pool_.num_threads());
-  const auto partials = static_cast<size_t>(std::max(num_rows, split_rows * chunks) * spec_.num_heads);
+  // A place and a unit for each row, or for each of its chunks; of units less, where neighbours share them.
+  const int64_t most = std::max(num_rows, split_rows * chunks);
+  const auto partials = static_cast<size_t>(most * spec_.num_heads);
   partial_.reserve(partials * static_cast<size_t>(padded_head_dim_));
   partial_max_.reserve(partials);
   partial_sum_.reserve(partials);
   sights_.reserve(static_cast<size_t>(num_rows));
-  units_.reserve(static_cast<size_t>(std::max(num_rows, split_rows * parts) * spec_.num_kv_heads));
+  units_.reserve(static_cast<size_t>(most * spec_.num_kv_heads));
 }
 
-// A unit is a few rows and one KV head; with few rows a part of the context too, so that all threads
-// have work. Chunks are merged in their order either way: the same bits.
+// A unit is a few rows and one KV head; with few rows one chunk too, so that all threads have work. Chunks
+// are merged in their order either way: the same bits.
 void Forward::plan_attention(const std::vector<Row>& rows) {
   const auto num_rows = static_cast<int64_t>(rows.size());
   const bool split = num_rows <= most_split_rows();
@@ -88,11 +87,10 @@ void Forward::plan_attention(const std::vector<Row>& rows) {
       from = std::min(from, sight(last + 1).first_chunk());
       to = std::max(to, sight(last + 1).last_chunk());
     }
-    const int64_t chunks = to - from + 1;
-    const int64_t per_unit = split ? std::max<int64_t>(1, chunks / (4 * pool_.num_threads())) : chunks;
-    for (int64_t h = 0; h < spec_.num_kv_heads; ++h) {
-      for (int64_t c = from; c <= to; c += per_unit) {
-        units_.push_back({first, last, h, c, std::min(c + per_unit - 1, to)});
+    const int64_t per_unit = split ? 1 : to - from + 1;
+    for (int64_t c = from; c <= to; c += per_unit) {
+      for (int64_t h = 0; h < spec_.num_kv_heads; ++h) {
+        units_.push_back({first, last, h, c, c + per_unit - 1});
       }
     }
   }
@@ -104,8 +102,12 @@ void Forward::plan_attention(const std::vector<Row>& rows) {
   }
 }
 
+// Single chunks are taken many in a row: while one is computed the next is fetched, and a thread that does
+// not go on with that one would have it fetched twice.
 void Forward::attend(int64_t index, const std::vector<Row>& rows) {
-  pool_.parallel(static_cast<int64_t>(units_.size()), 1, [&](int64_t first, int64_t last) {
+  const auto num_units = static_cast<int64_t>(units_.size());
+  const bool split = static_cast<int64_t>(rows.size()) <= most_split_rows();
+  pool_.parallel(num_units, split ? grain(num_units) : 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) attend_unit(index, units_[static_cast<size_t>(i)], rows);
   });
 }

@@ -2,6 +2,17 @@
 //
 // Vectors are of 16 floats whatever the tier (vector16.h), and sums are 16 lanes that are folded in one fixed
 // order, so every tier adds the same numbers in the same order.
+//
+// Bytes: each operand once, 4 a value; it all stays in the first level, so instructions decide. Cycles a value
+// with 16 lanes, four instructions a cycle of which two are additions or multiplications (Zen 4, but one of
+// each of 512 bits), by count and as `rows_bench` has it:
+//
+//   add, scale              0.13   0.13 to 0.16
+//   rms_norm                0.25   0.29    two passes: squares, then two multiplications
+//   quantize_32, _256       0.9    1.06, 0.74    largest and squares, then scale, round, sum, narrow
+//   silu_mul, gelu_mul      0.9, 1.2    0.96, 1.30    e^x, 17 operations, and a division (0.6 alone)
+//   argmax, exp             0.4, 0.8    0.56, 0.83    over a vocabulary, from the second level on
+//   log_sum_exp             1.2    1.75    argmax, then e^x, and a fold of every 16
 
 #include "vector16.h"
 
