@@ -45,7 +45,8 @@ using LineVector = std::vector<T, LineAllocator<T>>;
 
 // Elements from the start of a row to the start of the next, for rows whose same columns are read together:
 // an odd number of lines, so that neighbours lie in different sets of the first level. Rows of 4096 bytes all
-// lie in one set, of 8 or 12 lines: 16 of them took 1.1 (int8) or 1.9 times (float) as long to multiply.
+// lie in one set, of 8 or 12 lines: 16 of them took up to 1.2 (int8) or 1.8 times (float) as long to
+// multiply.
 template <class T>
 constexpr int64_t row_stride(int64_t width) {
   constexpr int64_t line = kCacheLine / sizeof(T);

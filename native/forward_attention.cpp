@@ -47,13 +47,16 @@ void Forward::rotate_and_cache(int64_t index, const LayerWeights& w, int64_t row
 }
 
 // What any step of so many rows needs, so that none asks for memory because its context has grown. What is
-// not written takes none.
+// not written takes none; but of addresses too there is an end, so very many rows of very long contexts grow
+// into what they need.
 void Forward::reserve_attention(int64_t num_rows) {
   const int64_t tokens = std::min(spec_.max_context, cache_.num_blocks * kBlockSize);
   const int64_t chunks = (tokens + kAttentionChunk - 1) / kAttentionChunk;
   const int64_t split_rows = std::min(num_rows, most_split_rows());
   // A place and a unit for each row, or for each of its chunks; of units less, where neighbours share them.
-  const int64_t most = std::max(num_rows, split_rows * chunks);
+  constexpr int64_t kBytes = 128 << 20;
+  const int64_t place_bytes = spec_.num_heads * padded_head_dim_ * static_cast<int64_t>(sizeof(float));
+  const int64_t most = std::max(num_rows, std::min(split_rows * chunks, kBytes / place_bytes));
   const auto partials = static_cast<size_t>(most * spec_.num_heads);
   partial_.reserve(partials * static_cast<size_t>(padded_head_dim_));
   partial_max_.reserve(partials);
