@@ -2,8 +2,8 @@
 //
 // Keys lie as 16 tokens of one channel after the other, values as rows of channels. Bytes: 4 d a token and KV
 // head of d channels, once for all its query heads. Per 16 tokens and query head: 2 d multiplications and as
-// many additions of 16 lanes, with one multiplication a cycle (Zen 4) d / 8 cycles a token, 8 and 16 for 64 and
-// 128 channels. `rows_bench`: 10.4 and 20.6, softmax included; int8 takes 4.5 and 7.5.
+// many additions of 16 lanes, with one multiplication a cycle (Zen 4) d / 8 cycles a token, 8 and 16 for 64
+// and 128 channels. `rows_bench`: 10.4 and 20.6, softmax included; int8 takes 4.5 and 7.5.
 
 namespace outpace::OUTPACE_TIER {
 

@@ -199,32 +199,11 @@ void quantized_rows(const TileMatrix& m, const uint8_t* strip, const Activations
   }
 }
 
-template <Format F>
-OUTPACE_INLINE Floats load_weights(const uint8_t* p) {
-  if constexpr (F == Format::f32) return load_floats(reinterpret_cast<const float*>(p));
-  if constexpr (F == Format::f16) return load_halves(p);
-  if constexpr (F == Format::bf16) return load_bf16(p);
-}
+}  // namespace outpace::OUTPACE_TIER
 
-template <Format F, int R>
-void float_rows(const TileMatrix& m, const uint8_t* strip, const Activations& a, int64_t row0, float* out,
-                int64_t out_stride) {
-  constexpr int64_t kAtOnce = 32, kBytes = kStrip * (bits(F) / 8);
-  Floats acc[R];
-  for (int r = 0; r < R; ++r) acc[r] = set_floats(0.0f);
-  const float* x = a.x + row0 * a.stride_x;
-  for (int64_t first = 0; first < m.columns; first += kAtOnce) {
-    if (row0 == 0) prefetch<kAtOnce * kBytes>(strip + first * kBytes);
-    const int64_t end = first + kAtOnce < m.columns ? first + kAtOnce : m.columns;
-    for (int64_t k = first; k < end; ++k) {
-      const Floats w = load_weights<F>(strip + k * kBytes);
-      OUTPACE_UNROLL for (int r = 0; r < R; ++r) {
-        acc[r] = add(acc[r], mul(w, set_floats(x[r * a.stride_x + k])));
-      }
-    }
-  }
-  for (int r = 0; r < R; ++r) store(out + r * out_stride, acc[r]);
-}
+#include "float_products.inl"
+
+namespace outpace::OUTPACE_TIER {
 
 template <Format F, int R>
 OUTPACE_INLINE void rows_of(const TileMatrix& m, const uint8_t* strip, const Activations& a, int64_t row0,

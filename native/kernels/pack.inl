@@ -1,7 +1,9 @@
 // From the file's rows of blocks (GGUF) to strips, and back to floats for one row.
 //
-// Bytes: those of the file once in, as many out. Packing takes 0.15 (Q4_1, Q4_K) to 1.0 cycles (Q6_K) a weight
-// (`rows_bench`, Zen 4), less than reading the file; dequantize_row 3 to 5, for one row of the embedding a token.
+// Bytes: those of the file once in, as many out. Packing takes 0.15 (Q4_1, Q4_K) to 1.0 cycles (Q6_K) a
+// weight
+// (`rows_bench`, Zen 4), less than reading the file; dequantize_row 3 to 5, for one row of the embedding a
+// token.
 
 namespace outpace::OUTPACE_TIER {
 

@@ -3,9 +3,9 @@
 // Vectors are of 16 floats whatever the tier (vector16.h), and sums are 16 lanes that are folded in one fixed
 // order, so every tier adds the same numbers in the same order.
 //
-// Bytes: each operand once, 4 a value; it all stays in the first level, so instructions decide. Cycles a value
-// with 16 lanes, four instructions a cycle of which two are additions or multiplications (Zen 4, but one of
-// each of 512 bits), by count and as `rows_bench` has it:
+// Bytes: each operand once, 4 a value; it all stays in the first level, so instructions decide. Cycles a
+// value with 16 lanes, four instructions a cycle of which two are additions or multiplications (Zen 4, but
+// one of each of 512 bits), by count and as `rows_bench` has it:
 //
 //   add, scale              0.13   0.13 to 0.16
 //   rms_norm                0.25   0.29    two passes: squares, then two multiplications

@@ -2,8 +2,8 @@
 // first level of the cache. Only four rows' sums fit the registers of AVX2, and unpacking a group for each
 // four of them takes 104 (5 bits) or 68 instructions (6 bits) beside the 144 to 160 of their products.
 //
-// Bytes: the strip's once in, 512 a group out and, from the first level, in again for every four rows: 16 loads
-// of 32, 8 cycles, beside the 40 to 48 of four rows' products (short_sums.inl).
+// Bytes: the strip's once in, 512 a group out and, from the first level, in again for every four rows: 16
+// loads of 32, 8 cycles, beside the 40 to 48 of four rows' products (short_sums.inl).
 
 namespace outpace::OUTPACE_TIER {
 
