@@ -156,6 +156,18 @@ nb::tuple trace_of(const Model& model) {
   return nb::make_tuple(trace.seconds, ops);
 }
 
+// {operation: seconds of its products alone}, of the last traced step.
+nb::dict product_seconds_of(const Model& model) {
+  std::array<double, kNumOps> seconds;
+  {
+    const nb::gil_scoped_release nogil;
+    seconds = model.product_seconds();
+  }
+  nb::dict all;
+  for (int i = 0; i < kNumOps; ++i) all[op_name(static_cast<Op>(i))] = seconds[static_cast<size_t>(i)];
+  return all;
+}
+
 // The strings of a GGUF array, each 8 bytes of length and as many of UTF-8, from byte `at` of `data` on, and
 // the byte after them. None where one is cut off or no UTF-8: the caller's own reader says which and how.
 nb::object split_strings(const nb::bytes& data, uint64_t at, uint64_t count) {
@@ -321,6 +333,7 @@ NB_MODULE(_native, m) {
       .def_prop_ro("num_threads", &Model::num_threads)
       .def_prop_ro("head_bytes", &Model::head_bytes)
       .def_prop_ro("trace", &trace_of)
+      .def("product_seconds", &product_seconds_of)
       .def("set_trace", &Model::set_trace, nb::arg("on"));
   m.def("load", &load, nb::arg("spec"), nb::arg("tensors"), nb::arg("options"), nb::arg("progress").none(),
         nb::arg("threads_of").none() = nb::none());

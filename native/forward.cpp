@@ -91,12 +91,16 @@ Activations Forward::activations(float* x, int64_t stride, int64_t columns, int6
 // Each strip asks for all activations once more. Where they do not fit the second level of the cache, rows go
 // in blocks that do, each through all strips of a thread, whose weights come round once a block instead. Even
 // blocks, of whole tiles: few rows would pay for all weights.
-template <class Body>
-void Forward::by_row_blocks(int64_t num_rows, int64_t columns, const Body& body) {
+int64_t Forward::rows_together(int64_t num_rows, int64_t columns) {
   constexpr int64_t kBytes = 768 << 10, kTile = 16;
   const int64_t fitting = std::max(2 * kTile, kBytes / columns / kTile * kTile);
   const int64_t blocks = (num_rows + fitting - 1) / fitting;
-  const int64_t together = round_up((num_rows + blocks - 1) / blocks, kTile);
+  return round_up((num_rows + blocks - 1) / blocks, kTile);
+}
+
+template <class Body>
+void Forward::by_row_blocks(int64_t num_rows, int64_t columns, const Body& body) {
+  const int64_t together = rows_together(num_rows, columns);
   for (int64_t row = 0; row < num_rows; row += together) body(row, std::min(together, num_rows - row));
 }
 

@@ -47,6 +47,9 @@ class Forward {
   // logits: [num_rows, output.padded_rows()]
   void logits(const TileMatrix& output, const int64_t* rows, int64_t num_rows, float* logits);
 
+  // Rows that go through a thread's strips together: so many as the second level of the cache holds.
+  static int64_t rows_together(int64_t num_rows, int64_t columns);
+
   // Where the times of the operations go from now on; null: nowhere.
   void set_clock(StepClock* clock) { clock_ = clock; }
 

@@ -8,6 +8,7 @@
 #include "draft_head.h"
 #include "draft_tree.h"
 #include "forward.h"
+#include "product_probe.h"
 #include "sampler.h"
 #include "thread_pool.h"
 #include "trace.h"
@@ -280,6 +281,9 @@ void Model::set_trace(bool on) {
   impl_->forward.set_clock(on ? &impl_->clock : nullptr);
 }
 const StepTrace& Model::trace() const { return impl_->clock.trace(); }
+std::array<double, kNumOps> Model::product_seconds() const {
+  return outpace::product_seconds(impl_->weights, trace(), impl_->kernels, impl_->pool);
+}
 uint8_t* Model::kv_blocks() const { return impl_->cache.memory.data(); }
 int64_t Model::num_kv_blocks() const { return impl_->cache.num_blocks; }
 int64_t Model::kv_block_bytes() const { return impl_->cache.block_stride(); }

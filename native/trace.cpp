@@ -55,14 +55,11 @@ void count_work(const ModelSpec& spec, const Weights& weights, const TileMatrix&
                 const std::vector<Row>& rows, int64_t num_sampled, StepTrace& trace) {
   const auto num_rows = static_cast<int64_t>(rows.size());
   trace.at(Op::embed).num_bytes = static_cast<uint64_t>(num_rows * weights.embed.strip_bytes / kStrip);
-  for (const LayerWeights& w : weights.layers) {
-    for (const TileMatrix* m : {&w.q, &w.k, &w.v}) add_matrix(trace.at(Op::qkv), *m, num_rows);
-    add_matrix(trace.at(Op::o), w.o, num_rows);
-    for (const TileMatrix* m : {&w.gate, &w.up}) add_matrix(trace.at(Op::gate_up), *m, num_rows);
-    add_matrix(trace.at(Op::down), w.down, num_rows);
-  }
+  each_matrix(weights, output, [&](Op op, const TileMatrix& m) {
+    const int64_t of_op = op == Op::output ? num_sampled : num_rows;
+    if (of_op > 0) add_matrix(trace.at(op), m, of_op);
+  });
   count_attention(spec, kv, rows, trace);
-  if (num_sampled > 0) add_matrix(trace.at(Op::output), output, num_sampled);
 }
 
 const char* op_name(Op op) {

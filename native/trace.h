@@ -30,6 +30,18 @@ class StepClock {
   StepTrace trace_;
 };
 
+// Calls take(operation, matrix) for every matrix of a step, `output` being that of the last operation.
+template <class Take>
+void each_matrix(const Weights& weights, const TileMatrix& output, Take take) {
+  for (const LayerWeights& w : weights.layers) {
+    for (const TileMatrix* m : {&w.q, &w.k, &w.v}) take(Op::qkv, *m);
+    take(Op::o, w.o);
+    for (const TileMatrix* m : {&w.gate, &w.up}) take(Op::gate_up, *m);
+    take(Op::down, w.down);
+  }
+  take(Op::output, output);
+}
+
 // Fills in what the step's operations have to read and to multiply: every weight once, the keys and values
 // of each request once.
 // `output`: the rows of the weights' `output` that were multiplied.

@@ -190,6 +190,10 @@ class NativeBackend:
         """Of the last step with a trace: seconds, and (operation, seconds, bytes, multiply-accumulates)."""
         return self._loaded.trace
 
+    def product_seconds(self) -> dict[str, float]:
+        """Of that step's operations: what their products take where nothing is fetched; 0: they have none."""
+        return self._loaded.product_seconds()
+
     def close(self) -> None:
         """Give the memory and the threads back."""
         self._model = None

@@ -6,13 +6,17 @@ product, both on as many threads as the backend uses. The bandwidth is that of a
 that the step reads: each operation's bytes come round once a step, after those of all the others, so a cache
 helps it only as far as it holds them all. The peak is of int8, also where the operation computes in floats or
 with 15 bits (attention's queries and weights), so its limit is then too low.
+
+Between the two stands what the kernels of a matrix reach where all they read lies in the nearest caches: the
+cycles from the peak to there are instructions, for scales and unpacking; those from there on are fetching,
+waiting for the other threads, and what is done with the sums.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from outpace.bench.bandwidth import Limits, measure_limits, threads_of
@@ -38,6 +42,7 @@ class OpTrace:
     seconds: float
     num_bytes: int  # weights, keys and values that it must read, each once
     num_macs: int  # multiply-accumulates
+    in_cache: float = 0.0  # seconds of its matrix products where nothing has to be fetched; 0: it has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,10 @@ class TracingBackend(Protocol):
         """Of the last traced step: seconds, and (operation, seconds, bytes, multiply-accumulates)."""
         ...
 
+    def product_seconds(self) -> dict[str, float]:
+        """Measure, for that step's operations, what their products take where nothing has to be fetched."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpFigures:
@@ -75,6 +84,7 @@ class OpFigures:
     bound: Bound  # which of the two limits is the longer; none: it neither reads nor multiplies
     share: float | None  # of the limit: limit_ms / ms; None where there is no limit
     cycles_per_group: float | None  # core cycles for 16 outputs x 32 inputs and one row
+    cycles_in_cache: float | None  # the same where nothing has to be fetched; None: it has no matrix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +187,10 @@ def _op_figures(op: OpTrace, limits: Limits, threads: int) -> OpFigures:
     compute = op.num_macs / (limits.peak_gmac_s * 1e9)
     limit = max(memory, compute)
     bound: Bound = "none" if limit == 0 else "memory" if memory >= compute else "compute"
-    cycles = op.seconds * limits.clock_ghz * 1e9 * threads
+
+    def cycles(seconds: float) -> float:
+        return seconds * limits.clock_ghz * 1e9 * threads / (op.num_macs / GROUP_MACS)
+
     return OpFigures(
         op=op.op,
         ms=1e3 * op.seconds,
@@ -188,7 +201,8 @@ def _op_figures(op: OpTrace, limits: Limits, threads: int) -> OpFigures:
         limit_ms=1e3 * limit,
         bound=bound,
         share=limit / op.seconds if limit and op.seconds else None,
-        cycles_per_group=cycles / (op.num_macs / GROUP_MACS) if op.num_macs else None,
+        cycles_per_group=cycles(op.seconds) if op.num_macs else None,
+        cycles_in_cache=cycles(op.in_cache) if op.in_cache else None,
     )
 
 
@@ -212,7 +226,9 @@ def _measure(backend: TracingBackend, run: Callable[[], float]) -> StepTrace:
         inside, ops = backend.trace()
         python = OpTrace("python", max(0.0, seconds - inside), 0, 0)
         runs.append(StepTrace(seconds, (*(OpTrace(*op) for op in ops), python)))
-    return typical(runs)
+    middle, alone = typical(runs), backend.product_seconds()
+    ops = tuple(replace(op, in_cache=alone.get(op.op, 0.0)) for op in middle.ops)
+    return StepTrace(middle.seconds, ops)
 
 
 def _num_bytes(trace: StepTrace) -> int:

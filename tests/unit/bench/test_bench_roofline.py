@@ -111,6 +111,22 @@ def test_attention_counts_a_window(tiny_checkpoint: TinyFactory) -> None:
         assert ops["attention"][2] == 2 * 40 * spec.num_layers * spec.num_heads * spec.head_dim * 2
 
 
+@pytest.mark.parametrize(("variant", "dtype"), [("llama", "Q4_1"), ("llama-k", "Q4_K"), ("llama", "BF16")])
+def test_products_alone_are_of_the_traced_step(
+    tiny_checkpoint: TinyFactory, variant: str, dtype: str
+) -> None:
+    """A prompt's products take several times a row's, and no longer than a step with all else in it may."""
+    with native(tiny_checkpoint(variant, dtype=dtype).path) as backend:
+        traced(backend, Rows(TOKENS[:1], 0, [0]))
+        one = backend.product_seconds()
+        seconds, _ = traced(backend, Rows(TOKENS[:60], 0, [0, 1]))
+        many = backend.product_seconds()
+    assert {name for name, value in many.items() if value > 0} == set(MULTIPLYING)
+    for name in ("qkv", "o", "gate_up", "down"):
+        assert 3 < many[name] / one[name] < 300
+    assert 0 < sum(many.values()) < seconds
+
+
 def test_a_trace_changes_no_answer_and_ends(tiny_checkpoint: TinyFactory) -> None:
     with native(tiny_checkpoint("llama", dtype="Q8_0").path) as backend:
         batch = make_batch([Rows(TOKENS[:30], 0, [0])], want_logits=True)

@@ -1,0 +1,106 @@
+#include "product_probe.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <vector>
+
+#include "aligned.h"
+#include "forward.h"
+#include "trace.h"
+
+namespace outpace {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Strips of one format and length, `like` being a matrix of such.
+struct Strips {
+  const TileMatrix* like;
+  int64_t count;
+};
+
+// Rows of activations without wide cells.
+struct Inputs {
+  const int64_t columns, stride;
+  LineVector<float> x;
+  QuantizedRows per_32, per_256;
+
+  Inputs(int64_t num_rows, const TileMatrix& m, const Kernels& kernels)
+      : columns(m.columns), stride(row_stride<float>(columns)) {
+    x.resize(static_cast<size_t>(num_rows * stride));
+    for (size_t i = 0; i < x.size(); ++i) x[i] = std::sin(static_cast<float>(i));
+    if (is_float(m.format)) return;
+    (is_k(m.format) ? per_256 : per_32).resize(num_rows, columns);
+    for (int64_t r = 0; r < num_rows; ++r) {
+      if (is_k(m.format))
+        kernels.quantize_256(x.data() + r * stride, columns, per_256.at(r, columns, kSuperBlock));
+      else
+        kernels.quantize_32(x.data() + r * stride, columns, per_32.at(r, columns, kGroup));
+    }
+  }
+
+  Activations all() {
+    return {columns, x.data(), stride, per_32.at(0, columns, kGroup), per_256.at(0, columns, kSuperBlock)};
+  }
+};
+
+// Of one thread, while all do the same: the best of a few passes of a millisecond.
+double strip_seconds(const TileMatrix& m, int64_t num_rows, const Kernels& kernels, ThreadPool& pool) {
+  Inputs inputs(num_rows, m, kernels);
+  const Activations a = inputs.all();
+  const auto size = static_cast<size_t>(num_rows * kStrip);
+  std::vector<LineVector<float>> out(static_cast<size_t>(pool.num_threads()), LineVector<float>(size));
+  double best = 1e9;
+  int64_t count = 1;
+  for (int pass = 0; pass < 5;) {
+    const auto start = Clock::now();
+    pool.run([&](int thread) {
+      float* to = out[static_cast<size_t>(thread)].data();
+      for (int64_t i = 0; i < count; ++i) kernels.matmul_strip(m, 0, a, num_rows, to, kStrip);
+    });
+    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    if (seconds < 1e-3) {
+      count *= 2;
+      continue;
+    }
+    best = std::min(best, seconds / static_cast<double>(count));
+    ++pass;
+  }
+  return best;
+}
+
+}  // namespace
+
+std::array<double, kNumOps> product_seconds(const Weights& weights, const StepTrace& trace,
+                                            const Kernels& kernels, ThreadPool& pool) {
+  std::vector<Strips> strips[kNumOps];
+  int64_t num_weights[kNumOps] = {};
+  each_matrix(weights, weights.output, [&](Op op, const TileMatrix& m) {
+    auto& of_op = strips[static_cast<int>(op)];
+    num_weights[static_cast<int>(op)] += m.rows * m.columns;
+    const auto same = std::find_if(of_op.begin(), of_op.end(), [&](const Strips& s) {
+      return s.like->format == m.format && s.like->columns == m.columns;
+    });
+    if (same == of_op.end())
+      of_op.push_back({&m, m.num_strips()});
+    else
+      same->count += m.num_strips();
+  });
+  std::array<double, kNumOps> seconds = {};
+  for (int op = 0; op < kNumOps; ++op) {
+    const auto num_macs = static_cast<int64_t>(trace.ops[op].num_macs);
+    if (num_weights[op] == 0 || num_macs == 0) continue;
+    const int64_t num_rows = std::max<int64_t>(1, num_macs / num_weights[op]);
+    for (const auto& [like, count] : strips[op]) {
+      const int64_t together = std::min(num_rows, Forward::rows_together(num_rows, like->columns));
+      const double passes = static_cast<double>(num_rows) / static_cast<double>(together);
+      seconds[static_cast<size_t>(op)] += passes * static_cast<double>(count) *
+                                          strip_seconds(*like, together, kernels, pool) / pool.num_threads();
+    }
+  }
+  return seconds;
+}
+
+}  // namespace outpace

@@ -1,0 +1,18 @@
+// What a step's matrix products take where nothing has to be fetched: the limit of their kernels.
+#pragma once
+
+#include <array>
+
+#include "api.h"
+#include "kernels/kernels.h"
+#include "thread_pool.h"
+#include "weights.h"
+
+namespace outpace {
+
+// Seconds that each operation's products of the traced step would take, with a strip of its weights and the
+// activations in the nearest caches, on all threads at once; 0: it has none.
+std::array<double, kNumOps> product_seconds(const Weights& weights, const StepTrace& trace,
+                                            const Kernels& kernels, ThreadPool& pool);
+
+}  // namespace outpace
