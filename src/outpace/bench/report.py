@@ -230,8 +230,8 @@ def roofline_tables(report: RooflineReport) -> Group:
         f"{report.model}: {report.isa}, {report.threads} threads\n"
         f"limits: {limits.bandwidth_gb_s:.1f} GB/s, {limits.peak_gmac_s:.0f} int8 GMAC/s "
         f"({dots:.0f} a cycle and core at {limits.clock_ghz:.2f} GHz)\n"
-        f"cycles: for 16 outputs x 32 inputs and a row, of one core; {GROUP_MACS / dots:.1f} at the peak; "
-        "in cache: of the kernel alone"
+        f"cycles: for 16 outputs x 32 inputs and a row, of one core; {GROUP_MACS / dots:.1f} at the peak\n"
+        "in cache: those of the kernels alone, where nothing has to be fetched"
     )
     return Group(title, *(_roofline_table(step) for step in report.steps))
 
