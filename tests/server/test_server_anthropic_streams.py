@@ -126,11 +126,11 @@ def test_pings_until_the_first_token(served_llm: LLM, monkeypatch: pytest.Monkey
 
         def step(self, batch: StepBatch) -> StepOutput:
             if batch.num_rows > 1:  # the prompt
-                time.sleep(0.3)
+                time.sleep(0.6)
             return step(batch)
 
     monkeypatch.setattr(engine, "backend", Slow())
-    with running(served_llm, ServerSettings(port=0, heartbeat=0.05)) as server:
+    with running(served_llm, ServerSettings(port=0, heartbeat=0.1)) as server:
         kinds = [event["type"] for event in events_of(httpx.post(server.url + MESSAGES, json=ASKED).text)]
     first = kinds.index("content_block_start")
     assert kinds[:1] == ["message_start"]

@@ -1,22 +1,41 @@
-"""Signs of life on a stream whose first token takes long."""
+"""Signs of life on a stream that has nothing to say: a long prompt is read, or a call is held back."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import TypeVar
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 
-T = TypeVar("T")
+from starlette.types import Message, Send
 
 
-async def with_heartbeat(items: AsyncIterator[T], seconds: float) -> AsyncGenerator[T | None]:
-    """`items`, with None in between whenever so many seconds have passed without the first of them."""
-    first = asyncio.ensure_future(anext(items))
+@asynccontextmanager
+async def heartbeat(send: Send, sign: Callable[[], bytes], seconds: float) -> AsyncGenerator[Send]:
+    """A `send` for the parts of an answer's body. While inside, so many seconds of silence bring a `sign()`.
+
+    One timer watches the whole stream, so that parts which come in time cost nothing.
+    """
+    silent_since, sending = time.monotonic(), False
+
+    async def send_part(message: Message) -> None:
+        nonlocal silent_since, sending
+        sending = True
+        await send(message)
+        silent_since, sending = time.monotonic(), False
+
+    async def beat() -> None:
+        wait = seconds
+        while True:
+            await asyncio.sleep(wait)
+            wait = silent_since + seconds - time.monotonic()
+            if wait <= 0:
+                if not sending:  # else it is the client who does not read
+                    await send({"type": "http.response.body", "body": sign(), "more_body": True})
+                wait = seconds
+
+    beating = asyncio.create_task(beat())
     try:
-        while not (await asyncio.wait([first], timeout=seconds))[0]:
-            yield None
-        yield await first
+        yield send_part
     finally:
-        first.cancel()
-    async for item in items:
-        yield item
+        beating.cancel()

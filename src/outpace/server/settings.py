@@ -52,7 +52,7 @@ class ServerSettings:
     limits: KeyLimits = field(default_factory=KeyLimits)
     shutdown_grace: float = 3.0  # seconds that running requests get to finish at shutdown
     stream_interval: float = 0.016  # seconds between a stream's events; what comes meanwhile is one event
-    heartbeat: float = 5.0  # seconds of silence after which a stream of Anthropic's dialect sends a ping
+    heartbeat: float = 5.0  # seconds of silence after which a stream gives a sign of life
     prefix_rules: tuple[PrefixRule, ...] = KNOWN_RULES  # what is kept out of the beginning of prompts
     memory_bytes: int | None = None  # that all loaded models may take together; None: any
     keep_alive: float = DEFAULT_KEEP_ALIVE  # seconds that an idle model stays, the first one aside; inf: ever

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
@@ -12,7 +11,6 @@ from outpace.server.anthropic.conversation import shows_thinking, wants_cache
 from outpace.server.anthropic.events import PING, SIGNATURE, MessageEvents
 from outpace.server.anthropic.schema import MessageRequest
 from outpace.server.generation import Generation, Usage
-from outpace.server.heartbeat import with_heartbeat
 from outpace.server.served import ServedModel
 from outpace.text.tool_calls.pieces import CallArguments, CallBegin, CallEnd, Piece, Text, Thinking, merged
 from outpace.types import BLOCK_SIZE
@@ -31,7 +29,6 @@ class MessageAnswer:
         self._id = f"msg_{uuid.uuid4().hex}"
         self._name = name
         self._read = read
-        self._heartbeat = served.settings.heartbeat
         self._fills_cache = served.llm.config.prefix_cache and wants_cache(request)
         self._thinks = shows_thinking(request)
         self._speed = {} if request.speed is None else {"speed": request.speed}
@@ -74,17 +71,11 @@ class MessageAnswer:
         # What the prefix cache holds of the prompt is known with the first token; the last usage tells.
         at_start = self._wire_usage(sum(generation.usage.prompt_tokens), 0, 0, 0)
         yield (write.start(self._head(at_start)) + PING).encode()
-        last_said = time.monotonic()
-        async for progress in with_heartbeat(self._read(generation), self._heartbeat):
-            text = PING
-            if progress is not None:
-                text = "".join(self._event(write, piece) for piece in progress.pieces)
-                if progress.end is not None:
-                    text += write.end(*_end(progress), self._usage(generation.usage))
-                elif not text and time.monotonic() - last_said > self._heartbeat:
-                    text = PING
+        async for progress in self._read(generation):
+            text = "".join(self._event(write, piece) for piece in progress.pieces)
+            if progress.end is not None:
+                text += write.end(*_end(progress), self._usage(generation.usage))
             if text:
-                last_said = time.monotonic()
                 yield text.encode()
 
     def _event(self, write: MessageEvents, piece: Piece) -> str:

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from outpace.server.anthropic.answer import MessageAnswer
 from outpace.server.anthropic.conversation import cache_seconds, read_conversation
 from outpace.server.anthropic.errors import error_body
+from outpace.server.anthropic.events import PING
 from outpace.server.anthropic.params import explain, message_params
 from outpace.server.anthropic.schema import CountRequest, MessageRequest
 from outpace.server.body import read_json
@@ -55,7 +56,8 @@ async def _answer(
     answer = MessageAnswer(name, body, served, answer_reader(served, conversation, prompt))
     if body.stream:
         encode_error = partial(_error_event, request_id)
-        return EventStream(answer.events(generation), generation, encode_error)
+        silence = served.settings.heartbeat
+        return EventStream(answer.events(generation), generation, silence, encode_error, PING.encode)
     async with generation.cancelled_on_disconnect(request.receive):
         return json_response(await answer.whole(generation))
 

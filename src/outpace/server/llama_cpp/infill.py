@@ -61,7 +61,7 @@ async def _infill(served: ServedModel, name: str, request: Request, body: Infill
         raise from_exception(error, {"messages": "input_prefix"}) from error
     answer = _Answer(name, body)
     if body.stream:
-        return EventStream(answer.events(generation), generation)
+        return EventStream(answer.events(generation), generation, served.settings.heartbeat)
     async with generation.cancelled_on_disconnect(request.receive):
         return json_response(await answer.whole(generation))
 

@@ -68,9 +68,16 @@ class Answer:
                 ready += unfinished
             said = self._said(ready)
             if said != self._said([]):
-                yield f"{to_json({**self._head(), **said, 'done': False})}\n".encode()
+                yield self._line(said)
             if progress.end is not None:
                 yield f"{to_json({**self._head(), **self._said([]), **self._end(progress)})}\n".encode()
+
+    def nothing_yet(self) -> bytes:
+        """A sign of life: a line without text, as Ollama's own server sends for tokens that show none."""
+        return self._line(self._said([]))
+
+    def _line(self, said: dict[str, Any]) -> bytes:
+        return f"{to_json({**self._head(), **said, 'done': False})}\n".encode()
 
     def _head(self) -> dict[str, Any]:
         return {"model": self._name, "created_at": wire_time(datetime.now(UTC))}

@@ -129,7 +129,7 @@ async def _complete(served: ServedModel, name: str, request: Request, body: Gene
     except Exception as error:
         raise from_exception(error, RENAMED) from error
     read = partial(read_answer, new_parser=lambda: None, new_count=lambda: None, parallel=True)
-    return await _send(request, body, Answer(name, "response", read, thinks=False), generation)
+    return await _send(served, request, body, Answer(name, "response", read, thinks=False), generation)
 
 
 async def _converse(
@@ -151,16 +151,23 @@ async def _converse(
     except Exception as error:
         raise from_exception(error, RENAMED) from error
     read = answer_reader(served, conversation, prompt)
-    return await _send(request, body, Answer(name, kind, read, thinks=body.think is not False), generation)
+    return await _send(
+        served, request, body, Answer(name, kind, read, thinks=body.think is not False), generation
+    )
 
 
 def _hints(request: Request, body: Common) -> DraftHints:
     return DraftHints(client_scope(request), deadline=deadline_of(request, body.deadline_ms))
 
 
-async def _send(request: Request, body: Common, answer: Answer, generation: Generation) -> Response:
+async def _send(
+    served: ServedModel, request: Request, body: Common, answer: Answer, generation: Generation
+) -> Response:
     if body.stream is not False:
-        return EventStream(answer.lines(generation), generation, error_line, NDJSON)
+        silence = served.settings.heartbeat
+        return EventStream(
+            answer.lines(generation), generation, silence, error_line, answer.nothing_yet, NDJSON
+        )
     async with generation.cancelled_on_disconnect(request.receive):
         return json_response(await answer.whole(generation))
 

@@ -67,7 +67,8 @@ async def _answer(served: ServedModel, name: str, request: Request, body: ChatRe
     answer = ChatAnswer(served, name, read, hints.lane, with_logprobs=params.logprobs is not None)
     if body.stream:
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
-        return EventStream(answer.events(generation, with_usage=with_usage), generation)
+        events = answer.events(generation, with_usage=with_usage)
+        return EventStream(events, generation, served.settings.heartbeat)
     async with generation.cancelled_on_disconnect(request.receive):
         return json_response(await answer.whole(generation))
 

@@ -73,7 +73,8 @@ async def _answer(served: ServedModel, name: str, request: Request, body: Comple
     )
     if body.stream:
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
-        return EventStream(answer.events(generation, with_usage=with_usage), generation)
+        events = answer.events(generation, with_usage=with_usage)
+        return EventStream(events, generation, served.settings.heartbeat)
     async with generation.cancelled_on_disconnect(request.receive):
         choices = await collect(generation)
     return json_response(answer.whole(choices, generation))

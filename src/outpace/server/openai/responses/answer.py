@@ -10,15 +10,11 @@ from typing import Any
 from outpace.server.answer import EndReason, Progress
 from outpace.server.errors import APIError
 from outpace.server.generation import Generation, Usage
-from outpace.server.heartbeat import with_heartbeat
 from outpace.server.lanes import lane_of
 from outpace.server.openai.responses.conversation import custom_tools
 from outpace.server.openai.responses.items import ItemWriter
 from outpace.server.openai.responses.schema import ResponseRequest
 from outpace.server.served import ServedModel
-
-COMMENT = b": waiting\n\n"
-"""A line that keeps a stream alive; clients skip it."""
 
 
 class ResponseAnswer:
@@ -34,7 +30,6 @@ class ResponseAnswer:
     ) -> None:
         self._read = read
         self._on_end = on_end
-        self._heartbeat = served.settings.heartbeat
         self._writer = ItemWriter(custom_tools(request), short_ids=served.form.family.short_ids)
         self._head = _head(name, request, served)
 
@@ -56,10 +51,7 @@ class ResponseAnswer:
             + write.event("response.in_progress", response=started)
         ).encode()
         end: EndReason | None = None
-        async for progress in with_heartbeat(self._read(generation), self._heartbeat):
-            if progress is None:
-                yield COMMENT
-                continue
+        async for progress in self._read(generation):
             text = "".join(write.piece(piece) for piece in progress.pieces)
             end = progress.end
             if text:

@@ -49,7 +49,9 @@ def responses_router(models: ModelPool) -> APIRouter:
             kept, deadline = memory(request, keeps=keeps), deadline_of(request, body.deadline_ms)
             answer, generation = await start_response(served, name, body, kept, num_chars, deadline)
         if body.stream:
-            return EventStream(answer.events(generation), generation, answer.failed)
+            return EventStream(
+                answer.events(generation), generation, models.settings.heartbeat, answer.failed
+            )
         async with generation.cancelled_on_disconnect(request.receive):
             return json_response(await answer.whole(generation))
 

@@ -113,7 +113,7 @@ class ResponseSocket:
 
 
 def _messages(events: str) -> list[str]:
-    """The data of server-sent events. A comment, which keeps a stream alive, is none; the protocol pings."""
+    """The data of server-sent events."""
     return [line.removeprefix("data: ") for line in events.split("\n") if line.startswith("data: ")]
 
 
