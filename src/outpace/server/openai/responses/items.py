@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from outpace.server.answer import new_call_id
 from outpace.server.conversation import call_arguments
 from outpace.server.encoding import to_json
 from outpace.server.openai.responses.conversation import CUSTOM_INPUT
+from outpace.server.openai.responses.custom_input import CustomInput
 from outpace.text.tool_calls.pieces import CallArguments, CallBegin, CallEnd, Piece, Text, Thinking
-from outpace.text.tool_calls.sink import load
 
 
 class ItemWriter:
     """Writes the events of one answer's items. At any time at most one item is open.
 
-    `items` are those that are whole. `custom` tools take text: their arguments, which the model writes as an
-    object, come in one piece.
+    `items` are those that are whole. `custom` tools take text, which the model writes as an object.
     """
 
     def __init__(self, custom: frozenset[str], *, short_ids: bool) -> None:
@@ -25,6 +24,7 @@ class ItemWriter:
         self._short_ids = short_ids
         self._open: dict[str, Any] | None = None
         self._text: list[str] = []  # of the open item
+        self._input = CustomInput()  # of the open item, for a custom tool
         self._number = 0
 
     def event(self, kind: str, **fields: Any) -> str:
@@ -43,9 +43,9 @@ class ItemWriter:
                 return self.close() + self._begin_call(name)
             case CallArguments(text):
                 assert self._open is not None
-                self._text.append(text)
                 if self._open["type"] == "custom_tool_call":
-                    return ""
+                    return self._input_delta(self._input.push(text))
+                self._text.append(text)
                 return self._delta("response.function_call_arguments.delta", text)
             case CallEnd():
                 return self.close()
@@ -55,7 +55,6 @@ class ItemWriter:
         item, text = self._open, "".join(self._text)
         if item is None:
             return ""
-        self._open, self._text = None, []
         at = {"item_id": item["id"], "output_index": len(self.items)}
         events = ""
         match item["type"]:
@@ -75,12 +74,13 @@ class ItemWriter:
                     "response.function_call_arguments.done", **at, name=item["name"], arguments=text
                 )
             case _:
-                item["input"] = _custom_input(text)
-                events += self.event("response.custom_tool_call_input.delta", **at, delta=item["input"])
+                events += self._input_delta(self._input.finish())
+                item["input"] = self._input.text
                 events += self.event("response.custom_tool_call_input.done", **at, input=item["input"])
         item["status"] = "completed" if whole else "incomplete"
         events += self.event("response.output_item.done", output_index=len(self.items), item=item)
         self.items.append(item)
+        self._open, self._text = None, []
         return events
 
     def _more(self, kind: str, text: str, delta: str, **fields: Any) -> str:
@@ -93,6 +93,9 @@ class ItemWriter:
     def _delta(self, kind: str, text: str, **fields: Any) -> str:
         assert self._open is not None
         return self.event(kind, item_id=self._open["id"], output_index=len(self.items), delta=text, **fields)
+
+    def _input_delta(self, text: str) -> str:
+        return self._delta("response.custom_tool_call_input.delta", text) if text else ""
 
     def _begin_text(self, kind: str) -> str:
         if kind == "reasoning":
@@ -108,6 +111,7 @@ class ItemWriter:
     def _begin_call(self, name: str) -> str:
         call = {"call_id": new_call_id("call_", short=self._short_ids), "name": name}
         if name in self._custom:
+            self._input = CustomInput()
             return self._begin(
                 {"id": new_call_id("ctc_", short=False), "type": "custom_tool_call", **call, "input": ""}
             )
@@ -141,13 +145,3 @@ def as_message(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _text_part(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-
-
-def _custom_input(arguments: str) -> str:
-    """The text for a custom tool; what is not of the form that the model was shown is taken as it is."""
-    try:
-        value = load(arguments)
-    except ValueError:
-        return arguments
-    text = cast("dict[str, Any]", value).get(CUSTOM_INPUT) if isinstance(value, dict) else None
-    return text if isinstance(text, str) else arguments
