@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    MutableMapping,
+    Sequence,
+)
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,10 +29,14 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 class LiveGenerations:
-    """The generations that run now, so that a shutdown can end them."""
+    """The generations that run now, so that a shutdown can end them.
+
+    Attributes: `draining`, no more of them may begin; `num_turns`, answers on connections that outlive them.
+    """
 
     def __init__(self) -> None:
         self.draining = False
+        self.num_turns = 0
         self._live: set[Generation] = set()
 
     def __len__(self) -> int:
@@ -39,6 +51,15 @@ class LiveGenerations:
         """Cancel what still runs."""
         for generation in list(self._live):
             generation.cancel()
+
+    @contextmanager
+    def turn(self) -> Generator[None]:
+        """While inside, a connection that waits for its client's next request owes the end of an answer."""
+        self.num_turns += 1
+        try:
+            yield
+        finally:
+            self.num_turns -= 1
 
     def add(self, generation: Generation) -> None:
         """A generation starts."""

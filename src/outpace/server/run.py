@@ -6,6 +6,7 @@ import asyncio
 import errno
 import math
 import socket
+import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
@@ -22,6 +23,8 @@ from outpace.server.tracing import Tracing, configured_tracing
 BACKLOG = 512
 KEEP_ALIVE = 75
 """Seconds that an idle connection stays open; agents pause between turns."""
+LAST_WORDS = 2.0
+"""Seconds that connections get to tell of answers that were cancelled at shutdown."""
 
 
 def listen(settings: ServerSettings) -> socket.socket:
@@ -117,7 +120,6 @@ def make_server(
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=math.ceil(settings.shutdown_grace) + 2,
     )
     return GracefulServer(config, app.state.models, on_ready)
 
@@ -138,14 +140,25 @@ class GracefulServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse new requests, wait, cancel."""
         self.models.live.drain()
-        timer = asyncio.get_running_loop().call_later(
-            self.models.settings.shutdown_grace, self.models.live.cancel_all
-        )
+        for server in self.servers:
+            server.close()
+        grace = self.models.settings.shutdown_grace
+        timer = asyncio.get_running_loop().call_later(grace, self.models.live.cancel_all)
+        end = time.monotonic() + grace + LAST_WORDS
         try:
+            await self._turns_to_end(end)
+            self.config.timeout_graceful_shutdown = math.ceil(max(1.0, end - time.monotonic()))
             await super().shutdown(sockets)
         finally:
             timer.cancel()
             self.models.live.cancel_all()
+            for connection in list(self.server_state.connections):  # of clients who do not read
+                connection.transport.abort()
+
+    async def _turns_to_end(self, end: float) -> None:
+        """Wait for answers on websockets, which uvicorn closes at once, at most until `end`."""
+        while self.models.live.num_turns and not self.force_exit and time.monotonic() < end:
+            await asyncio.sleep(0.05)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Stop at a signal; at the second one at once.

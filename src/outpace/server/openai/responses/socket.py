@@ -48,7 +48,8 @@ class ResponseSocket:
         reader = asyncio.create_task(self._read())
         try:
             while (message := await self._waiting.get()) is not None:
-                await self._answer(message)
+                with self._models.live.turn():
+                    await self._answer(message)
         finally:
             reader.cancel()
 
