@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from serving import KV_CACHE_BYTES, MAX_CONTEXT, RunningServer, running
+from websockets.sync.client import connect
 
 from outpace.llm import LLM
 
@@ -115,6 +117,38 @@ def test_a_stream_says_that_there_was_no_time(slow: RunningServer, http: httpx.C
     text = http.post("/v1/chat/completions", json=body).text
     assert text.count("deadline_exceeded") == 1
     assert "[DONE]" not in text
+    slow.wait_idle()
+
+
+def test_a_message_of_a_websocket_has_its_own(slow: RunningServer) -> None:
+    """It counts from the message's arrival, not from the connection's and not from the answer's beginning."""
+    with connect(slow.url.replace("http", "ws", 1) + "/v1/responses", open_timeout=60) as socket:
+
+        def say(about: str, num_tokens: int, deadline_ms: float | None) -> None:
+            message = {"type": "response.create", "input": about, "max_output_tokens": num_tokens}
+            socket.send(json.dumps({**message, "deadline_ms": deadline_ms}))
+
+        def end() -> dict[str, Any]:
+            while True:
+                event = json.loads(socket.recv(timeout=60))
+                if event["type"] in {"response.completed", "response.incomplete", "response.failed", "error"}:
+                    return event
+
+        time.sleep(1)
+        start = time.monotonic()
+        say("Hello", MANY, 700)
+        cut = end()
+        assert cut["response"]["incomplete_details"] == {"reason": "max_output_tokens"}
+        assert cut["response"]["usage"]["output_tokens"] > 1
+        assert time.monotonic() - start < 15, "900 tokens take 18 s"
+        say("Hello", 50, None)
+        say("Hello", 50, 300)
+        assert end()["type"] == "response.incomplete"
+        late = end()
+        assert late["type"] == "response.failed"
+        assert late["response"]["error"]["code"] == "deadline_exceeded"
+        say("Hello", 50, -1)
+        assert end()["error"]["param"] == "deadline_ms"
     slow.wait_idle()
 
 

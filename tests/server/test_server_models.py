@@ -18,12 +18,13 @@ from typing import Any
 import anthropic
 import httpx
 import pytest
-from serving import listening
+from serving import listening, slowed
 
 from outpace.config import EngineOptions
 from outpace.errors import OutOfMemoryError, UsageError
 from outpace.llm import LLM, footprint_of
-from outpace.server.model_pool import ModelPool, ModelSource
+from outpace.server.model_entry import ModelSource
+from outpace.server.model_pool import ModelPool
 from outpace.server.run import make_server
 from outpace.server.settings import ServerSettings
 from outpace.text.grammar import GrammarCompiler
@@ -298,6 +299,49 @@ def test_shutdown_while_a_request_waits_for_its_model(model_135m: Path, sources:
             served.until(lambda: bool(served.pool.find("b")[0].waiting))
         answer = waits.result(30)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
+
+
+LOADS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}]},
+    "/v1/completions": {"prompt": "a"},
+    "/v1/responses": {"input": "a"},
+    "/v1/messages": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2},
+    "/api/chat": {"messages": [{"role": "user", "content": "a"}]},
+    "/api/generate": {"prompt": "a"},
+    "/api/embed": {"input": "a"},
+}
+
+
+def test_nobody_waits_for_a_model_beyond_a_deadline(
+    model_135m: Path, sources: list[ModelSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model comes all the same, for whoever else waits for it."""
+    body = {"model": "a", "prompt": "a", "max_tokens": 500, "ignore_eos": True, "stream": True}
+    with (
+        ThreadPoolExecutor(len(LOADS) + 1) as threads,
+        serving(model_135m, sources, memory_bytes=KV_BYTES) as served,
+    ):
+        assert served.pool.first.served is not None
+        slowed(served.pool.first.served.llm, monkeypatch, 0.5)
+        with served.http.stream("POST", "/v1/completions", json=body) as stream:
+            lines = stream.iter_lines()
+            next(lines)  # there is no memory for another model until this ends
+            patient = threads.submit(served.complete, "b")
+            served.until(lambda: bool(served.pool.find("b")[0].waiting))
+
+            def ask(path: str) -> httpx.Response:
+                headers = {"x-outpace-deadline-ms": "100"}
+                said = LOADS[path] | {"model": "b"}
+                return httpx.post(f"{served.http.base_url}{path}", json=said, headers=headers, timeout=60)
+
+            late = dict(zip(LOADS, threads.map(ask, LOADS), strict=True))
+            assert not patient.done()
+            assert served.in_memory() == ["a"]
+        for path, answer in late.items():
+            assert answer.status_code == 408, (path, answer.text)
+            assert "b is not loaded yet" in answer.text, path
+            assert answer.headers["x-should-retry"] == "false"
+        assert patient.result(60)["model"] == "b"
 
 
 def test_the_anthropic_client(model_135m: Path, sources: list[ModelSource]) -> None:

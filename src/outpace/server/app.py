@@ -21,7 +21,8 @@ from outpace.server.key_ring import KeyRing
 from outpace.server.llama_cpp.infill import infill_router
 from outpace.server.metrics import HTTPMetrics
 from outpace.server.middleware import KeyAuth, LimitHeaders, LoopbackOnly
-from outpace.server.model_pool import ModelPool, ModelSource
+from outpace.server.model_entry import ModelSource
+from outpace.server.model_pool import ModelPool
 from outpace.server.models import models_router
 from outpace.server.ollama.embed import embed_router
 from outpace.server.ollama.routes import ollama_router

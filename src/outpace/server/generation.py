@@ -18,6 +18,7 @@ from typing import Any
 
 from outpace.engine.loop import RequestStream
 from outpace.engine.output import join_deltas
+from outpace.server.deadlines import deadline_exceeded
 from outpace.server.errors import SERVER_ERROR, APIError
 from outpace.server.tracing import GenerationSpan
 from outpace.types import FinishReason, TokenDelta
@@ -207,10 +208,7 @@ class Generation:
             message = delta.error or "the engine failed"
             return APIError(500, message, type=SERVER_ERROR, code="engine_error")
         if delta.finish_reason is FinishReason.TIMEOUT:
-            message = f"no answer within the request's deadline ({delta.error or 'it has passed'})"
-            # The clients' libraries would send it again, and wait as long for nothing.
-            headers = {"x-should-retry": "false"}
-            return APIError(408, message, type=SERVER_ERROR, code="deadline_exceeded", headers=headers)
+            return deadline_exceeded(delta.error or "it has passed")
         if self._expired:
             message = "the answer took longer than this server's limit (--request-timeout)"
             return APIError(408, message, type=SERVER_ERROR, code="timeout")

@@ -13,17 +13,16 @@ import math
 import time
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 
-from outpace.config import EngineOptions
 from outpace.engine.metrics import EngineMetrics
 from outpace.errors import OutOfMemoryError, OutpaceError, OverloadedError, UsageError
-from outpace.llm import LLM, Footprint
+from outpace.llm import LLM
+from outpace.server.deadlines import deadline_exceeded
 from outpace.server.errors import SERVER_ERROR, APIError, from_exception
 from outpace.server.generation import LiveGenerations
 from outpace.server.key_ring import KeyRing
 from outpace.server.limits import ClientLimits
+from outpace.server.model_entry import Entry, ModelSource
 from outpace.server.served import ServedModel, short_name
 from outpace.server.settings import ServerSettings
 from outpace.server.tracing import Tracing
@@ -32,52 +31,6 @@ FOREIGN_NAMES = ("claude-",)
 """Beginnings of names that mean the first model."""
 MAX_WAITING = 256
 """Requests that may wait for one model to come; one more is told to come later."""
-_LONGEST = timedelta(days=365 * 100)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSource:
-    """A model that can be loaded: its name on the wire, what `LLM` takes, and what it needs."""
-
-    name: str
-    model: str
-    options: EngineOptions
-    footprint: Footprint
-
-
-class Entry:
-    """A model that requests may name. The pool changes it; others read.
-
-    Attributes: `name`, on the wire; `source`; `served`, None while it is not in memory; `num_running`, leases
-    and generations; `keep_alive`, seconds that it stays without them.
-    """
-
-    def __init__(self, source: ModelSource, served: ServedModel | None, *, stays: bool) -> None:
-        self.name = source.name
-        self.source = source
-        self.served = served
-        self.stays = stays  # whatever happens
-        self.num_running = 0
-        self.keep_alive = math.inf
-        self.used_at = time.monotonic()
-        self.leaving = False
-        self.idle = asyncio.Event()
-        self.idle.set()
-        self.waiting: list[asyncio.Future[ServedModel]] = []
-        self.arrival: asyncio.Task[None] | None = None
-        self.timer: asyncio.TimerHandle | None = None
-
-    @property
-    def max_context(self) -> int:
-        """Tokens that prompt and answer may have together."""
-        return self.source.footprint.max_context
-
-    @property
-    def expires_at(self) -> datetime:
-        """When it goes unless it is used until then; a hundred years ahead for one that stays."""
-        waits = min(self.keep_alive, _LONGEST.total_seconds())
-        since = 0.0 if self.num_running else time.monotonic() - self.used_at
-        return datetime.now(UTC) + timedelta(seconds=max(0.0, waits - since))
 
 
 class ModelPool:
@@ -183,15 +136,16 @@ class ModelPool:
 
     @asynccontextmanager
     async def lease(
-        self, model: str | None, keep_alive: float | None = None
+        self, model: str | None, keep_alive: float | None = None, *, deadline: float = 0.0
     ) -> AsyncGenerator[tuple[ServedModel, str], None]:
         """The model that a request names, loaded if need be, and the name that its answer shows.
 
         It stays in memory while the lease lasts, and longer where a generation was started. `keep_alive`
-        says for how many seconds afterwards, from now on. Raises `APIError`.
+        says for how many seconds afterwards, from now on. Nobody waits for it beyond the `deadline`, in
+        `time.perf_counter()` seconds, if not 0; then it still comes for others. Raises `APIError`.
         """
         entry, name = self.find(model)
-        served = await self._take(entry)
+        served = await self._take(entry, deadline)
         if keep_alive is not None and not entry.stays:
             entry.keep_alive = keep_alive
         try:
@@ -218,7 +172,7 @@ class ModelPool:
             if entry.served is not None and not entry.stays:
                 entry.served.llm.close()
 
-    async def _take(self, entry: Entry) -> ServedModel:
+    async def _take(self, entry: Entry, deadline: float) -> ServedModel:
         if entry.served is not None and not entry.leaving:
             self._hold(entry)
             return entry.served
@@ -229,12 +183,16 @@ class ModelPool:
         entry.waiting.append(granted)
         if entry.arrival is None:
             entry.arrival = self._begin(self._bring(entry))
+        seconds = max(0.0, deadline - time.perf_counter()) if deadline else None
         try:
-            return await granted
+            await asyncio.wait([granted], timeout=seconds)
         except asyncio.CancelledError:
-            if granted.done() and not granted.cancelled() and granted.exception() is None:
+            if not granted.cancel() and granted.exception() is None:
                 self._release(entry)
             raise
+        if granted.cancel():  # it had no result
+            raise deadline_exceeded(f"{entry.name} is not loaded yet")
+        return granted.result()
 
     def _hold(self, entry: Entry) -> None:
         entry.num_running += 1

@@ -9,7 +9,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 
 from outpace.server.dialect import speaks_anthropic
-from outpace.server.model_pool import Entry, ModelPool
+from outpace.server.model_entry import Entry
+from outpace.server.model_pool import ModelPool
 from outpace.server.openapi import EITHER_ERRORS, described
 
 

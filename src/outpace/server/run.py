@@ -15,7 +15,8 @@ import uvicorn
 from outpace.errors import OutpaceError, PortInUseError, UsageError
 from outpace.llm import LLM
 from outpace.server.app import create_app
-from outpace.server.model_pool import ModelPool, ModelSource
+from outpace.server.model_entry import ModelSource
+from outpace.server.model_pool import ModelPool
 from outpace.server.settings import ServerSettings
 from outpace.server.slow_heads import protocol_with
 from outpace.server.tracing import Tracing, configured_tracing

@@ -35,17 +35,17 @@ from outpace.types import DraftHints, Lane
 async def create_message(models: ModelPool, request: Request, request_id: str) -> Response:
     """Answer a conversation, in one piece or as a stream. Raises `APIError`."""
     body = await read_json(request, MessageRequest, models.settings)
-    async with models.lease(body.model) as (served, name):
-        return await _answer(served, name, request, body, request_id)
+    deadline = deadline_of(request, body.deadline_ms)
+    async with models.lease(body.model, deadline=deadline) as (served, name):
+        return await _answer(served, name, request, body, request_id, deadline)
 
 
 async def _answer(
-    served: ServedModel, name: str, request: Request, body: MessageRequest, request_id: str
+    served: ServedModel, name: str, request: Request, body: MessageRequest, request_id: str, deadline: float
 ) -> Response:
     conversation = read_conversation(body)
     prompt = await _encode(served, request, conversation)
     lane: Lane = "priority" if body.speed == "fast" else "default"
-    deadline = deadline_of(request, body.deadline_ms)
     hints = DraftHints(client_scope(request), pin_seconds=cache_seconds(body), lane=lane, deadline=deadline)
     try:
         grammar = await compiled_grammar(served, conversation, prompt)
@@ -65,7 +65,7 @@ async def _answer(
 async def count_tokens(models: ModelPool, request: Request) -> Response:
     """Count the tokens of a prompt. Raises `APIError`."""
     body = await read_json(request, CountRequest, models.settings)
-    async with models.lease(body.model) as (served, _):
+    async with models.lease(body.model, deadline=deadline_of(request, None)) as (served, _):
         prompt = await _encode(served, request, read_conversation(body))
     return json_response({"input_tokens": len(prompt.token_ids)})
 

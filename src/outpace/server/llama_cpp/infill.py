@@ -38,13 +38,16 @@ def infill_router(models: ModelPool) -> APIRouter:
     async def infill(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction] - a route
         """Fill in the middle; a stream of server-sent events with `stream`."""
         body = await read_json(request, InfillRequest, models.settings)
-        async with models.lease(None) as (served, name):
-            return await _infill(served, name, request, body)
+        deadline = deadline_of(request, body.deadline_ms)
+        async with models.lease(None, deadline=deadline) as (served, name):
+            return await _infill(served, name, request, body, deadline)
 
     return router
 
 
-async def _infill(served: ServedModel, name: str, request: Request, body: InfillRequest) -> Response:
+async def _infill(
+    served: ServedModel, name: str, request: Request, body: InfillRequest, deadline: float
+) -> Response:
     files = [SourceFile(each.filename, each.text) for each in body.input_extra or ()]
     num_chars = len(body.input_prefix) + len(body.input_suffix) + sum(len(file.text) for file in files)
 
@@ -55,7 +58,7 @@ async def _infill(served: ServedModel, name: str, request: Request, body: Infill
 
     try:
         prompt = await served.encode(num_chars, encode)
-        hints = DraftHints(client_scope(request), deadline=deadline_of(request, body.deadline_ms))
+        hints = DraftHints(client_scope(request), deadline=deadline)
         generation = await served.start([prompt], _params(body, served.settings.sampling), hints)
     except Exception as error:
         raise from_exception(error, {"messages": "input_prefix"}) from error

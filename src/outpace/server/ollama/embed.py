@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from outpace.server.body import read_json
+from outpace.server.deadlines import deadline_of
 from outpace.server.embedding import embed
 from outpace.server.encoding import json_response
 from outpace.server.model_pool import ModelPool
@@ -28,8 +29,9 @@ def embed_router(models: ModelPool) -> APIRouter:
         """Vectors of texts, each of length 1."""
         start = perf_counter_ns()
         body = await read_json(request, EmbedRequest, models.settings)
+        deadline = deadline_of(request, None)
         inputs = [body.input] if isinstance(body.input, str) else body.input
-        async with models.lease(plain_name(body.model), body.keep_alive) as (served, name):
+        async with models.lease(plain_name(body.model), body.keep_alive, deadline=deadline) as (served, name):
             # One token is left for the answer that nobody reads.
             most = served.llm.loop.engine.max_context - 1 if body.truncate else None
             found = await embed(served, request, inputs, dimensions=body.dimensions, most_tokens=most)
@@ -48,7 +50,8 @@ def embed_router(models: ModelPool) -> APIRouter:
     async def one(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction] - a route
         """The vector of one text."""
         body = await read_json(request, EmbeddingsRequest, models.settings)
-        async with models.lease(plain_name(body.model), body.keep_alive) as (served, _):
+        deadline = deadline_of(request, None)
+        async with models.lease(plain_name(body.model), body.keep_alive, deadline=deadline) as (served, _):
             found = await embed(served, request, [body.prompt], dimensions=None)
         return json_response({"embedding": found.vectors[0].tolist()})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -20,7 +21,8 @@ from outpace.server.deadlines import deadline_of
 from outpace.server.encoding import json_response, to_json
 from outpace.server.errors import from_exception, unsupported
 from outpace.server.generation import Generation
-from outpace.server.model_pool import Entry, ModelPool
+from outpace.server.model_entry import Entry
+from outpace.server.model_pool import ModelPool
 from outpace.server.ollama.answer import NDJSON, Answer, error_line, wire_time
 from outpace.server.ollama.conversation import answer_format, read_chat, read_prompt
 from outpace.server.ollama.params import RENAMED, plain_name, sampling
@@ -58,7 +60,8 @@ def ollama_router(models: ModelPool) -> APIRouter:
     async def show(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction] - a route
         """Describe a model."""
         body = await read_json(request, ShowRequest, models.settings)
-        async with models.lease(plain_name(body.model or body.name)) as (served, _):
+        deadline = deadline_of(request, None)
+        async with models.lease(plain_name(body.model or body.name), deadline=deadline) as (served, _):
             return json_response(_description(served))
 
     @router.post(
@@ -71,8 +74,8 @@ def ollama_router(models: ModelPool) -> APIRouter:
         body = await read_json(request, ChatRequest, models.settings)
         conversation = read_chat(body)
         if not body.messages:
-            return await _load_or_unload(models, body, message={"role": "assistant", "content": ""})
-        async with models.lease(plain_name(body.model), body.keep_alive) as (served, name):
+            return await _load_or_unload(models, request, body, message={"role": "assistant", "content": ""})
+        async with _lease(models, request, body) as (served, name):
             return await _converse(served, name, request, body, conversation, "message")
 
     @router.post(
@@ -87,8 +90,8 @@ def ollama_router(models: ModelPool) -> APIRouter:
         """
         body = await read_json(request, GenerateRequest, models.settings)
         if not (body.prompt or body.suffix or body.images):
-            return await _load_or_unload(models, body, response="")
-        async with models.lease(plain_name(body.model), body.keep_alive) as (served, name):
+            return await _load_or_unload(models, request, body, response="")
+        async with _lease(models, request, body) as (served, name):
             if _is_raw(served, body):
                 return await _complete(served, name, request, body)
             return await _converse(served, name, request, body, read_prompt(body), "response")
@@ -96,12 +99,19 @@ def ollama_router(models: ModelPool) -> APIRouter:
     return router
 
 
-async def _load_or_unload(models: ModelPool, body: Common, **said: object) -> Response:
+def _lease(
+    models: ModelPool, request: Request, body: Common
+) -> AbstractAsyncContextManager[tuple[ServedModel, str]]:
+    deadline = deadline_of(request, body.deadline_ms)
+    return models.lease(plain_name(body.model), body.keep_alive, deadline=deadline)
+
+
+async def _load_or_unload(models: ModelPool, request: Request, body: Common, **said: object) -> Response:
     """What a request without a prompt means: have the model in memory, or no longer."""
     if body.keep_alive == 0:
         name, reason = await models.expire(plain_name(body.model)), "unload"
     else:
-        async with models.lease(plain_name(body.model), body.keep_alive) as (_, name):
+        async with _lease(models, request, body) as (_, name):
             reason = "load"
     answer = {"model": name, "created_at": wire_time(datetime.now(UTC)), **said, "done": True}
     line = to_json({**answer, "done_reason": reason}) + "\n"

@@ -37,11 +37,14 @@ from outpace.types import DraftHints, Lane, TokenLogprob
 async def create_chat_completion(models: ModelPool, request: Request) -> Response:
     """Answer a conversation, in one piece or as a stream. Raises `APIError`."""
     body = await read_json(request, ChatRequest, models.settings)
-    async with models.lease(body.model) as (served, name):
-        return await _answer(served, name, request, body)
+    deadline = deadline_of(request, body.deadline_ms)
+    async with models.lease(body.model, deadline=deadline) as (served, name):
+        return await _answer(served, name, request, body, deadline)
 
 
-async def _answer(served: ServedModel, name: str, request: Request, body: ChatRequest) -> Response:
+async def _answer(
+    served: ServedModel, name: str, request: Request, body: ChatRequest, deadline: float
+) -> Response:
     wire = chat_params(body, served.settings.sampling)
     conversation, predicted = read_conversation(body), predicted_text(body)
     # The body's length is as good a measure of the work as the texts in it. Without one it came in chunks.
@@ -58,7 +61,7 @@ async def _answer(served: ServedModel, name: str, request: Request, body: ChatRe
             client_scope(request),
             prediction,
             lane=lane_of(body.service_tier),
-            deadline=deadline_of(request, body.deadline_ms),
+            deadline=deadline,
         )
         generation = await served.start([prompt.token_ids], params, hints)
     except Exception as error:

@@ -37,11 +37,14 @@ from outpace.types import DraftHints, Lane, TokenDelta
 async def create_completion(models: ModelPool, request: Request) -> Response:
     """Complete one prompt or several, in one piece or as a stream. Raises `APIError`."""
     body = await read_json(request, CompletionRequest, models.settings)
-    async with models.lease(body.model) as (served, name):
-        return await _answer(served, name, request, body)
+    deadline = deadline_of(request, body.deadline_ms)
+    async with models.lease(body.model, deadline=deadline) as (served, name):
+        return await _answer(served, name, request, body, deadline)
 
 
-async def _answer(served: ServedModel, name: str, request: Request, body: CompletionRequest) -> Response:
+async def _answer(
+    served: ServedModel, name: str, request: Request, body: CompletionRequest, deadline: float
+) -> Response:
     wire = completion_params(body, served.settings.sampling)
     prompts = checked_prompts(
         body.prompt, served, "prompt", served.settings.max_choices // max(1, body.n or 1)
@@ -61,7 +64,6 @@ async def _answer(served: ServedModel, name: str, request: Request, body: Comple
             [decode(p) if isinstance(p, list) else p for p in prompts] if body.echo else [""] * len(prompts)
         )
         params = replace(wire.params, grammar=await compiled_format(served, answer_format(body)))
-        deadline = deadline_of(request, body.deadline_ms)
         hints = DraftHints(client_scope(request), lane=lane_of(body.service_tier), deadline=deadline)
         generation = await served.start(encoded, params, hints)
     except UnsupportedModelError as error:

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from outpace.server.body import read_json
+from outpace.server.deadlines import deadline_of
 from outpace.server.embedding import embed
 from outpace.server.encoding import json_response
 from outpace.server.model_pool import ModelPool
@@ -21,7 +22,7 @@ from outpace.types import Float32Array
 async def create_embeddings(models: ModelPool, request: Request) -> Response:
     """The embeddings of one input or several. Raises `APIError`."""
     body = await read_json(request, EmbeddingRequest, models.settings)
-    async with models.lease(body.model) as (served, name):
+    async with models.lease(body.model, deadline=deadline_of(request, None)) as (served, name):
         return await _answer(served, name, request, body)
 
 

@@ -45,8 +45,8 @@ def responses_router(models: ModelPool) -> APIRouter:
         # The body's length is as good a measure of the work as its texts. Without one it came in chunks.
         num_chars = int(request.headers.get("content-length", models.settings.max_body_bytes))
         keeps = body.store is not False
-        async with models.lease(body.model) as (served, name):
-            kept, deadline = memory(request, keeps=keeps), deadline_of(request, body.deadline_ms)
+        kept, deadline = memory(request, keeps=keeps), deadline_of(request, body.deadline_ms)
+        async with models.lease(body.model, deadline=deadline) as (served, name):
             answer, generation = await start_response(served, name, body, kept, num_chars, deadline)
         if body.stream:
             return EventStream(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from outpace.server.body import check_json
+from outpace.server.deadlines import deadline_of
 from outpace.server.encoding import to_json
 from outpace.server.errors import APIError, from_exception
 from outpace.server.generation import Generation
@@ -39,7 +41,7 @@ class ResponseSocket:
         self._shared = memory
         self._own = ResponseStore(max_responses=_MAX_REMEMBERED)
         self._socket = socket
-        self._waiting: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._waiting: asyncio.Queue[tuple[bytes, float] | None] = asyncio.Queue()  # and when each came
         self._gone = asyncio.Event()
 
     async def run(self) -> None:
@@ -49,7 +51,7 @@ class ResponseSocket:
         try:
             while (message := await self._waiting.get()) is not None:
                 with self._models.live.turn():
-                    await self._answer(message)
+                    await self._answer(*message)
         finally:
             reader.cancel()
 
@@ -61,18 +63,20 @@ class ResponseSocket:
                 await self._socket.close(_POLICY_VIOLATION, "too many requests wait for an answer")
                 break
             text = event.get("text")
-            self._waiting.put_nowait(event.get("bytes", b"") if text is None else text.encode())
+            message = event.get("bytes", b"") if text is None else text.encode()
+            self._waiting.put_nowait((message, time.perf_counter()))
         self._gone.set()
         self._waiting.put_nowait(None)
 
-    async def _answer(self, message: bytes) -> None:
+    async def _answer(self, message: bytes, arrived_at: float) -> None:
         try:
             body = check_json(message, CreateMessage)
+            deadline = deadline_of(self._socket, body.deadline_ms, arrived_at)
             memory = Memory(self._shared.scope, self._find, self._keeper(shared=body.store is not False))
             if body.generate is False:
                 body = body.model_copy(update={"max_output_tokens": 1})
-            async with self._models.lease(body.model) as (served, name):
-                answer, generation = await start_response(served, name, body, memory, len(message))
+            async with self._models.lease(body.model, deadline=deadline) as (served, name):
+                answer, generation = await start_response(served, name, body, memory, len(message), deadline)
         except Exception as error:
             await self._send([_error_event(from_exception(error))])
             return
