@@ -14,12 +14,12 @@ from outpace.server.settings import ServerSettings
 
 
 @contextmanager
-def outpace_server(model: Path, *, api_key: str | None = None) -> Iterator[str]:
+def outpace_server(model: Path, *, api_key: str | None = None, max_context: int = 1024) -> Iterator[str]:
     """The address of a real server over the null backend."""
     settings = ServerSettings(port=0, shutdown_grace=0.2, api_key=api_key)
     ready = threading.Event()
     with (
-        LLM(model, backend="null", max_context=1024, kv_cache_bytes=1 << 28) as llm,
+        LLM(model, backend="null", max_context=max_context, kv_cache_bytes=1 << 28) as llm,
         listen(settings) as listener,
     ):
         server = make_server(llm, settings, on_ready=lambda _: ready.set())
