@@ -82,8 +82,8 @@ def check_answers(
 ) -> set[int]:
     """Make requests that the page allows, or forbids. Answers must be what it says, and no 5xx.
 
-    `named` gives the path's parameters where they are not made up; `fields` are set in every body. Returns the
-    statuses.
+    `named` gives the path's parameters where they are not made up; `fields` are set in every body.
+    Returns the statuses.
     """
     statuses: set[int] = set()
 
