@@ -99,7 +99,7 @@ def test_a_client_that_does_not_read_holds_nobody_up(served_llm: LLM) -> None:
         running(served_llm, ServerSettings(port=0, shutdown_grace=0.2)) as state,
         connected(state.url, max_queue=1, compression=None, max_size=None) as socket,
     ):
-        say(socket, 4, metadata={"much": "x" * 10_000_000})
+        say(socket, 900, metadata={"much": "x" * 10_000_000})
         wait_until_busy(state)
         start = time.monotonic()
         state.stop()
