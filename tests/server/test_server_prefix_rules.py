@@ -34,7 +34,26 @@ CLAUDE = (
     " - You are powered by the model named Opus."
 )
 
-
+GIT = (
+    "gitStatus: This is the git status at the start of the conversation. Note that this status is a snapshot "
+    "in time, and will not update during the conversation.\n\n"
+    "Current branch: fix-it\n\n"
+    "Main branch (you will usually use this for PRs): main\n\n"
+    "Git user: Ann\n\n"
+    "Status:\n M shop.py\n?? notes.txt\n\n"
+    "Recent commits:\ndec8e91 Prices in cents\n0a1b2c3 First"
+)
+DATE = "# currentDate\nToday's date is 2026-11-27."
+CONTEXT = (
+    "<system-reminder>\nAs you answer the user's questions, you can use the following context:\n# claudeMd\n"
+    f"Use tabs.\n{DATE}\n\n      IMPORTANT: this context may or may not be relevant.\n</system-reminder>"
+)
+SKILLS = "<system-reminder>\nThe following skills are available:\n- deploy\n</system-reminder>"
+QWEN_DATE = "Today's date is Friday, November 27, 2026."
+QWEN = (
+    "<system-reminder>\nThis is the Qwen Code. We are setting up the context for our chat.\n"
+    f"{QWEN_DATE}\nMy operating system is: linux\n</system-reminder>"
+)
 MEMORY = (
     "You have a persistent file-based memory at `/home/ann/.claude/projects/-home-ann-shop/memory/`. "
     "This directory already exists — write to it directly with the Write tool (do not run mkdir or check "
@@ -50,7 +69,11 @@ def user(text: str) -> dict[str, Any]:
     return {"role": "user", "content": text}
 
 
-@pytest.mark.parametrize("fragment", [OPENCODE, CLAUDE], ids=["opencode", "claude"])
+def reminder(text: str) -> str:
+    return f"<system-reminder>\n{text}\n</system-reminder>"
+
+
+@pytest.mark.parametrize("fragment", [OPENCODE, CLAUDE, GIT], ids=["opencode", "claude", "git"])
 @pytest.mark.parametrize("before", ["", "You are a coding agent.\n"])
 @pytest.mark.parametrize("after", ["", "\nBe brief.\n\nUse tools."])
 def test_an_environment_moves_word_for_word(fragment: str, before: str, after: str) -> None:
@@ -85,6 +108,10 @@ def test_several_fragments_keep_their_order() -> None:
         CLAUDE.replace("# Environment", "## Environment"),
         CLAUDE.replace("Primary working", "Working"),
         f"> {CLAUDE}".replace("\n", "\n> "),
+        GIT.replace("Current branch", "Branch"),
+        GIT.replace("Recent commits:\n", "Recent commits: "),
+        f"My {GIT}",
+        CONTEXT,
     ],
 )
 def test_what_only_looks_alike_stays(text: str) -> None:
@@ -92,7 +119,78 @@ def test_what_only_looks_alike_stays(text: str) -> None:
     assert apply_rules(messages, KNOWN_RULES) == messages
 
 
-@pytest.mark.parametrize("fragment", [BILLING, OPENCODE, CLAUDE, MEMORY])
+def test_a_repository_without_commits_or_changes() -> None:
+    new = GIT.partition(" M shop.py")[0] + "(clean)\n\nRecent commits:\n"
+    assert apply_rules([system(f"S\n\n{new}"), user("Hi")], KNOWN_RULES) == [
+        system("S\n\n"),
+        user(f"{new.rstrip()}\n\nHi"),
+    ]
+    more = f"{GIT}\nperforceMode: off"
+    assert apply_rules([system(f"S\n\n{more}"), user("Hi")], KNOWN_RULES)[0] == system(
+        "S\n\nperforceMode: off"
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "date"),
+    [
+        (CONTEXT, DATE),
+        (CONTEXT.replace("'", "\u2019").replace("2026-11-27", "2026/11/27"), None),
+        (QWEN, QWEN_DATE),
+    ],
+)
+def test_the_date_of_a_reminder_goes_behind_all_reminders(said: str, date: str | None) -> None:
+    date = date or DATE.replace("'", "\u2019").replace("2026-11-27", "2026/11/27")
+    before = said.replace(f"{date}\n", "")
+    assert before != said
+    for asked in ("What is in here?", "", SKILLS.replace("\n", " "), "<system-reminder>\nopen"):
+        messages = [system("S"), user(f"{said}\n{SKILLS}\n\n{asked}"), user(said)]
+        last = ["", f"\n\n{asked}"][bool(asked)]
+        if asked.endswith("</system-reminder>"):  # one more of them
+            expected = f"{before}\n{SKILLS}\n\n{asked}\n\n{reminder(date)}"
+        else:
+            expected = f"{before}\n{SKILLS}\n\n{reminder(date)}{last}"
+        assert apply_rules(messages, KNOWN_RULES) == [system("S"), user(expected), user(said)]
+
+
+def test_what_moves_from_both_places_stands_before_the_question() -> None:
+    messages = [system(f"A\n{CLAUDE}\nB\n\n{GIT}"), user(f"{CONTEXT}\n\n{SKILLS}\n  Go on.")]
+    context = CONTEXT.replace(f"{DATE}\n", "")
+    assert apply_rules(messages, KNOWN_RULES) == [
+        system("A\nB\n\n"),
+        user("\n\n".join([context, SKILLS, CLAUDE, GIT, reminder(DATE), "  Go on."])),
+    ]
+    assert apply_rules([messages[0], user("\n\tGo on. ")], KNOWN_RULES)[1] == user(
+        f"{CLAUDE}\n\n{GIT}\n\n\n\tGo on. "
+    )
+
+
+def test_a_conversation_that_goes_on_begins_as_before() -> None:
+    """What moved stays where it is: each turn's prompt begins with the last one's."""
+    messages = [system(f"A\n\n{GIT}"), user(f"{CONTEXT}\n{SKILLS}\nGo on.")]
+    first = apply_rules(messages, KNOWN_RULES)
+    more = [{"role": "assistant", "content": "Done."}, user(f"{CONTEXT}\nAnd now?")]
+    assert apply_rules(messages + more, KNOWN_RULES) == first + more
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        f"Why does it say this?\n{CONTEXT}",
+        DATE,
+        f"<reminder>\n{DATE}\n</reminder>",
+        f"<system-reminder>\n{DATE}",
+        CONTEXT.replace("Today's date is", "He said: Today's date is"),
+        CONTEXT.replace("Today's", "Yesterday's"),
+        CONTEXT.replace("2026-11-27", "what " * 30),
+    ],
+)
+def test_what_the_user_wrote_stays(asked: str) -> None:
+    messages = [system("S"), user(asked)]
+    assert apply_rules(messages, KNOWN_RULES) == messages
+
+
+@pytest.mark.parametrize("fragment", [BILLING, OPENCODE, CLAUDE, MEMORY, GIT])
 def test_only_the_system_prompt_is_looked_at(fragment: str) -> None:
     messages = [system("S"), user(fragment), {"role": "assistant", "content": fragment}, system(fragment)]
     assert apply_rules(messages, KNOWN_RULES) == messages
@@ -117,22 +215,27 @@ def test_nothing_moves_where_no_user_spoke() -> None:
 
 
 pieces = st.lists(
-    st.sampled_from([BILLING, OPENCODE, CLAUDE, MEMORY, "A", "", "\n", " - b", "<env>"]), max_size=6
+    st.sampled_from(
+        [BILLING, OPENCODE, CLAUDE, MEMORY, GIT, CONTEXT, QWEN, SKILLS, DATE, "A", "", "\n", " - b", "<env>"]
+    ),
+    max_size=6,
 )
 
 
-@given(pieces, pieces)
-def test_nothing_is_lost_but_accounting(said: list[str], asked: list[str]) -> None:
+@given(pieces, pieces, st.sampled_from(["", "Q\n"]))
+def test_nothing_is_lost_but_accounting(said: list[str], asked: list[str], begin: str) -> None:
     """Every line but accounting is still there, as often as before; applying twice is applying once."""
 
     def lines(messages: list[dict[str, Any]]) -> list[str]:
         text = "\n".join(message["content"] for message in messages)
-        return sorted(line for line in text.split("\n") if line and line != BILLING)
+        told = (line for line in text.split("\n") if line and line != BILLING)
+        return sorted(line for line in told if "system-reminder>" not in line)
 
-    messages = [system("\n".join(said)), user("Q\n" + "\n".join(asked))]
+    question = begin + "\n".join(asked)
+    messages = [system("\n".join(said)), user(question)]
     once = apply_rules(messages, KNOWN_RULES)
-    assert lines(once) == lines(messages)
-    assert messages == [system("\n".join(said)), user("Q\n" + "\n".join(asked))]
+    assert lines(once) == lines([system("\n".join(said).replace(BILLING, "")), user(question)])
+    assert messages == [system("\n".join(said)), user(question)]
     assert apply_rules(once, KNOWN_RULES) == once
 
 
@@ -166,6 +269,20 @@ def test_rules_of_a_file(tmp_path: Path) -> None:
     assert apply_rules(messages, ()) == messages
 
 
+def test_rules_for_reminders(tmp_path: Path) -> None:
+    path = tmp_path / "rules.toml"
+    path.write_text(
+        "[[rule]]\nname = 'clock'\npattern = '^Now: .*\\n'\naction = 'move'\nplace = 'reminder'\n"
+        "[[rule]]\nname = 'count'\npattern = '^Turn \\d+\\n'\naction = 'drop'\nplace = 'reminder'\n"
+    )
+    said = "Now: 12:30\nTurn 7\nBe brief."
+    messages = [system(said), user(f"{reminder(said)}\nNow: 1:00\nTurn 8\n")]
+    assert apply_rules(messages, read_rules(path)) == [
+        system(said),
+        user(f"{reminder('Be brief.')}\n\n{reminder('Now: 12:30')}\n\nNow: 1:00\nTurn 8\n"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -178,6 +295,7 @@ def test_rules_of_a_file(tmp_path: Path) -> None:
         ("[[rule]]\nname = 'a'\npattern = '('\naction = 'drop'", "pattern: "),
         ("[[rule]]\nname = 'a'\npattern = 'a*'\naction = 'drop'", "nothing"),
         ("[[rule]]\nname = 'a'\npattern = 'a'\naction = 'hide'", "'drop' or 'move'"),
+        ("[[rule]]\nname = 'a'\npattern = 'a'\naction = 'move'\nplace = 'tools'", "'system' or 'reminder'"),
     ],
 )
 def test_a_file_that_is_wrong_is_told(tmp_path: Path, text: str, said: str) -> None:
@@ -196,3 +314,9 @@ def test_rules_have_names_of_their_own() -> None:
     names = [rule.name for rule in KNOWN_RULES]
     assert len(set(names)) == len(names)
     assert all(isinstance(rule, PrefixRule) for rule in KNOWN_RULES)
+
+
+def test_the_rules_are_listed() -> None:
+    listed = (Path(__file__).parents[2] / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    for rule in KNOWN_RULES:
+        assert f"| `{rule.name}` | {rule.client} | {rule.place} | {rule.action} |" in listed

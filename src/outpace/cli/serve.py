@@ -125,8 +125,8 @@ def serve(
     canonicalize: Annotated[
         bool,
         typer.Option(
-            help="Move what changes between an agent's sessions (folder, date) behind its system prompt and "
-            "tools, so that these stay in the prefix cache.",
+            help="Move what changes between an agent's sessions (folder, date, commits) behind its system "
+            "prompt and tools, so that these stay in the prefix cache.",
             rich_help_panel=SERVER_PANEL,
         ),
     ] = True,
@@ -134,8 +134,8 @@ def serve(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Further rules for that: TOML of [[rule]] with name, pattern (a regular expression, looked "
-            "for in system prompts) and action (drop or move).",
+            help="Further rules for that: TOML of [[rule]] with name, pattern (a regular expression), action "
+            "(drop or move) and place (system, the default: the system prompt; or reminder).",
             rich_help_panel=SERVER_PANEL,
         ),
     ] = None,

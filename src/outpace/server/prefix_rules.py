@@ -1,13 +1,15 @@
 """Rules that keep what changes between an agent's sessions out of the beginning of its prompts.
 
-The prefix cache serves a prompt up to its first new token. Some agents write the folder, the date or a
-checksum of the day into their system prompt, before thousands of tokens that are the same in every session:
-all of these are then read anew for each folder and each day. A rule knows one such fragment by its exact
-shape and either drops it, where it is for the accounts of somebody else's service, or moves it, word for
-word, to the beginning of the first user message, which stands behind the system prompt and the tools.
+The prefix cache serves a prompt up to its first new token. Some agents write the folder, the date, the state
+of the repository or a checksum of the day before thousands of tokens that are the same in every session: all
+of these are then read anew for each folder, each day or each commit. A rule knows one such fragment by its
+exact shape and either drops it, where it is for the accounts of somebody else's service, or moves it, word
+for word, to the place in front of what the user wrote first: behind the system prompt, the tools and the
+reminders that the agent begins the first user message with. The model reads it all the same.
 
-Rules look at the system messages that begin a conversation, never at what a user or a tool wrote. The same
-request always becomes the same prompt.
+Rules look at the system messages that begin a conversation and at these reminders, never at what a user or a
+tool wrote. The same request always becomes the same prompt, and as a conversation grows, nothing moves.
+ARCHITECTURE.md lists the rules.
 """
 
 from __future__ import annotations
@@ -25,21 +27,36 @@ from outpace.errors import UsageError
 __all__ = ["KNOWN_RULES", "PrefixRule", "apply_rules", "read_rules"]
 
 _ACTIONS = ("drop", "move")
+_PLACES = ("system", "reminder")
+_FIELDS = ("name", "pattern", "action", "client", "place")
+_OPEN, _CLOSE = "<system-reminder>", "</system-reminder>"
+_REMINDER = re.compile(rf"({_OPEN}\n?)(.*?)({_CLOSE}\n*)", re.DOTALL)
+_REMINDERS = re.compile(rf"\s*(?:{_REMINDER.pattern})+", re.DOTALL)  # those that a message begins with
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixRule:
-    """One kind of fragment: `pattern` in a system message, where `^` is the beginning of any line."""
+    """One kind of fragment: `pattern`, where `^` is the beginning of any line.
+
+    `place`: in a system message, or in an agent's reminder at the beginning of the first user message.
+    """
 
     name: str
     client: str  # who sends it, for people
     pattern: re.Pattern[str]
     action: Literal["drop", "move"]
+    place: Literal["system", "reminder"] = "system"
 
 
-def _rule(name: str, client: str, action: Literal["drop", "move"], pattern: str) -> PrefixRule:
-    return PrefixRule(name, client, re.compile(pattern, re.MULTILINE), action)
+def _rule(
+    name: str,
+    client: str,
+    action: Literal["drop", "move"],
+    pattern: str,
+    place: Literal["system", "reminder"] = "system",
+) -> PrefixRule:
+    return PrefixRule(name, client, re.compile(pattern, re.MULTILINE), action, place)
 
 
 KNOWN_RULES = (
@@ -68,6 +85,23 @@ KNOWN_RULES = (
         r"^You have a persistent file-based memory at `[^`\n]+`\."
         r"(?: This directory already exists [^(\n]*\([^)\n]*\)\.)?(?: |\n|\Z)",
     ),
+    # Branch, changed files and the last commits, at the very end: before the tools, that is.
+    _rule(
+        "git-status",
+        "Claude Code",
+        "move",
+        r"^gitStatus: This is the git status at the start of the conversation\.[^\n]*\n"
+        r"\nCurrent branch: [^\n]*\n\nMain branch [^\n]*\n(?:\nGit user: [^\n]*\n)?"
+        r"\nStatus:\n(?:[^\n]+\n)*\nRecent commits:(?:\n[0-9a-f]{4,40} [^\n]*){0,20}(?:\n|\Z)",
+    ),
+    # The day, in front of lists of tools, skills and files. Its apostrophe is one of four.
+    _rule(
+        "reminder-date",
+        "Claude Code; Qwen Code",
+        "move",
+        r"^(?:# currentDate\n)?Today['\u2019\u02bc\u02b9]s date is [^\n]{1,80}(?:\n|\Z)",
+        "reminder",
+    ),
 )
 
 
@@ -78,27 +112,20 @@ def apply_rules(messages: list[dict[str, Any]], rules: Sequence[PrefixRule]) -> 
     message there is no place to move to, and then nothing is moved.
     """
     user = next((i for i, message in enumerate(messages) if message["role"] == "user"), None)
+    if user is None:
+        rules = [rule for rule in rules if rule.action == "drop"]
     changed = list(messages)
     moved: list[str] = []
     for i, message in enumerate(messages):
         if message["role"] != "system":
             break
-        text: str = message["content"]
-        for rule in rules:
-            if rule.action == "move" and user is None:
-                continue
-            found = [match[0] for match in rule.pattern.finditer(text) if match[0]]
-            if not found:
-                continue
-            _log.debug("prefix rule %s applied", rule.name)
-            text = rule.pattern.sub("", text)
-            if rule.action == "move":
-                moved += (fragment.strip("\n") for fragment in found)
+        text = _take(message["content"], rules, "system", moved)
         if text is not message["content"]:
             changed[i] = {**message, "content": text}
-    if moved and user is not None:
-        content = "\n\n".join([*moved, changed[user]["content"]])
-        changed[user] = {**changed[user], "content": content}
+    if user is not None:
+        content = _move_to(messages[user]["content"], rules, moved)
+        if content is not messages[user]["content"]:
+            changed[user] = {**messages[user], "content": content}
     # A system message that was nothing else would be an empty one, which some templates refuse.
     return [
         message
@@ -107,8 +134,41 @@ def apply_rules(messages: list[dict[str, Any]], rules: Sequence[PrefixRule]) -> 
     ]
 
 
+def _take(text: str, rules: Sequence[PrefixRule], place: str, moved: list[str]) -> str:
+    """`text` without the fragments of the rules for this place; those that move are appended to `moved`."""
+    for rule in rules:
+        found = [match[0] for match in rule.pattern.finditer(text) if match[0]] if rule.place == place else ()
+        if not found:
+            continue
+        _log.debug("prefix rule %s applied", rule.name)
+        text = rule.pattern.sub("", text)
+        if rule.action == "move":
+            moved += (fragment.strip("\n") for fragment in found)
+    return text
+
+
+def _move_to(content: str, rules: Sequence[PrefixRule], moved: list[str]) -> str:
+    """The first user message with all that moves behind the reminders that it begins with."""
+    begin = _REMINDERS.match(content)
+    before = begin[0] if begin else ""
+    reminded: list[str] = []
+
+    def take(reminder: re.Match[str]) -> str:
+        text = _take(reminder[2], rules, "reminder", reminded)
+        if text is reminder[2]:
+            return reminder[0]
+        return reminder[1] + text + reminder[3] if text.strip() else ""
+
+    reminders, rest = _REMINDER.sub(take, before), content[len(before) :]
+    if reminded:
+        moved = [*moved, "\n".join([_OPEN, *reminded, _CLOSE])]
+    if not moved:
+        return content if reminders == before else reminders + rest
+    return "\n\n".join(filter(None, [reminders.strip(), *moved, rest]))
+
+
 def read_rules(path: Path) -> tuple[PrefixRule, ...]:
-    """The rules of a TOML file of `[[rule]]` tables: name, pattern, action, and perhaps client.
+    """The rules of a TOML file of `[[rule]]` tables: name, pattern, action, and perhaps client and place.
 
     Raises `UsageError` for a file that can't be read or isn't so.
     """
@@ -125,23 +185,28 @@ def read_rules(path: Path) -> tuple[PrefixRule, ...]:
 
 
 def _read_rule(table: Any, where: str) -> PrefixRule:
-    known = {"name", "client", "pattern", "action"}
     if not isinstance(table, dict) or not all(
         isinstance(value, str) for value in cast("Mapping[str, Any]", table).values()
     ):
-        raise UsageError(f"{where}: name, client, pattern and action are strings")
-    said = cast("dict[str, str]", table)
-    if strange := sorted(said.keys() - known):
-        raise UsageError(f"{where}: there is no {strange[0]!r}; write name, client, pattern, action")
-    if missing := sorted({"name", "pattern", "action"} - said.keys()):
+        raise UsageError(f"{where}: {', '.join(_FIELDS)} are strings")
+    said = {"client": "", "place": "system", **cast("dict[str, str]", table)}
+    if strange := sorted(said.keys() - set(_FIELDS)):
+        raise UsageError(f"{where}: there is no {strange[0]!r}; write {', '.join(_FIELDS)}")
+    if missing := [name for name in _FIELDS if name not in said]:
         raise UsageError(f"{where}: {missing[0]!r} is missing")
-    if said["action"] not in _ACTIONS:
-        raise UsageError(f"{where}: action must be 'drop' or 'move', not {said['action']!r}")
+    for name, choices in (("action", _ACTIONS), ("place", _PLACES)):
+        if said[name] not in choices:
+            raise UsageError(f"{where}: {name} must be {choices[0]!r} or {choices[1]!r}, not {said[name]!r}")
     try:
         pattern = re.compile(said["pattern"], re.MULTILINE)
     except re.error as error:
         raise UsageError(f"{where}: pattern: {error}") from None
     if pattern.search(""):
         raise UsageError(f"{where}: pattern fits where there is nothing; make it more exact")
-    action: Literal["drop", "move"] = "drop" if said["action"] == "drop" else "move"
-    return PrefixRule(said["name"], said.get("client", ""), pattern, action)
+    return PrefixRule(
+        said["name"],
+        said["client"],
+        pattern,
+        "drop" if said["action"] == "drop" else "move",
+        "reminder" if said["place"] == "reminder" else "system",
+    )
