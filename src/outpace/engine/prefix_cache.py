@@ -7,11 +7,11 @@ of chance and of attackers.
 
 from __future__ import annotations
 
-import math
-import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from hashlib import blake2b
 
+from outpace.engine.eviction_order import EvictionOrder
 from outpace.types import BLOCK_SIZE, Int32Array
 
 __all__ = ["PrefixCache", "extend_digests"]
@@ -28,19 +28,18 @@ def extend_digests(digests: list[bytes], token_ids: Int32Array, num_blocks: int,
 
 
 class PrefixCache:
-    """Digest -> block, and the blocks that nobody holds any more in the order in which they go.
+    """Digest -> block, and which block goes where another needs its place.
 
-    At most `max_pinned` blocks are pinned at a time: they go after all others, until their time is over.
+    What comes back after it was evicted is proven at once (as in 2Q, Johnson and Shasha, 1994), so that new
+    sessions get room beside old ones. At most `max_pinned` blocks are pinned at a time.
     """
 
     def __init__(self, max_pinned: int = 0) -> None:
         self._block_of: dict[bytes, int] = {}
         self._digest_of: dict[int, bytes] = {}
-        self._unused: OrderedDict[int, None] = OrderedDict()  # least recently released first
-        self._unused_pinned: OrderedDict[int, None] = OrderedDict()  # the same, of those that are pinned
-        self._pins: dict[int, float] = {}  # block -> until when, time.monotonic() seconds
-        self._next_expiry = math.inf
-        self._max_pinned = max_pinned
+        self._unused = EvictionOrder(max_pinned)
+        self._continued: set[int] = set()  # blocks that another one has followed
+        self._gone: OrderedDict[bytes, None] = OrderedDict()  # evicted, the oldest first
         self._epochs: dict[int, int] = {}  # block -> how often it was evicted
         self.num_evicted = 0
 
@@ -51,12 +50,12 @@ class PrefixCache:
     @property
     def num_unused(self) -> int:
         """Cached blocks that no request holds."""
-        return len(self._unused) + len(self._unused_pinned)
+        return len(self._unused)
 
     @property
     def num_pinned(self) -> int:
         """Blocks that are pinned, held or not; some of them for a time that is over."""
-        return len(self._pins)
+        return self._unused.num_pinned
 
     def find(self, digests: list[bytes], limit: int) -> list[int]:
         """The blocks of the longest cached prefix, at most `limit` of them."""
@@ -76,59 +75,58 @@ class PrefixCache:
         """A number that grows before a cached block's content may change. Any thread may ask."""
         return self._epochs.get(block, 0)
 
-    def insert(self, digest: bytes, block: int) -> None:
-        """Remember a held block whose content is valid. A prefix that is known already keeps its block."""
+    def insert(self, digest: bytes, block: int, *, after: bytes = b"", proven: bool = False) -> None:
+        """Remember a held block whose content is valid. A prefix that is known already keeps its block.
+
+        `after`: the digest of the block before it; `proven`: more than one request has had use for it.
+        """
         if digest not in self._block_of:
             self._block_of[digest] = block
             self._digest_of[block] = digest
+            missed = self._gone.pop(digest, 0) is None  # its place was too small
+            if proven or missed:
+                self._unused.prove((block,))
+        before = self._block_of.get(after)
+        if before is not None:
+            self._continued.add(before)
 
     def hold(self, block: int) -> None:
         """A request holds the block from now on: it is not evicted."""
-        self._unused.pop(block, None)
-        self._unused_pinned.pop(block, None)
+        self._unused.discard(block)
 
-    def pin(self, blocks: list[int], until: float) -> None:
+    def reuse(self, blocks: Sequence[int]) -> bool:
+        """A later request uses these held blocks, the beginning of a prefix.
+
+        Whether it goes on where an earlier one ended, as a session does: then its own blocks are as useful.
+        """
+        self._unused.prove(blocks)
+        return bool(blocks) and blocks[-1] not in self._continued
+
+    def pin(self, blocks: Sequence[int], until: float) -> None:
         """Let held blocks go last until `until` (`time.monotonic()` seconds), as many as may be pinned.
 
         Given in the order of the tokens. A block that is pinned for longer stays so.
         """
-        self._unpin_expired()
-        self._next_expiry = min(self._next_expiry, until)
-        for block in blocks:
-            if block in self._digest_of and (block in self._pins or len(self._pins) < self._max_pinned):
-                self._pins[block] = max(until, self._pins.get(block, 0.0))
-
-    def _unpin_expired(self) -> None:
-        now = time.monotonic()
-        if now < self._next_expiry:
-            return
-        expired = [block for block, until in self._pins.items() if until <= now]
-        for block in expired:
-            del self._pins[block]
-        self._next_expiry = min(self._pins.values(), default=math.inf)
-        # They have not been used for longer than what is not pinned, or may be taken so.
-        for block in reversed([block for block in self._unused_pinned if block not in self._pins]):
-            del self._unused_pinned[block]
-            self._unused[block] = None
-            self._unused.move_to_end(block, last=False)
+        self._unused.pin((block for block in blocks if block in self._digest_of), until)
 
     def release(self, block: int) -> bool:
         """Nobody holds the block any more. Whether it stays, cached, until it is evicted."""
         if block not in self._digest_of:
             return False
-        (self._unused_pinned if block in self._pins else self._unused)[block] = None
+        self._unused.add(block)
         return True
 
     def evict(self) -> int | None:
-        """Forget the block that was released longest ago and return it; None where there is none."""
-        if self._pins:
-            self._unpin_expired()
-        unused = self._unused or self._unused_pinned
-        if not unused:
+        """Forget the block that is worth least and return it; None where there is none."""
+        block = self._unused.pop()
+        if block is None:
             return None
-        block, _ = unused.popitem(last=False)
-        self._pins.pop(block, None)
         self.num_evicted += 1
         self._epochs[block] = self._epochs.get(block, 0) + 1
-        del self._block_of[self._digest_of.pop(block)]
+        self._continued.discard(block)
+        digest = self._digest_of.pop(block)
+        del self._block_of[digest]
+        self._gone[digest] = None
+        if len(self._gone) > len(self._block_of) + 1:  # as many as there are blocks
+            self._gone.popitem(last=False)
         return block

@@ -33,6 +33,7 @@ class Request:
         "answer_state",
         "block_ids",
         "block_version",
+        "continues",
         "detokenizer",
         "draft_counts",
         "finish_reason",
@@ -99,6 +100,7 @@ class Request:
         self.num_cached_tokens = 0  # of the prompt, when it was first admitted
         self.num_disk_tokens = 0  # of these, those that came from disk
         self.prompt_counted = False  # whether num_cached_tokens is known
+        self.continues = False  # whether it goes on where an earlier request ended
         self.num_drafted = 0
         self.num_accepted = 0
         self.draft_counts: dict[str, DraftCount] = {}  # by proposer

@@ -202,6 +202,8 @@ class Scheduler:
             pool.release(cached)
             self._refused_at = pool.num_releases
             return False
+        if pool.cache is not None and not request.prompt_counted and request.index == 0:
+            request.continues = pool.cache.reuse(cached)
         request.num_registered_blocks = len(cached)
         request.num_computed_tokens = len(cached) * BLOCK_SIZE
         request.block_ids = cached
@@ -259,7 +261,7 @@ class Scheduler:
         for load in self.disk.take_finished():
             count = load.num_loaded
             for digest, block in zip(load.digests[:count], load.block_ids, strict=False):
-                self.pool.cache.insert(digest, block)
+                self.pool.cache.insert(digest, block, proven=True)
             for request in self.running:
                 if request.load is load:
                     self._loaded(request, count)
@@ -306,7 +308,8 @@ class Scheduler:
             return
         digests = request.digests(full)
         for index in range(request.num_registered_blocks, full):
-            cache.insert(digests[index], request.block_ids[index])
+            after = digests[index - 1] if index else b""
+            cache.insert(digests[index], request.block_ids[index], after=after, proven=request.continues)
         request.num_registered_blocks = full
 
     def remove(self, request: Request) -> None:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from engine_harness import WatchedBackend, drain, make_engine, null_backend, prompt_of
-from outpace.engine import prefix_cache
+from outpace.engine import eviction_order
 from outpace.engine.prefix_cache import PrefixCache
 from outpace.types import DraftHints, SamplingParams
 
@@ -19,7 +19,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What time it is."""
     now = [1000.0]
     # Its own, and not everyone's: a server that runs beside would sleep for hours.
-    monkeypatch.setattr(prefix_cache, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(eviction_order, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 
