@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ _log = logging.getLogger(__name__)
 _MOST_SEGMENTS = 32  # that a budget is divided into: what is evicted at a time
 _FREE_BYTES = 1 << 30  # what is left free on the disk, at the least
 _FREE_SHARE = 20  # and one part in so many of the disk
+_LONGEST_TURNOVER = 30 * 86400.0  # seconds that a file's time is believed to be past
 
 
 class BlockStore:
@@ -44,6 +46,7 @@ class BlockStore:
         self._segments: dict[Path, Segment] = {}
         self._active: Segment | None = None  # the one that is appended to
         self._can_write = True
+        self._turnover = 0.0  # seconds from a segment's writing to its going, where nobody uses it
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._make_room(0)
@@ -72,12 +75,15 @@ class BlockStore:
             at += 1
         return at - start
 
-    def touch(self, digests: Iterable[bytes]) -> None:
-        """Note that these blocks were used, where they are there."""
-        for digest in digests:
-            place = self._index.get(digest)
-            if place is not None:
-                place.segment.touch()
+    def touch(self, digests: Iterable[bytes], pinned: float = 0.0) -> None:
+        """Note that these blocks were used, where they are there; and that they are to go last for a time.
+
+        A segment that was used stays for as long again as one that was only written, and for `pinned` seconds
+        more: until these are over, none that is not pinned stays longer.
+        """
+        places = (self._index.get(digest) for digest in digests)
+        for segment in {place.segment for place in places if place is not None}:
+            segment.touch(self._turnover + pinned)
 
     # --- reading ------------------------------------------------------------------------------------
 
@@ -95,7 +101,7 @@ class BlockStore:
                 _log.info("%s: is gone: %s", segment.path, error)
                 self._forget(segment)
                 break
-            segment.touch()
+            segment.touch(self._turnover)
             done += got
             if got < len(places):
                 self._drop(digests[done], places[got])
@@ -187,6 +193,8 @@ class BlockStore:
         """Remove the segments that were not used for longest until so much more fits; whether it does."""
         found = _by_use(self._folder.parent.glob("*/*" + SUFFIX))
         total = sum(size for _, size, _ in found)
+        if found:
+            self._turnover = min(max(0.0, time.time() - found[0][0]), _LONGEST_TURNOVER)
         disk = shutil.disk_usage(self._folder)
         spare = max(_FREE_BYTES, disk.total // _FREE_SHARE)
         limit = min(self._budget, total + disk.free - spare) if num_bytes else self._budget

@@ -66,7 +66,7 @@ class DiskTier:
         self._finished: deque[Load] = deque()
         self._loading: set[bytes] = set()
         self.num_loads = 0  # that were not taken back yet
-        self._chains: deque[list[bytes]] = deque()
+        self._chains: deque[tuple[list[bytes], float]] = deque()  # and until when, time.monotonic(), pinned
         self._wakeup = threading.Condition()
         self._busy = False
         self._close_by: float | None = None  # time.monotonic() seconds
@@ -109,12 +109,15 @@ class DiskTier:
         with self._wakeup:
             self._wakeup.wait_for(lambda: self._finished, seconds)
 
-    def keep(self, digests: list[bytes]) -> None:
-        """Write a prefix, from its first block on, where it is worth it and not on disk yet."""
+    def keep(self, digests: list[bytes], pin_seconds: float = 0.0) -> None:
+        """Write a prefix, from its first block on, where it is worth it and not on disk yet.
+
+        For `pin_seconds` from now on it goes after all that is not pinned.
+        """
         if len(digests) < self.min_blocks or not self.store.can_write:
             return
         with self._wakeup:
-            self._chains.append(digests)
+            self._chains.append((digests, time.monotonic() + pin_seconds))
             if len(self._chains) > _MOST_CHAINS:
                 self._chains.popleft()
             self._wakeup.notify_all()
@@ -145,14 +148,15 @@ class DiskTier:
                 self._read(work)
                 self.load_seconds += time.monotonic() - started
                 continue
-            written = self._write(work[: self._slice])
+            digests, pinned_until = work
+            written = self._write(digests[: self._slice], max(0.0, pinned_until - started))
             now = time.monotonic()
             self._rest_until = now + _REST * (now - started)
             with self._wakeup:
-                if written and len(work) > self._slice:
-                    self._chains.appendleft(work[self._slice :])
+                if written and len(digests) > self._slice:
+                    self._chains.appendleft((digests[self._slice :], pinned_until))
 
-    def _next(self) -> Load | list[bytes] | None:
+    def _next(self) -> Load | tuple[list[bytes], float] | None:
         """Wait for work: a load, or a chain of which a slice is to be written. None: the end."""
         with self._wakeup:
             self._busy = False
@@ -177,14 +181,16 @@ class DiskTier:
             self._finished.append(load)
             self._wakeup.notify_all()
 
-    def _write(self, digests: list[bytes]) -> bool:
+    def _write(self, digests: list[bytes], pinned: float) -> bool:
         """Write those that are not on disk; whether the rest of their chain is still worth it."""
         try:
-            self.store.touch(digests)
+            self.store.touch(digests, pinned)
             missing = [digest for digest in digests if digest not in self.store]
             copied = self._copy(missing)
             if copied:
                 self.store.write(missing[:copied], self._copies[:copied])
+                if pinned:
+                    self.store.touch(missing[:copied], pinned)
             return copied == len(missing) and self.store.can_write
         except Exception:  # a prefix is computed again some day, nothing else
             _log.exception("a prefix could not be written to disk")

@@ -288,7 +288,7 @@ class Scheduler:
     def _give_back(self, request: Request) -> None:
         if self.disk is not None:
             full = request.num_registered_blocks
-            self.disk.keep(request.digests(full)[:full])
+            self.disk.keep(request.digests(full)[:full], request.hints.pin_seconds)
         if self.pool.cache is not None and request.hints.pin_seconds > 0:
             full = min(request.num_registered_blocks, request.num_prompt_tokens // BLOCK_SIZE)
             self.pool.cache.pin(request.block_ids[:full], time.monotonic() + request.hints.pin_seconds)

@@ -70,7 +70,7 @@ class Segment:
         self._next = 0  # slot
         self._data = -(-(_TABLE + num_slots * _ENTRY.size) // 4096) * 4096
         self._file: int | None = None  # descriptor, with the lock
-        self._touched_at = 0.0
+        self._goes_at = 0.0  # seconds since the epoch, as the file's time
 
     @property
     def num_bytes(self) -> int:
@@ -122,7 +122,9 @@ class Segment:
                 return None
             file.seek(_TABLE)
             table = file.read(num_slots * _ENTRY.size)
+            used_at = os.fstat(file.fileno()).st_mtime
         segment = cls(path, key, block_bytes, num_slots)
+        segment._goes_at = used_at
         return segment, segment._parse(table)
 
     def _parse(self, table: bytes) -> list[tuple[bytes, Place]]:
@@ -168,6 +170,8 @@ class Segment:
         _write(self._file, entries, _TABLE + self._next * _ENTRY.size)
         self._next += len(places)
         self.digests += digests
+        if self._goes_at > time.time():  # writing has set the file's time
+            self._set_time()
         return places
 
     def read(self, places: Sequence[Place], blocks: Sequence[Block]) -> int:
@@ -201,13 +205,19 @@ class Segment:
             file.seek(_TABLE + slot * _ENTRY.size)
             file.write(bytes(_ENTRY.size))
 
-    def touch(self) -> None:
-        """Note that the segment was used: the least recently used one goes first."""
-        now = time.monotonic()
-        if now - self._touched_at > _TOUCH_EVERY:
-            self._touched_at = now
-            with suppress(OSError):
-                os.utime(self.path)
+    def touch(self, seconds: float) -> None:
+        """Note that the segment was used: it counts as used so many seconds from now.
+
+        The file's time is what all processes go by: the segment that was used least recently goes first.
+        """
+        goes_at = time.time() + seconds
+        if goes_at > self._goes_at + _TOUCH_EVERY:
+            self._goes_at = goes_at
+            self._set_time()
+
+    def _set_time(self) -> None:
+        with suppress(OSError):
+            os.utime(self.path, (self._goes_at, self._goes_at))
 
     @property
     def is_gone(self) -> bool:
