@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import pytest
 from serving import RunningServer, running
 
 from outpace.clients.catalog import CLIENTS, Target
-from outpace.clients.doctor import examine
+from outpace.clients.doctor import CHECKS, examine
 from outpace.clients.http import Server
+from outpace.errors import OutpaceError
 from outpace.llm import LLM
 from outpace.server.settings import ServerSettings
 
@@ -35,7 +37,7 @@ def outpace(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 def test_nothing_is_wrong_with_our_own_server(native_server: RunningServer) -> None:
     findings = list(examine(Server(native_server.url), native_server.name))
     assert {finding.name: finding.problem for finding in findings if finding.problem} == {}
-    assert len(findings) == 10
+    assert len(findings) == 15
 
 
 @pytest.fixture
@@ -69,10 +71,15 @@ def test_what_is_wrong_with_another_server_is_said(odd_server: str) -> None:
     assert done.returncode == 1
     findings = json.loads(done.stdout)
     assert [finding["name"] for finding in findings if not finding["problem"]] == ["/v1/models"]
-    assert "not of the form" in findings[1]["problem"]
+    assert len(findings) == 15
+    assert findings[0]["problem"].startswith("HEAD /: status 501")
+    assert "not of the form" in findings[2]["problem"]
+    socket = next(finding for finding in findings if "websocket" in finding["name"])
+    assert "valid HTTP response" in socket["problem"]
     lines = outpace("doctor", "--url", odd_server).stdout.splitlines()
-    assert lines[1].startswith("ok    /v1/models")
-    assert lines[2].startswith("FAILS /v1/chat/completions (aider")
+    assert lines[1].startswith("FAILS / (claude)")
+    assert lines[3].startswith("ok    /v1/models")
+    assert lines[4].startswith("FAILS /v1/chat/completions (aider")
 
 
 def test_no_server_is_said_with_the_remedy() -> None:
@@ -145,3 +152,65 @@ def test_what_cannot_be_launched_is_said(server: RunningServer, tmp_path: Path) 
     listed = outpace("launch", PATH=str(tmp_path)).stdout.splitlines()
     assert len(listed) == len(CLIENTS)
     assert "not installed: pip install aider-chat" in "\n".join(listed)
+
+
+class Twisted:
+    """Our own server, as somebody in between passes its answers on: with something changed in them."""
+
+    def __init__(self, url: str, *changes: tuple[str, str]) -> None:
+        twisted = self
+
+        class Between(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                head = {"content-type": "application/json", "anthropic-version": "2023-06-01"}
+                with urllib.request.urlopen(
+                    urllib.request.Request(url + self.path, body, head, method="POST")
+                ) as answer:
+                    text = answer.read().decode()
+                for before, after in changes:
+                    twisted.num_changed += text.count(before)
+                    text = text.replace(before, after)
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.num_changed = 0
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Between)
+
+    def __enter__(self) -> Server:
+        threading.Thread(target=self.server.serve_forever).start()
+        return Server(f"http://127.0.0.1:{self.server.server_port}")
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+TOOLS = "the same with a tool that must be called"
+CUSTOM = "the same with a custom tool and its grammar"
+
+
+@pytest.mark.parametrize(
+    ("name", "client", "before", "after", "said"),
+    [
+        (TOOLS, "claude", '"stop_reason":"tool_use"', '"stop_reason":"end_turn"', "stop_reason is"),
+        (TOOLS, "claude", '"input_json_delta"', '"text_delta"', "stream's input"),
+        (TOOLS, "claude", '"name":"get_time"', '"name":"other"', "is not"),
+        (TOOLS, "codex", '"type":"function_call"', '"type":"message"', "is not"),
+        (TOOLS, "codex", '"call_id":"', '"call_id":"","was":"', "has no id"),
+        (CUSTOM, "codex", '"input":"', '"input":"1', "grammar does not allow"),
+        (CUSTOM, "codex", "response.output_item.done", "response.other", "no item is done"),
+    ],
+)
+def test_what_is_nearly_right_is_wrong(
+    native_server: RunningServer, name: str, client: str, before: str, after: str, said: str
+) -> None:
+    (check,) = (check for each, needed_by, check in CHECKS if (each, needed_by) == (name, client))
+    twisted = Twisted(native_server.url, (before, after))
+    with twisted as server, pytest.raises((OutpaceError, LookupError, ValueError), match=said):
+        check(server, native_server.name)
+    assert twisted.num_changed > 0

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from outpace.clients.http import Server, ServerError
+from outpace.errors import OutpaceError
 
-__all__ = ["Finding", "examine"]
+__all__ = ["CHECKS", "Finding", "examine"]
 
 _HELLO = [{"role": "user", "content": "Say hello."}]
 _FEW = 8  # tokens: the form is what counts
 _NOTHING: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 _TOOL: dict[str, Any] = {"name": "get_time", "description": "Tells the time.", "parameters": _NOTHING}
 _ANTHROPIC = {"anthropic-version": "2023-06-01"}
+_ENDS = {"response.completed", "response.incomplete"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +29,13 @@ class Finding:
     problem: str
 
 
-class _WrongError(Exception):
+class _WrongError(OutpaceError):
     """An answer is not what clients expect."""
 
 
 def examine(server: Server, model: str) -> Iterator[Finding]:
     """Run all checks; each yields as it is done."""
-    for name, needed_by, check in _CHECKS:
+    for name, needed_by, check in CHECKS:
         problem = ""
         try:
             check(server, model)
@@ -47,6 +49,10 @@ def examine(server: Server, model: str) -> Iterator[Finding]:
 def _demand(fine: bool, problem: str) -> None:
     if not fine:
         raise _WrongError(problem)
+
+
+def _root(server: Server, _model: str) -> None:
+    server.head("/")
 
 
 def _models(server: Server, model: str) -> None:
@@ -104,13 +110,50 @@ def _json_schema(server: Server, model: str) -> None:
 
 
 def _responses(server: Server, model: str) -> None:
+    _check_response(_responded(server, model))
+
+
+def _responses_socket(server: Server, model: str) -> None:
+    body = {"type": "response.create", "model": model, "input": "Say hello.", "max_output_tokens": _FEW}
+    _check_response(server.converse("/v1/responses", body, {*_ENDS, "response.failed", "error"}))
+
+
+def _responded(server: Server, model: str, **fields: Any) -> list[dict[str, Any]]:
+    """The events of an answer."""
     body = {"model": model, "input": "Say hello.", "max_output_tokens": _FEW, "stream": True, "store": False}
-    events = [json.loads(event) for event in _events(server.post_text("/v1/responses", body))]
+    return [json.loads(event) for event in _events(server.post_text("/v1/responses", {**body, **fields}))]
+
+
+def _check_response(events: list[dict[str, Any]]) -> None:
     kinds = [event["type"] for event in events]
     _demand(kinds[0] == "response.created", f"the first event is {kinds[0]}")
-    _demand(kinds[-1] in {"response.completed", "response.incomplete"}, f"the last event is {kinds[-1]}")
+    _demand(kinds[-1] in _ENDS, f"the last event is {kinds[-1]}")
     _demand("response.output_item.done" in kinds, "no item is done")
     _demand(events[-1]["response"]["usage"]["output_tokens"] > 0, "usage counts no tokens")
+
+
+def _responses_tools(server: Server, model: str) -> None:
+    choice = {"type": "function", "name": "get_time"}
+    item = _called(server, model, {"type": "function", **_TOOL}, choice, "function_call")
+    _demand(isinstance(json.loads(item["arguments"]), dict), "the arguments are no JSON object")
+
+
+def _responses_custom(server: Server, model: str) -> None:
+    form = {"type": "grammar", "syntax": "regex", "definition": "[a-z]{1,8}"}
+    tool = {"type": "custom", "name": "get_time", "description": _TOOL["description"], "format": form}
+    item = _called(server, model, tool, {"type": "custom", "name": "get_time"}, "custom_tool_call")
+    fits = 1 <= len(item["input"]) <= 8 and item["input"].isalpha()
+    _demand(fits, f"the input is {item['input'][:40]!r}, which its grammar does not allow")
+
+
+def _called(server: Server, model: str, tool: Any, choice: Any, kind: str) -> dict[str, Any]:
+    """The call of a tool that must be called."""
+    events = _responded(server, model, tools=[tool], tool_choice=choice, max_output_tokens=64)
+    _check_response(events)
+    calls = [item for item in events[-1]["response"]["output"] if item["type"] == kind]
+    _demand(bool(calls) and calls[0]["name"] == "get_time", "the tool that must be called is not")
+    _demand(bool(calls[0]["call_id"]), "the call has no id")
+    return calls[0]
 
 
 def _messages(server: Server, model: str) -> None:
@@ -133,6 +176,32 @@ def _messages_stream(server: Server, model: str) -> None:
     _demand(kinds[-2:] == ["message_delta", "message_stop"], f"the last events are {kinds[-2:]}")
 
 
+def _messages_tools(server: Server, model: str) -> None:
+    properties = {"zone": {"enum": ["UTC", "local"]}}
+    schema = {**_NOTHING, "properties": properties, "required": ["zone"]}
+    tool = {"name": _TOOL["name"], "description": _TOOL["description"], "input_schema": schema}
+    choice = {"type": "tool", "name": "get_time"}
+    body = {"model": model, "messages": _HELLO, "max_tokens": 64, "tools": [tool], "tool_choice": choice}
+    answer = server.post("/v1/messages", body, _ANTHROPIC)
+    _demand(answer["stop_reason"] == "tool_use", f"stop_reason is {answer['stop_reason']!r}")
+    call, *_ = [block for block in answer["content"] if block["type"] == "tool_use"]
+    _demand(call["name"] == "get_time", "the tool that must be called is not")
+    _demand("zone" in call["input"], "the input is not what the tool asks for")
+    text = server.post_text("/v1/messages", {**body, "stream": True}, _ANTHROPIC)
+    events = [json.loads(event) for event in _events(text)]
+    blocks = [event["content_block"] for event in events if event["type"] == "content_block_start"]
+    _demand("tool_use" in {block["type"] for block in blocks}, "the stream has no call")
+    deltas = [event["delta"] for event in events if event["type"] == "content_block_delta"]
+    pieces = [delta["partial_json"] for delta in deltas if delta["type"] == "input_json_delta"]
+    _demand("zone" in json.loads("".join(pieces) or "{}"), "the stream's input is not what the tool asks for")
+    # The result goes back, as the client's next turn.
+    result = {"type": "tool_result", "tool_use_id": call["id"], "content": "Noon."}
+    turns = [*_HELLO, {"role": "assistant", "content": [call]}, {"role": "user", "content": [result]}]
+    more = {"model": model, "messages": turns, "max_tokens": _FEW, "tools": [tool]}
+    answer = server.post("/v1/messages", more, _ANTHROPIC)
+    _demand(answer["usage"]["output_tokens"] > 0, "a result that is sent back is not answered")
+
+
 def _count_tokens(server: Server, model: str) -> None:
     answer = server.post("/v1/messages/count_tokens", {"model": model, "messages": _HELLO}, _ANTHROPIC)
     _demand(answer["input_tokens"] > 0, "no tokens are counted")
@@ -149,15 +218,20 @@ def _events(text: str) -> list[str]:
     return [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
 
 
-_CHECKS: tuple[tuple[str, str, Callable[[Server, str], Any]], ...] = (
+CHECKS: tuple[tuple[str, str, Callable[[Server, str], Any]], ...] = (
+    ("/", "claude", _root),
     ("/v1/models", "all", _models),
     ("/v1/chat/completions", "aider, mini, qwen, opencode", _chat),
     ("the same as a stream", "aider, qwen, opencode", _chat_stream),
     ("the same with a tool that must be called", "qwen, opencode", _chat_tools),
     ("the same with a JSON schema", "SDKs", _json_schema),
     ("/v1/responses as a stream", "codex", _responses),
+    ("the same with a tool that must be called", "codex", _responses_tools),
+    ("the same with a custom tool and its grammar", "codex", _responses_custom),
+    ("the same as a websocket", "codex", _responses_socket),
     ("/v1/messages", "claude", _messages),
     ("the same as a stream", "claude", _messages_stream),
+    ("the same with a tool that must be called", "claude", _messages_tools),
     ("/v1/messages/count_tokens", "claude", _count_tokens),
     ("/api/tags", "editors that look for Ollama", _ollama),
 )

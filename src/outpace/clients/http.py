@@ -1,11 +1,11 @@
-"""Plain HTTP to a server, with the standard library."""
+"""HTTP to a server, with the standard library, and its websocket."""
 
 from __future__ import annotations
 
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from outpace.errors import OutpaceError
@@ -29,6 +29,10 @@ class Server:
         """The JSON that an address answers. Raises `ServerError`."""
         return json.loads(self._ask("GET", path, None, headers or {}))
 
+    def head(self, path: str) -> None:
+        """Whether an address is there. Raises `ServerError` where it is not."""
+        self._ask("HEAD", path, None, {})
+
     def post(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Any:
         """The JSON that a request is answered with. Raises `ServerError`."""
         return json.loads(self.post_text(path, body, headers))
@@ -36,6 +40,28 @@ class Server:
     def post_text(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> str:
         """The whole of an answer, a stream's too. Raises `ServerError`."""
         return self._ask("POST", path, json.dumps(body).encode(), headers or {})
+
+    def converse(self, path: str, message: Mapping[str, Any], last: Collection[str]) -> list[Any]:
+        """Send a message over a websocket; the JSON events that come, up to one of a type in `last`.
+
+        Raises `ServerError`.
+        """
+        from websockets.exceptions import WebSocketException
+        from websockets.sync.client import connect
+
+        headers = {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        address = self.url.replace("http", "ws", 1) + path
+        events: list[Any] = []
+        try:
+            with connect(
+                address, additional_headers=headers, open_timeout=self._timeout, max_size=None
+            ) as socket:
+                socket.send(json.dumps(message))
+                while not events or events[-1]["type"] not in last:
+                    events.append(json.loads(socket.recv(timeout=self._timeout)))
+        except (WebSocketException, OSError) as error:
+            raise ServerError(f"{address}: {error}") from None
+        return events
 
     def _ask(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> str:
         head = {"content-type": "application/json", **headers}
