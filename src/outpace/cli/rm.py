@@ -13,12 +13,19 @@ from outpace.models.transfer import size_text
 
 
 def rm(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="As `outpace list` names them.")],
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="As `outpace list` names them, or paths.")
+    ],
 ) -> None:
     """Remove models from Outpace's own cache or from the Hugging Face cache, and all that was kept for them.
 
-    Without a file, a Hugging Face repository goes as a whole. Files outside the caches are left alone.
+    Without a file, a Hugging Face repository goes as a whole. Of a path only what was kept for it goes
+    (packed weights, prefixes, drafts): the model is yours and stays.
     """
     for model in models:
-        freed = hub.remove(model) + remove_orphans(drafts_dir()) + remove_orphans(prefixes_dir())
-        typer.echo(f"removed {model}: {size_text(freed)}")
+        own = hub.own_path(model)
+        freed = hub.remove(model) + remove_orphans(drafts_dir(), own) + remove_orphans(prefixes_dir(), own)
+        if own is None:
+            typer.echo(f"removed {model}: {size_text(freed)}")
+        else:
+            typer.echo(f"removed what was kept for {model}: {size_text(freed)}; the model itself stays")

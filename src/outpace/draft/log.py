@@ -190,12 +190,17 @@ def tidy(folder: Path, most_tokens: int) -> None:
         total -= size
 
 
-def remove_orphans(folder: Path) -> int:
-    """Remove the logs of models that are gone, from the folder of all models' logs; the bytes freed."""
+def remove_orphans(folder: Path, own: Path | None = None) -> int:
+    """Remove the logs of models that are gone, from the folder of all models' logs; the bytes freed.
+
+    And those of the model at `own`, a file or a directory that stays as it is.
+    """
+    unwanted = None if own is None else own.resolve()
     freed = 0
     for note in folder.glob(f"*/{_SOURCE}"):
         with suppress(OSError):
-            if not Path(note.read_text()).exists():
+            source = Path(note.read_text())
+            if source == unwanted or not source.exists():
                 freed += sum(path.stat().st_size for path in note.parent.iterdir())
                 shutil.rmtree(note.parent)
     return freed

@@ -23,6 +23,7 @@ __all__ = [
     "ProgressCallback",
     "list_models",
     "locate",
+    "own_path",
     "pull",
     "remove",
     "resolve",
@@ -108,14 +109,21 @@ def _short_name(path: Path) -> str | None:
     return None
 
 
+def own_path(model: str) -> Path | None:
+    """The path, where `model` is one: a file or a directory of the user's own. Else None."""
+    reference = parse(model)
+    return reference.path if isinstance(reference, PathReference) else None
+
+
 def remove(model: str) -> int:
     """Remove a model from this machine, and its packed weights; the bytes that this freed.
 
-    Raises `UsageError` for a path, `ModelNotFoundError` where the model is not here.
+    Of a path only the packed weights: the model is the user's own. Raises `ModelNotFoundError` where the
+    model is not here.
     """
     reference = parse(model)
     if isinstance(reference, PathReference):
-        raise UsageError(f"{model}: is a path, not a model that Outpace brought; remove the file yourself")
+        return packed_cache.remove_orphans(reference.path)
     if isinstance(reference, RepositoryReference):
         freed = repositories.remove_repository(reference)
     else:

@@ -66,7 +66,7 @@ def find(
 ) -> PackedFile | None:
     """The file for a checkpoint whose weights take about `num_bytes` in memory; None where none is kept.
 
-    `layout` is the version of the tiles' layout. Makes room where the file is to be written.
+    `layout` is the version of the tiles' layout. Keeps the budget, and makes room for a file to be written.
     """
     budget = packed_cache_bytes()
     if budget == 0 or num_bytes < MIN_BYTES:
@@ -81,19 +81,23 @@ def find(
         _log.info("packed weights are not kept: %s", error)
         return None
     path = folder / name
-    if _header(path) == (key, str(source)):
+    if _header(path) == (key, str(source)) and _keep_budget(path, _size(path), budget):
         return PackedFile(path, key, source, write=True)  # where it turns out damaged
     return PackedFile(path, key, source, write=_make_room(path, _DATA_OFFSET + num_bytes, budget))
 
 
-def remove_orphans() -> int:
-    """Remove the packed weights of models that are gone, and what killed processes left; the bytes freed."""
+def remove_orphans(own: Path | None = None) -> int:
+    """Remove the packed weights of models that are gone, and what killed processes left; the bytes freed.
+
+    And those of the model at `own`, a file or a directory that stays as it is.
+    """
+    unwanted = None if own is None else own.resolve()
     freed = 0
     for path in _files("*.partial"):
         freed += 0 if _is_held(path) else _remove(path)
     for path in _files("*.packed"):
         header = _header(path)
-        if header is None or not Path(header[1]).exists():
+        if header is None or Path(header[1]) == unwanted or not Path(header[1]).exists():
             freed += _remove(path)
     return freed
 
@@ -121,20 +125,32 @@ def _make_room(path: Path, num_bytes: int, budget: int) -> bool:
     if any(_is_held(partial) for partial in _files(f"{path.name}.*.partial")):
         _log.info("%s: another process is writing it", path)
         return False
-    if num_bytes > budget:
-        _log.info("%s: would take %d MB, the limit is %d MB", path, num_bytes >> 20, budget >> 20)
+    if not _keep_budget(path, num_bytes, budget):
         return False
+    disk = shutil.disk_usage(path.parent)
+    if disk.free - num_bytes < max(_FREE_BYTES, disk.total // _FREE_SHARE):
+        _log.info("%s: is not written, the disk has only %d MB free", path, disk.free >> 20)
+        return False
+    return True
+
+
+def _keep_budget(path: Path, num_bytes: int, budget: int) -> bool:
+    """Remove the others' files, the least recently used first, until `num_bytes` in `path` fit beside them.
+
+    False, and `path` is removed too, where they can't: alone, or beside what others write just now.
+    """
+    written = sum(_size(partial) for partial in _files("*.partial") if _is_held(partial))
     others = sorted((_last_use(p), _size(p), p) for p in _files("*.packed") if p != path)
-    total = sum(size for _, size, _ in others)
+    total = written + sum(size for _, size, _ in others)
+    if num_bytes + written > budget:
+        _log.info("%s: would take %d MB, the limit is %d MB", path, num_bytes >> 20, budget >> 20)
+        _remove(path)
+        return False
     for _, size, oldest in others:
         if total + num_bytes <= budget:
             break
         _remove(oldest)
         total -= size
-    disk = shutil.disk_usage(path.parent)
-    if disk.free - num_bytes < max(_FREE_BYTES, disk.total // _FREE_SHARE):
-        _log.info("%s: is not written, the disk has only %d MB free", path, disk.free >> 20)
-        return False
     return True
 
 

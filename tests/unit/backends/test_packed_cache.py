@@ -194,6 +194,38 @@ def test_the_least_recently_used_go_first(
     assert load(model)[0] == "missed"
 
 
+def test_a_lower_budget_holds_at_the_next_load_also_of_what_is_there(
+    model: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [tmp_path / f"m{i}.gguf" for i in range(3)]
+    for i, path in enumerate(models):
+        shutil.copy(model, path)
+        assert load(path)[0] == "written"
+        (packed,) = cache.glob(f"m{i}-*")
+        os.utime(packed, (i + 1, i + 1))
+    size = packed.stat().st_size
+    monkeypatch.setenv("OUTPACE_PACKED_CACHE_BYTES", str(int(size * 2.5)))
+    assert load(models[0])[0] == "hit"
+    assert sorted(path.name.split("-")[0] for path in cache.iterdir()) == ["m0", "m2"]
+    monkeypatch.setenv("OUTPACE_PACKED_CACHE_BYTES", str(size // 2))
+    assert load(models[0])[0] == "missed"
+    assert not list(cache.glob("m0-*")), "it is larger than all may be"
+
+
+def test_what_others_write_just_now_counts(model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(model)
+    packed = only_file(cache)
+    size = packed.stat().st_size
+    partial = cache / "other-0-keep.packed.AbCdEf.partial"
+    partial.write_bytes(bytes(size))
+    monkeypatch.setenv("OUTPACE_PACKED_CACHE_BYTES", str(int(size * 1.5)))
+    with partial.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert load(model)[0] == "missed"
+        assert not packed.exists()
+    assert load(model)[0] == "written"
+
+
 def test_rm_takes_the_packed_weights_too(
     model: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +243,10 @@ def test_rm_takes_the_packed_weights_too(
     before = blob.stat().st_size
     assert hub.remove("some/one") > before
     assert only_file(cache).name.startswith("tiny-")
+    assert hub.remove(str(tmp_path / "cache")) == 0, "of a path only what was kept for it"
+    assert hub.remove(str(model)) > 0
+    assert list(cache.iterdir()) == []
+    assert model.exists()
 
 
 def test_what_a_killed_writer_left_is_swept_and_a_living_one_is_not(model: Path, cache: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +86,36 @@ def test_available(environment: dict[str, str]) -> None:
     assert {"smollm2-135m", "qwen2.5-coder-1.5b"} <= {row["name"] for row in rows}
 
 
+def test_rm_of_a_path_takes_what_was_kept_for_it_and_leaves_the_file(
+    environment: dict[str, str], model_135m: Path, tmp_path: Path
+) -> None:
+    mine, other = tmp_path / "mine.gguf", tmp_path / "other.gguf"
+    shutil.copy(model_135m, mine)
+    other.write_text("")
+    cache = Path(environment["OUTPACE_CACHE"])
+    done = outpace(
+        {**environment, "OUTPACE_PACKED_CACHE_BYTES": "1000000000"}, "run", "-m", str(mine), "-n", "1", "Hi"
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.name.split("-")[0] for path in (cache / "packed").iterdir()] == ["mine"]
+    for model in (mine, other):
+        for folder in ("drafts", "prefixes"):
+            (model_folder(cache / folder, model) / "some.log").write_bytes(bytes(1000))
+    removed = outpace(environment, "rm", str(mine))
+    assert removed.returncode == 0, removed.stderr
+    assert re.fullmatch(
+        rf"removed what was kept for {mine}: \d+ MB; the model itself stays\n", removed.stdout
+    )
+    assert mine.stat().st_size == model_135m.stat().st_size
+    assert list((cache / "packed").iterdir()) == []
+    for folder in ("drafts", "prefixes"):
+        assert [path.parent.name for path in (cache / folder).glob("*/some.log")] == [
+            model_folder(cache / folder, other).name
+        ]
+    again = outpace(environment, "rm", str(mine)).stdout
+    assert again == f"removed what was kept for {mine}: 0 bytes; the model itself stays\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -94,7 +126,7 @@ def test_available(environment: dict[str, str]) -> None:
         (["show", "/absent.gguf"], 2, "no such file"),
         (["show", "pyproject.toml"], 1, "pyproject.toml: magic: this is neither a GGUF file nor"),
         (["rm", "smollm2-135m"], 2, "is not on this machine"),
-        (["rm", "pyproject.toml"], 2, "is a path"),
+        (["rm", "/absent.gguf"], 2, "no such file"),
     ],
 )
 def test_errors_are_the_last_line(

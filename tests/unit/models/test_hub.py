@@ -84,9 +84,10 @@ def test_an_existing_path_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "a" / "b").write_text("x")
     assert hub.resolve("a/b") == Path("a/b")
     assert hub.locate("a/b") == Path("a/b")
-    for forbidden in (hub.pull, hub.remove):
-        with pytest.raises(UsageError, match="is a path"):
-            forbidden("a/b")
+    with pytest.raises(UsageError, match="is a path"):
+        hub.pull("a/b")
+    assert hub.own_path("a/b") == Path("a/b")
+    assert hub.own_path("smollm2-135m") is None
 
 
 def test_a_near_miss_is_suggested() -> None:
