@@ -6,18 +6,20 @@ client's fifty requests keep another's one waiting for about one of them, and wh
 who come later get later tags.
 
 A lane weighs its requests: one of "priority" counts as a quarter of its tokens, one of "flex" as four times
-as many. So lanes pass each other, and nobody starves.
+as many. So lanes pass each other, and nobody starves. The prompts that are read in one step share its rows by
+the same weights.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from collections.abc import Iterator
 
 from outpace.engine.request import Request
 from outpace.types import Lane
 
-__all__ = ["FairQueue", "share_rows"]
+__all__ = ["FairQueue", "party_of", "share_rows"]
 
 _WEIGHTS: dict[Lane, float] = {"priority": 4.0, "default": 1.0, "flex": 0.25}
 
@@ -43,7 +45,7 @@ class FairQueue:
         """Queue a new request, or one that was taken before, which keeps its place."""
         if request.queue_place is None:
             lane = request.hints.lane
-            client = request.hints.scope, lane
+            client = party_of(request)
             if not self._queue:  # nobody is owed anything
                 self._last_tags.clear()
             tag = max(self._now, self._last_tags.get(client, 0.0)) + request.num_tokens / _WEIGHTS[lane]
@@ -67,22 +69,30 @@ class FairQueue:
         return False
 
 
-def share_rows(requests: list[Request], budget: int) -> list[int]:
-    """Each request's rows of `budget`: equal shares for clients, for one client's requests in their order.
+def party_of(request: Request) -> tuple[str, Lane]:
+    """Whose share of a step a request takes: its client's, in its lane."""
+    return request.hints.scope, request.hints.lane
 
-    What a client does not need is shared among the others.
+
+def share_rows(requests: list[Request], budget: int) -> list[int]:
+    """Each request's rows of `budget`: a client's share is by the weight of its lane.
+
+    A share goes to the client's requests in their order; what it does not need is shared among the others.
     """
     missing = [request.num_tokens - request.num_computed_tokens for request in requests]
-    wanted: dict[str, int] = {}
+    wanted: dict[tuple[str, Lane], int] = {}
     for request, rows in zip(requests, missing, strict=True):
-        wanted[request.hints.scope] = wanted.get(request.hints.scope, 0) + rows
-    shares: dict[str, int] = {}
-    for left, client in enumerate(sorted(wanted, key=wanted.__getitem__)):
+        wanted[party_of(request)] = wanted.get(party_of(request), 0) + rows
+    shares: dict[tuple[str, Lane], int] = {}
+    weights = sum(_WEIGHTS[lane] for _, lane in wanted)
+    for party in sorted(wanted, key=lambda party: wanted[party] / _WEIGHTS[party[1]]):
+        weight = _WEIGHTS[party[1]]
         # Rounded up, so that no budget is too small to reach somebody.
-        shares[client] = min(wanted[client], -(-budget // (len(wanted) - left)))
-        budget -= shares[client]
+        shares[party] = min(wanted[party], math.ceil(budget * weight / weights))
+        budget -= shares[party]
+        weights -= weight
     given: list[int] = []
     for request, most in zip(requests, missing, strict=True):
-        given.append(min(most, shares[request.hints.scope]))
-        shares[request.hints.scope] -= given[-1]
+        given.append(min(most, shares[party_of(request)]))
+        shares[party_of(request)] -= given[-1]
     return given

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from outpace.engine.block_pool import BlockPool
 from outpace.engine.disk_tier import DiskTier
-from outpace.engine.fair_queue import FairQueue, share_rows
+from outpace.engine.fair_queue import FairQueue, party_of, share_rows
 from outpace.engine.pacing import Pacing
 from outpace.engine.request import Request
 from outpace.engine.shared_prefill import is_being_computed
@@ -165,18 +165,18 @@ class Scheduler:
                 plan.chunks.append((rows, request.num_computed_tokens + rows))
 
     def _admit_waiting(self, prefilling: list[Request], budget: int) -> None:
-        """Let waiting requests run while there are rows for them; a client that has none gets some.
+        """Let waiting requests run while there are rows for them; a client that has none in a lane gets some.
 
         They join `prefilling`, unless their blocks come from disk first.
         """
         if budget <= 0 or not self.waiting:
             return
-        clients = {request.hints.scope for request in prefilling}
+        parties = {party_of(request) for request in prefilling}
         missing = sum(request.num_tokens - request.num_computed_tokens for request in prefilling)
         for request in self.waiting:
             if len(self.running) >= self._max_running:
                 return
-            if missing >= budget and request.hints.scope in clients:
+            if missing >= budget and party_of(request) in parties:
                 continue
             if self._is_on_its_way(request, prefilling):
                 continue
@@ -184,7 +184,7 @@ class Scheduler:
                 return
             if request.load is None:
                 prefilling.append(request)
-                clients.add(request.hints.scope)
+                parties.add(party_of(request))
                 missing += request.num_tokens - request.num_computed_tokens
 
     def _admit(self, request: Request) -> bool:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from engine_harness import collect, drain, make_engine, null_backend, prompt_of
-from outpace.types import DraftHints, FinishReason, SamplingParams
+from outpace.engine.fair_queue import share_rows
+from outpace.types import DraftHints, FinishReason, Lane, SamplingParams
 
 GREEDY = SamplingParams(temperature=0, ignore_eos=True, max_tokens=1)
 
@@ -40,6 +44,59 @@ def test_lanes_pass_each_other_and_nobody_starves() -> None:
     assert at["flex-0"] < at["default-7"], "flex is not last of all"
     for lane in ("flex", "default", "priority"):
         assert [name for name in ends if name.startswith(lane)] == [f"{lane}-{i}" for i in range(8)]
+
+
+def test_a_prompt_of_a_better_lane_passes_one_that_is_being_read() -> None:
+    """By its lane's weight, also of the same client; the other one goes on."""
+    cases: list[tuple[str, tuple[Lane, Lane], int, int]] = [
+        ("a", ("flex", "priority"), 18, 3),
+        ("b", ("flex", "priority"), 18, 3),
+        ("a", ("default", "priority"), 21, 10),
+        ("a", ("flex", "default"), 21, 10),
+        ("b", ("default", "default"), 33, 30),
+    ]
+    for client, lanes, most_steps, least_rows in cases:
+        engine = make_engine(null_backend(200), max_batch_tokens=64)
+        first, second = (
+            DraftHints(scope, lane=lane) for scope, lane in zip(("a", client), lanes, strict=True)
+        )
+        engine.submit(prompt_of(3000), GREEDY, "first", first)
+        engine.step()
+        (running,) = engine.scheduler.running
+        engine.submit(prompt_of(1000, 1), GREEDY, "second", DraftHints(client, lane=lanes[1]))
+        steps = 0
+        ended = False
+        while not ended:
+            before = running.num_computed_tokens
+            ended = any(delta.request_id == "second" for delta in engine.step())
+            steps += 1
+            assert running.num_computed_tokens - before >= least_rows
+        assert steps <= most_steps
+        drain(engine)
+        engine.pool.check()
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("abc"), st.sampled_from(["priority", "default", "flex"]), st.integers(1, 99)
+        ),
+        min_size=1,
+        max_size=8,
+    ),
+    st.integers(1, 120),
+)
+def test_rows_are_shared_out_and_nobody_gets_more_than_it_needs(
+    prompts: list[tuple[str, Lane, int]], budget: int
+) -> None:
+    engine = make_engine()
+    requests = [
+        engine.prepare(prompt_of(tokens), GREEDY, str(i), DraftHints(client, lane=lane))[0]
+        for i, (client, lane, tokens) in enumerate(prompts)
+    ]
+    rows = share_rows(requests, budget)
+    assert all(0 <= given <= tokens for given, (_, _, tokens) in zip(rows, prompts, strict=True))
+    assert sum(rows) == min(budget, sum(tokens for _, _, tokens in prompts))
 
 
 def test_a_client_with_long_prompts_is_served_in_spite_of_many_clients_with_short_ones() -> None:
