@@ -9,8 +9,8 @@ from typing import Any
 
 __all__ = ["DIALECTS", "WRONG_FORM", "Said", "dialect_of"]
 
-WRONG_FORM = (ValueError, AttributeError, KeyError, TypeError, IndexError)
-"""What reading JSON of another form raises."""
+WRONG_FORM = (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError)
+"""What reading JSON of another form raises; the last one where it is nested too deeply."""
 
 Event = dict[str, Any]
 _DONE = "[DONE]"

@@ -121,7 +121,12 @@ class _Trace:
         self._failing = False
 
     def write(self, exchange: Exchange) -> None:
-        line = (to_line(exchange) + "\n").encode("utf-8", "replace")
+        try:
+            text = to_line(exchange)
+        except RecursionError:  # nested deeper than can be written
+            exchange.body = None
+            text = to_line(exchange)
+        line = (text + "\n").encode("utf-8", "replace")
         try:
             data = b"\n" + line if self._broken else line
             self._broken = os.write(self._file, data) < len(data)
@@ -166,6 +171,10 @@ class _Connection:
                     return await self._answer(413, b"the request is too long")
                 if any(name.lower() == b"upgrade" for name, _ in request.headers):
                     return await self._answer(501, b"websockets are not recorded; ask over HTTP")
+                if not request.target.startswith(
+                    b"/"
+                ):  # the form that clients use before a proxy of their own
+                    return await self._answer(400, b"ask for a path of this server")
                 await self._exchange(request, body)
             except h11.RemoteProtocolError:
                 return None
@@ -229,7 +238,8 @@ class _Connection:
 
         headers = [(name, value) for name, value in request.headers if name.lower() not in _WRITTEN_ANEW]
         # Not the client's `build_request`, which would add headers of its own.
-        url = self._client.base_url.join(request.target.decode())
+        # The target as it is, since a path that begins with // must not name another server.
+        url = self._client.base_url.copy_with(raw_path=request.target)
         sent = httpx.Request(request.method.decode(), url, headers=headers, content=body)
         try:
             answer = await self._client.send(sent, stream=True)
@@ -281,7 +291,7 @@ def _begun(request: h11.Request, body: bytes) -> Exchange:
     headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in request.headers}
     try:
         said = json.loads(body) if body else None
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, or nested too deeply for it
         said = None
     kept = {name: value for name, value in headers.items() if name in KEPT_HEADERS}
     # Without the query, in which some clients send their key.

@@ -57,10 +57,7 @@ def test_a_prompt_of_a_better_lane_passes_one_that_is_being_read() -> None:
     ]
     for client, lanes, most_steps, least_rows in cases:
         engine = make_engine(null_backend(200), max_batch_tokens=64)
-        first, second = (
-            DraftHints(scope, lane=lane) for scope, lane in zip(("a", client), lanes, strict=True)
-        )
-        engine.submit(prompt_of(3000), GREEDY, "first", first)
+        engine.submit(prompt_of(3000), GREEDY, "first", DraftHints("a", lane=lanes[0]))
         engine.step()
         (running,) = engine.scheduler.running
         engine.submit(prompt_of(1000, 1), GREEDY, "second", DraftHints(client, lane=lanes[1]))
