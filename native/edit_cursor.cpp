@@ -8,7 +8,9 @@ namespace outpace {
 
 namespace {
 
-constexpr int32_t kStart = 8;      // tokens that output and prompt have in common where a cursor starts
+constexpr int32_t kSure = 8;    // tokens that output and source have in common at a new place
+constexpr int32_t kLikely = 4;  // the same of a prediction whose place is lost: it is expected to go on
+constexpr size_t kMostMatches = 8;
 constexpr int64_t kFarthest = 24;  // tokens off the source after which the place is given up
 constexpr int64_t kWindow = 256;   // tokens of the source ahead in which an output's end is looked for
 constexpr int64_t kNear = 24;      // the same for a single token, which occurs anywhere
@@ -27,13 +29,12 @@ int32_t run_class(int64_t run) {
 
 }  // namespace
 
-EditCursor::EditCursor(std::vector<int32_t> source, bool is_prompt) : source_(std::move(source)) {
-  if (is_prompt) {
-    index_ = std::make_unique<TokenIndex>(std::max<int64_t>(size(), 1), std::vector<int32_t>{kStart});
-    index_->append(source_.data(), size());
-  } else if (!source_.empty()) {
-    next_ = 0;
-  }
+EditCursor::EditCursor(std::vector<int32_t> source, bool is_prompt)
+    : source_(std::move(source)),
+      index_(size(), is_prompt ? std::vector<int32_t>{kSure} : std::vector<int32_t>{kLikely, kSure}),
+      relocating_(is_prompt ? kSure : kLikely) {
+  index_.append(source_.data(), size());
+  if (!is_prompt && !source_.empty()) next_ = 0;
 }
 
 void EditCursor::propose(const int32_t* text, int64_t length, int64_t output, int64_t most,
@@ -41,7 +42,7 @@ void EditCursor::propose(const int32_t* text, int64_t length, int64_t output, in
   out.clear();
   for (int64_t i = std::max(seen_, output); i < length; ++i) follow(text[i]);
   seen_ = length;
-  if (index_ != nullptr && (next_ < 0 || !strayed_.empty())) search(text, length, output);
+  if (next_ < 0 || !strayed_.empty()) search(text, length, output);
   if (next_ < 0) return;
   if (strayed_.empty()) {
     lay(next_, most, most, run_class(run_), run_, out);
@@ -77,6 +78,7 @@ void EditCursor::follow(int32_t token_id) {
   }
   strayed_.push_back(token_id);
   if (static_cast<int64_t>(strayed_.size()) > kFarthest) {
+    left_ = next_;
     next_ = -1;
     strayed_.clear();
     return;
@@ -84,14 +86,22 @@ void EditCursor::follow(int32_t token_id) {
   find_places();
 }
 
-// Where the output's end occurs in the prompt, the output goes on from there.
+// Where the output's end occurs in the source, the output goes on from there; of several such places, from
+// the one nearest to where it was.
 void EditCursor::search(const int32_t* text, int64_t length, int64_t output) {
-  if (length - output < kStart) return;
+  if (source_.empty()) return;
   const int64_t context = std::min(length - output, TokenIndex::kLongest);
-  index_->find(text + length - context, context, index_->size(), 1, matches_);
-  if (matches_.empty()) return;
-  next_ = matches_.front().position + 1;
-  run_ = matches_.front().length;
+  index_.find(text + length - context, context, index_.size(), kMostMatches, matches_);
+  const int64_t least = next_ < 0 ? relocating_ : kSure;
+  if (matches_.empty() || matches_.front().length < least) return;
+  const int64_t left = next_ < 0 ? left_ : next_;
+  const TokenMatch* best = &matches_.front();  // the longest, the newest of them
+  for (const TokenMatch& m : matches_) {
+    if (left < 0 || m.length < best->length) break;
+    if (std::abs(m.position + 1 - left) < std::abs(best->position + 1 - left)) best = &m;
+  }
+  next_ = best->position + 1;
+  run_ = best->length;
   strayed_.clear();
 }
 

@@ -3,11 +3,11 @@
 // While the output repeats the source, the source is what comes next. Where the output leaves it, there are a
 // few simple ways to go on, which are proposed at once, as a tree: the last tokens occur again further on
 // (something was left out), as many tokens were replaced as came (a substitution), or none were (an
-// insertion). Which of them holds is known a token later.
+// insertion). Which of them holds is known a token later. Where none of them does for long, the place is
+// lost, and found again by the first few tokens that output and source have in common.
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "proposal.h"
@@ -23,7 +23,7 @@ class EditCursor {
   static constexpr int32_t kClasses = kRunDegrees + kDistances * kWays;
 
   // `source`: what the output is expected to resemble, followed from its start on. `is_prompt`: that is not
-  // known yet; a place is searched for where the output repeats it.
+  // known yet; it is followed from where the output first repeats it.
   EditCursor(std::vector<int32_t> source, bool is_prompt);
 
   // Proposes up to `most` tokens to follow `text`, prompt and output so far, of which the output begins at
@@ -45,12 +45,14 @@ class EditCursor {
   int64_t size() const { return static_cast<int64_t>(source_.size()); }
 
   const std::vector<int32_t> source_;
-  std::unique_ptr<TokenIndex> index_;  // of the source, where a place in it is searched for
-  int64_t seen_ = -1;                  // tokens of the text
-  int64_t next_ = -1;                  // position in the source that is expected next; -1: no place is known
-  int64_t run_ = 0;                    // tokens that the output has followed the source
-  std::vector<int32_t> strayed_;       // output since it left the source at next_
-  std::vector<Place> places_;          // where it may go on, the likeliest first
+  TokenIndex index_;
+  const int64_t relocating_;      // tokens in common by which a lost place is found again
+  int64_t seen_ = -1;             // tokens of the text
+  int64_t next_ = -1;             // position in the source that is expected next; -1: no place is known
+  int64_t left_ = -1;             // where a place was last known
+  int64_t run_ = 0;               // tokens that the output has followed the source
+  std::vector<int32_t> strayed_;  // output since it left the source at next_
+  std::vector<Place> places_;     // where it may go on, the likeliest first
   std::vector<TokenMatch> matches_;
 };
 

@@ -87,6 +87,49 @@ TEST(each_kind_of_change_costs_few_steps) {
   }
 }
 
+TEST(a_place_that_was_lost_is_found_again) {
+  const std::vector<int32_t> source = numbers(1000), prompt{1, 2, 3};
+  const auto took = [&](int64_t at, int64_t erase, int32_t insert) {
+    std::vector<int32_t> output(source);
+    output.erase(output.begin() + at, output.begin() + at + erase);
+    const std::vector<int32_t> fresh = numbers(insert, 5000);
+    output.insert(output.begin() + at, fresh.begin(), fresh.end());
+    EditCursor cursor(source, false);
+    return steps(cursor, prompt, output);
+  };
+  const int64_t plain = took(0, 0, 0);
+  struct Change {
+    int64_t at, erase;
+    int32_t insert;
+  };
+  for (const auto& [at, erase, insert] : {Change{500, 0, 40}, Change{0, 0, 60}, Change{0, 30, 60},
+                                          Change{500, 300, 0}, Change{500, 300, 40}, Change{500, 0, 300}}) {
+    const int64_t count = took(at, erase, insert);
+    // Each new token takes a step of its own, and finding the place again at most eight.
+    CHECK(count <= plain + insert + 8, "at %lld -%lld +%d: %lld steps, %lld without a change",
+          static_cast<long long>(at), static_cast<long long>(erase), insert, static_cast<long long>(count),
+          static_cast<long long>(plain));
+  }
+}
+
+TEST(of_places_alike_the_nearest_is_taken) {
+  // Ten functions that begin alike. The output has the first four; before the fifth come forty new tokens.
+  const std::vector<int32_t> head = numbers(6, 100), fresh = numbers(40, 5000);
+  std::vector<int32_t> source;
+  for (int32_t i = 0; i < 10; ++i) {
+    const std::vector<int32_t> body = numbers(50, 1000 + 100 * i);
+    source.insert(source.end(), head.begin(), head.end());
+    source.insert(source.end(), body.begin(), body.end());
+  }
+  std::vector<int32_t> output(source.begin(), source.begin() + 4 * 56);
+  output.insert(output.end(), fresh.begin(), fresh.end());
+  output.insert(output.end(), head.begin(), head.begin() + 4);
+  EditCursor cursor(source, false);
+  TokenProposal p;
+  cursor.propose(output.data(), static_cast<int64_t>(output.size()), 0, 16, p);
+  CHECK(p.size() == 16 && p.token_ids[2] == 1400, "%d follows", p.empty() ? -1 : p.token_ids[2]);
+}
+
 TEST(random_edits_of_a_text_with_repetitions) {
   check::Random random{5};
   for (int round = 0; round < 60; ++round) {

@@ -57,3 +57,21 @@ def test_everyone_s_text(code: Int32Array) -> None:
         times.append(perf_counter() - start)
     assert found > 400
     assert median(times) < MOST
+
+
+@pytest.mark.parametrize("is_prompt", [False, True])
+@pytest.mark.parametrize("length", [2_000, 32_000, 200_000])
+def test_a_text_that_is_rewritten(code: Int32Array, length: int, is_prompt: bool) -> None:
+    """Its place is lost, and searched for at each token, for half of the output."""
+    start = perf_counter()
+    cursor = _native.EditCursor(code[:length], is_prompt)
+    assert (perf_counter() - start) / length < MOST
+    output = np.concatenate([code[length // 2 : length // 2 + 100], code[-300:], code[100:300]])
+    times: list[float] = []
+    num_guessed = 0
+    for end in range(1, len(output) + 1):
+        start = perf_counter()
+        num_guessed += _native.propose_edits([cursor], [output[:end]], [0], [16]) is not None
+        times.append(perf_counter() - start)
+    assert num_guessed > 200
+    assert median(times) < MOST
