@@ -18,6 +18,15 @@ namespace {
 
 using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
+// What an index says of itself while no thread changes it. The interpreter goes on meanwhile, as that may
+// last.
+template <int64_t (TokenIndex::*Get)() const>
+int64_t locked(const TokenIndex& index) {
+  const nb::gil_scoped_release nogil;
+  const auto held = index.hold();
+  return (index.*Get)();
+}
+
 // The guesses of one call: [(request, token ids, classes, parents or None)], or None.
 class Guesses {
  public:
@@ -54,14 +63,18 @@ nb::object propose_own(const nb::list& indices, const nb::list& texts, const nb:
   return guesses.take();
 }
 
+// Text of all requests, which a thread of its own appends to: what it changes just now is not looked up.
 nb::object propose_shared(const nb::list& indices, const nb::list& texts, const nb::list& most) {
   Guesses guesses;
   SuffixGuess guess;
   TokenProposal proposal;
   for (size_t i = 0; i < indices.size(); ++i) {
+    const auto& index = nb::cast<const TokenIndex&>(indices[i]);
+    const auto held = index.try_hold();
+    if (!held.owns_lock()) continue;
     const auto text = nb::cast<Tokens>(texts[i]);
-    guess.propose(nb::cast<const TokenIndex&>(indices[i]), text.data(), static_cast<int64_t>(text.size()),
-                  false, nb::cast<int64_t>(most[i]), proposal);
+    guess.propose(index, text.data(), static_cast<int64_t>(text.size()), false, nb::cast<int64_t>(most[i]),
+                  proposal);
     guesses.add(i, proposal);
   }
   return guesses.take();
@@ -87,14 +100,22 @@ nb::object propose_edits(const nb::list& cursors, const nb::list& texts, const n
 void bind_drafting(nb::module_& m) {
   nb::class_<TokenIndex>(m, "TokenIndex")
       .def(nb::init<int64_t, std::vector<int32_t>>(), nb::arg("capacity"), nb::arg("orders"))
-      .def_prop_ro("size", &TokenIndex::size)
+      .def_prop_ro("size", locked<&TokenIndex::size>)
+      .def_prop_ro("num_kept", locked<&TokenIndex::num_kept>)
+      .def_prop_ro("ring_size", locked<&TokenIndex::ring_size>)
+      .def_prop_ro("num_bytes", locked<&TokenIndex::num_bytes>)
       .def(
           "append",
           [](TokenIndex& index, const Tokens& tokens) {
+            const nb::gil_scoped_release nogil;
             index.append(tokens.data(), static_cast<int64_t>(tokens.size()));
           },
           nb::arg("token_ids"))
-      .def("end_document", [](TokenIndex& index) { index.append(&kBorder, 1); });
+      .def(
+          "end_document", [](TokenIndex& index) { index.append(&kBorder, 1); },
+          nb::call_guard<nb::gil_scoped_release>())
+      .def("set_capacity", &TokenIndex::set_capacity, nb::arg("capacity"),
+           nb::call_guard<nb::gil_scoped_release>());
   nb::class_<EditCursor>(m, "EditCursor")
       .def(
           "__init__",

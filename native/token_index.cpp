@@ -32,11 +32,12 @@ bool TokenIndex::hash(int32_t order, At at, uint64_t& value) const {
 }
 
 void TokenIndex::append(const int32_t* token_ids, int64_t count) {
+  const auto held = hold();
   for (int64_t i = 0; i < count; ++i) put(token_ids[i]);
 }
 
 void TokenIndex::put(int32_t token_id) {
-  if (size_ == ring_size() && ring_size() < capacity_) grow();
+  if (num_kept() == ring_size() && ring_size() < capacity_) rebuild(tokens_.size() * 2);
   const int64_t position = size_++;
   tokens_[slot(position)] = token_id < 0 ? kBorder : token_id;
   for (Chain& chain : chains_) {
@@ -51,17 +52,36 @@ void TokenIndex::put(int32_t token_id) {
   }
 }
 
-// Twice the ring, and everything in it once more: amortised, a token is put in twice.
-void TokenIndex::grow() {
-  std::vector<int32_t> kept(tokens_);  // it is full and has not wrapped: in its order
-  const size_t size = tokens_.size() * 2;
-  tokens_.assign(size, kBorder);
-  for (Chain& chain : chains_) {
-    chain.heads.assign(size, 0);
-    chain.links.assign(size, 0);
+void TokenIndex::set_capacity(int64_t capacity) {
+  const auto held = hold();
+  capacity_ = std::max<int64_t>(capacity, 1);
+  int64_t size = ring_size();
+  while (size > kFirstRing && size / 2 >= capacity_) size /= 2;
+  if (size != ring_size()) rebuild(static_cast<size_t>(size));
+}
+
+// Another ring, and what it has room for once more; by doubling, a token is put in twice on average.
+void TokenIndex::rebuild(size_t ring_size) {
+  const int64_t end = size_;
+  std::vector<int32_t> kept;
+  for (int64_t i = std::max(begin(), end - static_cast<int64_t>(ring_size)); i < end; ++i) {
+    kept.push_back(at(i));
   }
-  size_ = 0;
-  append(kept.data(), static_cast<int64_t>(kept.size()));
+  tokens_ = std::vector<int32_t>(ring_size, kBorder);
+  for (Chain& chain : chains_) {
+    chain.heads = std::vector<int64_t>(ring_size, 0);
+    chain.links = std::vector<uint32_t>(ring_size, 0);
+  }
+  first_ = size_ = end - static_cast<int64_t>(kept.size());
+  for (const int32_t token_id : kept) put(token_id);
+}
+
+int64_t TokenIndex::num_bytes() const {
+  size_t bytes = tokens_.capacity() * sizeof(int32_t);
+  for (const Chain& chain : chains_) {
+    bytes += chain.heads.capacity() * sizeof(int64_t) + chain.links.capacity() * sizeof(uint32_t);
+  }
+  return static_cast<int64_t>(bytes);
 }
 
 int64_t TokenIndex::match_length(const int32_t* context, int64_t length, int64_t position) const {

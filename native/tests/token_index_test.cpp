@@ -2,8 +2,10 @@
 #include "token_index.h"
 
 #include <algorithm>
+#include <atomic>
 #include <map>
 #include <string>
+#include <thread>
 
 #include "check.h"
 #include "proposal.h"
@@ -104,6 +106,69 @@ TEST(old_tokens_go_and_nothing_of_them_is_found) {
     const bool kept = end - 1 - 8 >= index.begin() && end < index.size();
     if (kept) CHECK(!found.empty(), "the newest is not found");
   }
+}
+
+TEST(a_smaller_capacity_keeps_the_newest_and_frees_the_rest) {
+  check::Random random{4};
+  const std::vector<int32_t> text = random_text(random, 40000, 1 << 20);
+  std::vector<TokenMatch> found;
+  const auto finds = [&](const TokenIndex& index, int64_t end) {
+    index.find(text.data(), end, index.size(), 8, found);
+    return std::any_of(found.begin(), found.end(),
+                       [&](const TokenMatch& m) { return m.position == end - 1 && m.length >= 8; });
+  };
+  TokenIndex index(1 << 15, kOrders);
+  index.append(text.data(), 20000);
+  CHECK(index.ring_size() == 1 << 15 && index.num_bytes() == 40 << 15, "%lld bytes",
+        static_cast<long long>(index.num_bytes()));
+  index.set_capacity(4096);
+  CHECK(index.size() == 20000 && index.num_kept() == 4096 && index.num_bytes() == 40 << 12, "%lld bytes",
+        static_cast<long long>(index.num_bytes()));
+  CHECK(finds(index, 19000) && !finds(index, 15000), "the newest alone are kept");
+  index.append(text.data() + 20000, 6000);  // more than the ring
+  CHECK(index.ring_size() == 4096 && finds(index, 25000) && !finds(index, 21000), "it wraps");
+  index.set_capacity(1 << 14);
+  CHECK(index.ring_size() == 4096 && finds(index, 25000), "it grows only as it must");
+  index.append(text.data() + 26000, 10000);
+  CHECK(index.ring_size() == 1 << 14 && index.num_kept() == 14096, "%lld are kept",
+        static_cast<long long>(index.num_kept()));
+  CHECK(finds(index, 23000) && finds(index, 35000) && !finds(index, 21000), "what was kept stays");
+  index.set_capacity(1);
+  CHECK(index.num_kept() == 1024 && finds(index, 35900), "the least that there is");
+}
+
+TEST(look_ups_beside_a_thread_that_appends) {
+  check::Random random{6};
+  const std::vector<int32_t> text = random_text(random, 60000, 500);
+  TokenIndex index(1 << 14, kOrders);
+  std::atomic<bool> done{false};
+  std::thread writer([&] {
+    for (size_t at = 0; at < text.size(); at += 300) {
+      index.append(text.data() + at, 300);
+      if (at % 12000 == 0) index.set_capacity(at % 24000 == 0 ? 1 << 12 : 1 << 14);
+      std::this_thread::yield();
+    }
+    done = true;
+  });
+  outpace::SuffixGuess guess;
+  TokenProposal out;
+  std::vector<TokenMatch> found;
+  int64_t wrong = 0, looked = 0;
+  for (int64_t end = 64; !done || looked == 0; end = end % 59000 + 64) {
+    const auto held = index.try_hold();
+    if (!held.owns_lock()) continue;
+    ++looked;
+    guess.propose(index, text.data(), end, false, 16, out);
+    index.find(text.data(), end, index.size(), 8, found);
+    for (const TokenMatch& m : found) {
+      const int64_t most =
+          std::min(common(text, m.position, text.data(), end), m.position - index.begin() + 1);
+      wrong += m.length == most ? 0 : 1;
+    }
+  }
+  writer.join();
+  CHECK(wrong == 0, "%lld wrong matches in %lld look-ups", static_cast<long long>(wrong),
+        static_cast<long long>(looked));
 }
 
 TEST(no_match_crosses_a_border) {
