@@ -38,6 +38,7 @@ class ByteCodec:
 
     def __init__(self, size: int = 256) -> None:
         self.size = size
+        self.texts = [repr(bytes([token_id % 256])) for token_id in range(size)]
 
     def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return list(text.encode())
@@ -46,7 +47,7 @@ class ByteCodec:
         return ord(text) if len(text) == 1 and ord(text) < 128 else None
 
     def token_text(self, token_id: int) -> str:
-        return repr(bytes([token_id % 256]))
+        return self.texts[token_id]
 
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id % 256])

@@ -7,6 +7,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, cast
@@ -129,7 +130,8 @@ class LLM:
             from outpace.engine.loop import EngineLoop
             from outpace.engine.new_block_store import new_block_store
             from outpace.engine.new_drafter import new_drafter
-        try:
+        with ExitStack() as opened:  # what is to be closed where something fails from here on
+            opened.callback(self.backend.close)
             self.tokenizer = tokenizer.result()
             drafter = new_drafter(
                 checkpoint,
@@ -139,12 +141,11 @@ class LLM:
                 measure=not one_prompt,
                 progress=progress,
             )
+            opened.callback(drafter.close)
             store = new_block_store(checkpoint, self.backend, self.config)
-        except BaseException:
-            self.backend.close()
-            raise
-        self.chat_template = self.tokenizer.chat_template
-        self.loop = EngineLoop(Engine(self.backend, self.tokenizer, self.config, drafter, store=store))
+            self.chat_template = self.tokenizer.chat_template
+            self.loop = EngineLoop(Engine(self.backend, self.tokenizer, self.config, drafter, store=store))
+            opened.pop_all()
         self._finalizer = weakref.finalize(self, _shut_down, self.loop, drafter, self.backend)
 
     # --- generation -----------------------------------------------------------------------------

@@ -57,6 +57,17 @@ def test_one_prompt_is_what_any_prompt_is(llm: LLM, model_135m: Path) -> None:
             assert one.outputs[0].token_ids == expected.outputs[0].token_ids
 
 
+def test_a_failure_while_opening_leaves_no_thread(model_135m: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no store")
+
+    monkeypatch.setattr("outpace.engine.new_block_store.new_block_store", fail)
+    before = set(threading.enumerate())
+    with pytest.raises(OSError, match="no store"):
+        LLM(model_135m, backend="null", kv_cache_bytes=64 << 20)
+    assert set(threading.enumerate()) == before
+
+
 def test_results_are_in_order_with_params_for_each(llm: LLM) -> None:
     prompts = [f"prompt {number}" for number in range(30)]
     params = [replace(GREEDY, max_tokens=1 + number % 7) for number in range(30)]

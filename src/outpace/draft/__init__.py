@@ -5,7 +5,7 @@ This room knows token ids only: no model file, no text, no scheduler.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from outpace.types import Draft, Drafter, DraftRequest, EngineConfig, Proposer
@@ -49,16 +49,19 @@ def create(
     folder: Path | None,
     model: tuple[Backend, StepCosts] | None = None,
     head: tuple[DraftHead, float] | None = None,
+    *,
+    digest: Callable[[], bytes] | None = None,
 ) -> Drafter:
     """The drafter that `config` asks for, on a backend whose steps cost `costs`.
 
     `folder`: where the model's text is kept across restarts; None: nowhere. `model`: a smaller model to run
     ahead, and what its steps cost. `head`: a trained head, and the bytes that a row of it reads, over the
-    model's.
+    model's. `digest`: SHA-256 of the vocabulary, by which text of another one is told; another thread asks.
     """
     if config.draft == "off":
         return NoDrafter()
     from outpace.draft.controller import DraftController
+    from outpace.draft.log import Vocabulary
     from outpace.draft.prediction import EditProposer
     from outpace.draft.store import SharedText
     from outpace.draft.suffix import SharedProposer, SuffixProposer
@@ -71,7 +74,7 @@ def create(
     if config.draft_sharing != "off" and config.draft_index_tokens:
         text = SharedText(
             folder if config.draft_persist else None,
-            vocab_size=vocab_size,
+            vocabulary=lambda: Vocabulary(vocab_size, digest() if digest is not None else bytes(32)),
             capacity=config.draft_index_tokens,
             sharing=config.draft_sharing,
         )

@@ -1,8 +1,8 @@
 """What earlier requests said, kept for those that come after: in memory, and on disk across restarts.
 
-Memory holds an index for each scope in use, disk a log for each (`log.py`). One thread does all the work, so
-that a step waits for none of it; what a killed process loses is the last second. Nothing here ever fails a
-request: text that cannot be kept is not kept.
+Memory holds an index for each scope in use (`scopes.py`), disk a log for each (`log.py`). One thread does all
+the work, so that a step waits for none of it; what a killed process loses is the last second. Nothing here
+ever fails a request: text that cannot be kept is not kept.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import hashlib
 import logging
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from outpace import _native
-from outpace.draft.log import TokenLog, tidy
-from outpace.draft.suffix import SHARED_ORDERS
+from outpace.draft.log import TokenLog, Vocabulary, newest, tidy
+from outpace.draft.scopes import Scope, ScopeTable
 from outpace.types import DraftRequest, DraftSharing, Int32Array
 
 __all__ = ["SharedText"]
@@ -27,36 +28,35 @@ __all__ = ["SharedText"]
 _log = logging.getLogger(__name__)
 
 _WRITE_EVERY = 1.0  # seconds
-_CHUNK = 4096  # tokens that are indexed at a time: the interpreter's lock is held meanwhile
+_CHUNK = 4096  # tokens that are indexed at a time: nothing is looked up in the index meanwhile
 _SHORTEST = 16  # tokens of a text that is worth keeping
 _LEAD = 32  # tokens of the prompt that are kept before an output, so that its beginning can be found
-_MOST_SCOPES = 64  # in memory
 _MOST_PENDING = 4 << 20  # tokens that wait for the thread; what comes then is not kept
-
-
-class _Scope:
-    """One scope's text in memory, and its log."""
-
-    def __init__(self, capacity: int, log: TokenLog | None) -> None:
-        self.index = _native.TokenIndex(capacity, SHARED_ORDERS)
-        self.log = log
-        self.unwritten: list[Int32Array] = []
+_SHORTEST_LOG = 1024  # tokens: a log is not cut below
 
 
 class SharedText:
     """The text of all scopes of one model; at most `capacity` tokens in memory, and twice that on disk.
 
-    `folder`: where the model's logs are (`log.model_folder`); None: nothing is on disk. With `sharing` "all"
-    there is one scope. The methods are called from one thread, the engine's.
+    In memory it is the next power of two, 40 bytes each. `folder`: where the model's logs are
+    (`log.model_folder`); None: nothing is on disk. `vocabulary` is called once, by another thread. With
+    `sharing` "all" there is one scope. The methods are called from one thread, the engine's.
     """
 
-    def __init__(self, folder: Path | None, *, vocab_size: int, capacity: int, sharing: DraftSharing) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        vocabulary: Callable[[], Vocabulary],
+        capacity: int,
+        sharing: DraftSharing,
+    ) -> None:
         self._folder = folder
-        self._vocab_size = vocab_size
+        self._find_vocabulary = vocabulary
         self._capacity = capacity
         self._one_scope = sharing == "all"
-        self._scopes: OrderedDict[str, _Scope] = OrderedDict()  # the least recently used first
-        self._work: deque[Callable[[], None]] = deque()
+        self._scopes = ScopeTable(capacity)
+        self._work: deque[tuple[Callable[[], object], int]] = deque()  # and the tokens that wait for it
         self._num_pending = 0  # tokens
         self._wakeup = threading.Condition()
         self._busy = self._closing = False
@@ -65,25 +65,21 @@ class SharedText:
 
     def index(self, scope: str) -> _native.TokenIndex:
         """The scope's index; where it is not in memory, an empty one that is filled from the log soon."""
-        return self._scope(scope).index
+        name = self._name(scope)
+        found = self._scopes.use(name)
+        if not found.is_awaited:
+            found.is_awaited = True
+            self._put(lambda: self._load(name))
+        return found.index
 
     def add(self, request: DraftRequest) -> None:
         """Keep what the request brought: its prompt beyond what was cached, and its output."""
         start = request.num_cached_tokens if request.index == 0 else request.num_prompt_tokens - _LEAD
         start = max(0, min(start, request.num_prompt_tokens - _LEAD))
         token_ids = request.token_ids[start:].copy()
-        if len(token_ids) < _SHORTEST or self._num_pending + len(token_ids) > _MOST_PENDING:
-            return
-        found = self._scope(request.hints.scope)
-        self._num_pending += len(token_ids)
-
-        def learn() -> None:
-            _feed(found.index, token_ids)
-            if found.log is not None:
-                found.unwritten.append(token_ids)
-            self._num_pending -= len(token_ids)
-
-        self._put(learn)
+        if len(token_ids) >= _SHORTEST:
+            name = self._name(request.hints.scope)
+            self._put(lambda: self._learn(name, token_ids), len(token_ids))
 
     def flush(self) -> None:
         """Wait until all that was added can be found and is on disk."""
@@ -97,55 +93,19 @@ class SharedText:
             self._closing = True
             self._wakeup.notify_all()
         self._thread.join()
-        self._scopes.clear()
 
-    # --- scopes -----------------------------------------------------------------------------------
+    def _name(self, scope: str) -> str:
+        return "" if self._one_scope else scope
 
-    def _scope(self, scope: str) -> _Scope:
-        name = "" if self._one_scope else scope
-        with self._wakeup:  # the thread drops scopes
-            found = self._scopes.get(name)
-            if found is not None:
-                self._scopes.move_to_end(name)
-                return found
-        return self._open(name)
-
-    def _open(self, name: str) -> _Scope:
-        log = None
-        if self._folder is not None:
-            file = hashlib.sha256(name.encode()).hexdigest()[:32] + ".tokens"
-            log = TokenLog(self._folder / file, self._vocab_size, self._capacity)
-        found = _Scope(max(1, self._capacity), log)
+    def _put(self, work: Callable[[], object], num_tokens: int = 0) -> None:
+        """Let the thread do it, if it will not have too many tokens waiting for it then."""
         with self._wakeup:
-            self._scopes[name] = found
-        if log is not None:
-            self._put(lambda: _load(found, log))
-        self._put(self._make_room)
-        return found
-
-    def _make_room(self) -> None:
-        """Drop the scopes that were not used for longest, until the others' text is within the bound."""
-        with self._wakeup:
-            scopes = list(self._scopes.items())
-        sizes = [min(scope.index.size, self._capacity) for _, scope in scopes]
-        total = sum(sizes)
-        for (name, scope), size in zip(scopes[:-1], sizes, strict=False):
-            if total <= self._capacity and len(scopes) <= _MOST_SCOPES:
-                break
-            self._write_scope(scope)
-            if scope.log is not None:
-                scope.log.close()
-            with self._wakeup:
-                self._scopes.pop(name, None)
-            total -= size
+            if not self._closing and self._num_pending + num_tokens <= _MOST_PENDING:
+                self._num_pending += num_tokens
+                self._work.append((work, num_tokens))
+                self._wakeup.notify_all()
 
     # --- the thread -------------------------------------------------------------------------------
-
-    def _put(self, work: Callable[[], None]) -> None:
-        with self._wakeup:
-            if not self._closing:
-                self._work.append(work)
-                self._wakeup.notify_all()
 
     def _run(self) -> None:
         written_at = time.monotonic()
@@ -155,50 +115,76 @@ class SharedText:
                 self._wakeup.notify_all()
                 if not self._work and not self._closing:
                     self._wakeup.wait(_WRITE_EVERY if self._has_unwritten() else None)
-                work = self._work.popleft() if self._work else None
+                work, num_tokens = self._work.popleft() if self._work else (None, 0)
                 self._busy = True
                 closing = self._closing and work is None
             if work is not None:
                 _guarded(work)
+                with self._wakeup:
+                    self._num_pending -= num_tokens
             if closing or time.monotonic() - written_at >= _WRITE_EVERY:
                 written_at = time.monotonic()
                 _guarded(self._write)
             if closing:
-                for scope in self._scopes.values():
-                    if scope.log is not None:
-                        scope.log.close()
+                self._scopes.close()
                 return
 
+    def _load(self, name: str) -> Scope:
+        """The scope, with what is on disk of it."""
+        scope = self._scopes.use(name)
+        if scope.is_loaded:
+            return scope
+        scope.is_loaded = True
+        records: Sequence[Int32Array] = ()
+        if self._folder is not None:
+            file = hashlib.sha256(name.encode()).hexdigest()[:32] + ".tokens"
+            scope.log = TokenLog(self._folder / file, self._vocabulary, self._capacity)
+            records = scope.log.read()
+        self._feed(scope, records)
+        return scope
+
+    def _learn(self, name: str, token_ids: Int32Array) -> None:
+        scope = self._load(name)
+        self._feed(scope, [token_ids])
+        if scope.log is not None:
+            scope.unwritten.append(token_ids)
+
+    def _feed(self, scope: Scope, records: Sequence[Int32Array]) -> None:
+        room = self._scopes.make_room(scope, sum(len(record) + 1 for record in records))
+        for record in newest(records, room):
+            for start in range(0, len(record), _CHUNK):
+                scope.index.append(np.ascontiguousarray(record[start : start + _CHUNK]))
+            scope.index.end_document()
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return self._find_vocabulary()
+
     def _has_unwritten(self) -> bool:
-        return any(scope.unwritten for scope in self._scopes.values())
+        return any(scope.unwritten for scope in self._scopes.all())
 
     def _write(self) -> None:
         if not self._has_unwritten():
             return
-        for scope in list(self._scopes.values()):
-            self._write_scope(scope)
+        for scope in self._scopes.all():
+            scope.write()
         if self._folder is not None:
-            tidy(self._folder, 2 * self._capacity)
+            self._make_room_on_disk(self._folder)
 
-    def _write_scope(self, scope: _Scope) -> None:
-        unwritten, scope.unwritten = scope.unwritten, []
-        if scope.log is not None and unwritten:
-            scope.log.append(unwritten)
-
-
-def _load(scope: _Scope, log: TokenLog) -> None:
-    for token_ids in log.read():
-        _feed(scope.index, token_ids)
-
-
-def _feed(index: _native.TokenIndex, token_ids: Int32Array) -> None:
-    for start in range(0, len(token_ids), _CHUNK):
-        index.append(np.ascontiguousarray(token_ids[start : start + _CHUNK]))
-        time.sleep(0)  # the engine's thread may have the interpreter
-    index.end_document()
+    def _make_room_on_disk(self, folder: Path) -> None:
+        """Of logs that are written, the largest keep the newer half of their tokens."""
+        logs = [scope.log for scope in self._scopes.all() if scope.log is not None]
+        excess = tidy(folder, 2 * self._capacity)
+        while excess > 0 and logs:
+            largest = max(logs, key=lambda log: log.num_tokens)
+            before = largest.num_tokens
+            if before < 2 * _SHORTEST_LOG:
+                return
+            largest.cut(before // 2)
+            excess -= before - largest.num_tokens
 
 
-def _guarded(work: Callable[[], None]) -> None:
+def _guarded(work: Callable[[], object]) -> None:
     try:
         work()
     except Exception:  # the drafts are poorer for it, nothing else

@@ -67,7 +67,8 @@ def new_drafter(
         model = smaller, smaller_costs
     head = backends.draft_head(backend)
     own = None if head is None else (head, head.weight_bytes / backend.weight_bytes)
-    return draft.create(config, costs, backend.spec.vocab_size, folder, model, own)
+    vocab_size = backend.spec.vocab_size
+    return draft.create(config, costs, vocab_size, folder, model, own, digest=tokenizer.digest)
 
 
 def _load(

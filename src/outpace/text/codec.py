@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 
@@ -11,6 +12,11 @@ class Codec(Protocol):
     @property
     def size(self) -> int:
         """Ids run from 0 to size - 1."""
+        ...
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """All tokens as the vocabulary writes them, [size]; empty for ids in a gap."""
         ...
 
     @property

@@ -41,11 +41,11 @@ class GGUFCodec:
                 f"{path}: tokenizer.ggml.model is {source.model!r}; Outpace reads 'gpt2' (byte-level BPE) "
                 "and 'llama' (SentencePiece BPE)"
             )
-        self._tokens = source.tokens
-        if "" in self._tokens:
-            self._tokens = [text or f"[EMPTY_{i}]" for i, text in enumerate(source.tokens)]
-        self.size = len(self._tokens)
-        vocab = dict(zip(self._tokens, range(self.size), strict=True))
+        self.texts = source.tokens
+        if "" in self.texts:
+            self.texts = [text or f"[EMPTY_{i}]" for i, text in enumerate(source.tokens)]
+        self.size = len(self.texts)
+        vocab = dict(zip(self.texts, range(self.size), strict=True))
         if len(vocab) != self.size:
             raise ModelFormatError(path, "tokenizer.ggml.tokens", "two tokens have the same text")
         types = np.full(self.size, TokenType.NORMAL, np.int32)
@@ -56,7 +56,7 @@ class GGUFCodec:
         self.eos_id = self._default(source.eos_id, 2)
         ends = (self.eos_id, source.eot_id, source.eom_id)
         self.eos_ids, self.special_ids = classify(vocab, types, ends)
-        self._special = SpecialTokens(self._tokens, types)
+        self._special = SpecialTokens(self.texts, types)
         self._types: list[int] = types.tolist()
         self.strips_leading_space = self._scored and source.add_space_prefix is not False
         self._prefix = self._added(source.add_bos, add_bos, self.bos_id, "bos")
@@ -127,17 +127,17 @@ class GGUFCodec:
     def token_id(self, text: str) -> int | None:
         """The id of the token with exactly this text, or None."""
         try:
-            return self._tokens.index(text)
+            return self.texts.index(text)
         except ValueError:
             return None
 
     def token_text(self, token_id: int) -> str:
         """The text of a token as the vocabulary writes it."""
-        return self._tokens[token_id]
+        return self.texts[token_id]
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for; a special token stands for its own text."""
-        token, kind = self._tokens[token_id], self._types[token_id]
+        token, kind = self.texts[token_id], self._types[token_id]
         if kind in (*HIDDEN_TYPES, TokenType.USER_DEFINED):
             return token.encode("utf-8", "replace")
         if kind == TokenType.BYTE:

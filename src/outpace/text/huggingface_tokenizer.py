@@ -54,6 +54,11 @@ class HuggingFaceCodec:
         self.bos_id = self._named(config.get("bos_token"))
         self.eos_ids = self._ends(directory, config)
 
+    @property
+    def texts(self) -> list[str]:
+        """All tokens as the vocabulary writes them, [size]; empty for ids in a gap."""
+        return [self._texts.get(token_id, "") for token_id in range(self.size)]
+
     def _named(self, token: object) -> int | None:
         """The id of a token that a configuration names by text, or by an object with its content."""
         text = special_token_text(token)

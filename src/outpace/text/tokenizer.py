@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from outpace.errors import InvalidParameterError, UnsupportedModelError
@@ -118,6 +119,10 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         """A token as the vocabulary writes it, for people to look at; empty for ids without one."""
         return self._codec.token_text(token_id) if 0 <= token_id < self._codec.size else ""
+
+    def digest(self) -> bytes:
+        """SHA-256 of all tokens as the vocabulary writes them, by their ids: of what an id means."""
+        return hashlib.sha256("\0".join(self._codec.texts).encode("utf-8", "surrogatepass")).digest()
 
     def render_chat(
         self,

@@ -20,7 +20,7 @@ def tokens(count: int) -> Int32Array:
 
 
 def longest_wait_beside(index: _native.TokenIndex, change: Callable[[], None]) -> float:
-    """The longest time from one look-up to the next beside a thread that changes the index, as a share of that."""
+    """The longest time between two look-ups beside a thread that changes the index, as a share of all."""
     took = 0.0
 
     def run() -> None:

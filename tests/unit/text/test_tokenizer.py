@@ -30,6 +30,14 @@ def with_tokens(*extra: tuple[str, int], **fields: object) -> Tokenizer:
     return tokenizer(source(tokens, types, **fields))
 
 
+def test_a_digest_tells_vocabularies_of_one_size_apart() -> None:
+    first = with_tokens(("ab", NORMAL), ("cd", NORMAL))
+    assert first.digest() == with_tokens(("ab", NORMAL), ("cd", NORMAL)).digest()
+    others = [with_tokens(("cd", NORMAL), ("ab", NORMAL)), with_tokens(("abc", NORMAL), ("d~", NORMAL))]
+    assert len({tok.digest() for tok in [first, *others]}) == 3
+    assert len(first.digest()) == 32
+
+
 # --- special tokens -----------------------------------------------------------------------------
 
 
