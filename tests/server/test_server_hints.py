@@ -14,7 +14,6 @@ from starlette.requests import HTTPConnection
 
 from outpace.llm import LLM
 from outpace.server.client import client_scope, presented_keys, scope_of_key
-from outpace.server.generation import PREDICTION
 from outpace.types import Draft, DraftHints, DraftRequest
 
 CHAT = "/v1/chat/completions"
@@ -33,7 +32,7 @@ class FromPrediction:
         drafts: list[Draft | None] = []
         for request, room in zip(requests, rooms, strict=True):
             start = request.num_tokens - request.num_prompt_tokens
-            drafts.append(Draft(request.hints.prediction[start:][:room], None, PREDICTION))
+            drafts.append(Draft(request.hints.prediction[start:][:room], None, "prediction"))
         return drafts
 
     def observe(self, requests: Sequence[DraftRequest], num_rows: int, seconds: float) -> None:

@@ -20,11 +20,9 @@ from outpace.engine.loop import RequestStream
 from outpace.engine.output import join_deltas
 from outpace.server.deadlines import deadline_exceeded
 from outpace.server.errors import SERVER_ERROR, APIError
+from outpace.server.prediction_match import PredictionMatch
 from outpace.server.tracing import GenerationSpan
 from outpace.types import FinishReason, TokenDelta
-
-PREDICTION = "prediction"
-"""The proposer that drafts from `DraftHints.prediction`."""
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -79,8 +77,10 @@ class Usage:
     cached_tokens: list[int]  # [num_prompts] of those, found in the prefix cache
     completion_tokens: dict[int, int] = field(default_factory=dict[int, int])  # choice -> tokens
     reasoning_tokens: dict[int, int] = field(default_factory=dict[int, int])  # choice -> of those, thoughts
-    num_predicted: int = 0  # tokens of the prediction that the client sent
-    accepted: dict[int, int] = field(default_factory=dict[int, int])  # ended choice -> of those, accepted
+    prediction: Sequence[int] = ()  # what the client expects
+    matches: dict[int, PredictionMatch] = field(
+        default_factory=dict[int, PredictionMatch]
+    )  # choice -> with it
 
     def to_wire(self) -> dict[str, Any]:
         """The `usage` object of an answer."""
@@ -92,12 +92,11 @@ class Usage:
             "prompt_tokens_details": {"cached_tokens": sum(self.cached_tokens)},
         }
         details = {"reasoning_tokens": self.num_reasoning_tokens}
-        if self.num_predicted:
+        if self.prediction:
+            accepted = sum(match.num_accepted for match in self.matches.values())
             details |= {
-                "accepted_prediction_tokens": sum(self.accepted.values()),
-                "rejected_prediction_tokens": sum(
-                    max(0, self.num_predicted - accepted) for accepted in self.accepted.values()
-                ),
+                "accepted_prediction_tokens": accepted,
+                "rejected_prediction_tokens": len(self.matches) * len(self.prediction) - accepted,
             }
         usage["completion_tokens_details"] = details
         return usage
@@ -118,9 +117,10 @@ class Usage:
         self.prompt_tokens[prompt] = delta.num_prompt_tokens
         self.cached_tokens[prompt] = delta.num_cached_tokens
         self.completion_tokens[index] = delta.num_output_tokens
-        if self.num_predicted and delta.finish_reason is not None:
-            counts = (each for each in delta.draft_counts if each.proposer == PREDICTION)
-            self.accepted[index] = sum(each.num_accepted for each in counts)
+        if self.prediction:
+            if index not in self.matches:
+                self.matches[index] = PredictionMatch(self.prediction)
+            self.matches[index].add(delta.token_ids)
 
 
 class Generation:
@@ -137,7 +137,7 @@ class Generation:
         num_choices: int,
         live: LiveGenerations,
         *,
-        num_predicted: int = 0,
+        prediction: Sequence[int] = (),
         span: GenerationSpan | None = None,
         timeout: float = 0.0,
         interval: float = 0.0,
@@ -154,7 +154,7 @@ class Generation:
         self.usage = Usage(
             [stream.num_prompt_tokens for stream in streams],
             [0] * len(streams),
-            num_predicted=num_predicted,
+            prediction=prediction,
         )
         live.add(self)
 

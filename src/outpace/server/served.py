@@ -101,7 +101,7 @@ class ServedModel:
             streams,
             params.n,
             self.live,
-            num_predicted=len(hints.prediction),
+            prediction=hints.prediction,
             span=span,
             timeout=self.settings.request_timeout,
             interval=self.settings.stream_interval,
