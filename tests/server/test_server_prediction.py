@@ -1,15 +1,17 @@
-"""What the usage says of a prediction: how many of its tokens the answer has, whoever drafted them."""
+"""What the usage and the metrics say of a prediction: what the answer has of it, and who drafted."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 from serving import RunningServer
 
 from outpace.server.prediction_match import PredictionMatch
@@ -36,7 +38,7 @@ def test_it_is_the_longest_common_subsequence(prediction: list[int], answer: lis
     match = PredictionMatch(prediction)
     for piece in answer:
         match.add(piece)
-    assert match.num_accepted == common(prediction, sum(answer, []))
+    assert match.num_accepted == common(prediction, [*chain(*answer)])
 
 
 def test_a_long_prediction_takes_microseconds_a_token() -> None:
@@ -64,7 +66,7 @@ def test_a_copy_with_a_change_is_counted_exactly(native_server: RunningServer, k
     predicted = llm.tokenizer.encode(text, add_special=False)
     assert len(predicted) > 20
     assert common(predicted, output) == len(predicted), "the text's tokens are those that the model chose"
-    # A sentence before it, a word of one token changed, and a word more at its end: all that is not in the answer.
+    # A sentence before it, a token changed, and a word more at its end: all that the answer does not have.
     word = llm.tokenizer.decode(predicted[10:11])
     changed = [
         *llm.tokenizer.encode("Zebras doze.\n", add_special=False),
@@ -82,15 +84,49 @@ def test_a_copy_with_a_change_is_counted_exactly(native_server: RunningServer, k
         "prediction": {"type": "content", "content": llm.tokenizer.decode(sent)},
     }
     for _ in range(2):
-        answer = httpx.post(
-            native_server.url + "/v1/chat/completions",
-            json=body,
-            headers={"authorization": f"Bearer {key}"},
-            timeout=60,
-        ).json()
+        answer = ask(native_server, body, key)
         assert answer["choices"][0]["message"]["content"] == text
         details = answer["usage"]["completion_tokens_details"]
         accepted = len(predicted) - 1
         assert details["accepted_prediction_tokens"] == accepted
         assert details["rejected_prediction_tokens"] == len(sent) - accepted
         native_server.wait_idle()
+
+
+def ask(server: RunningServer, body: dict[str, Any], key: str) -> dict[str, Any]:
+    headers = {"authorization": f"Bearer {key}"}
+    answer = httpx.post(server.url + "/v1/chat/completions", json=body, headers=headers, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def draft_metrics(server: RunningServer) -> dict[str, float]:
+    """What /metrics says of the proposer "prediction", and what drafting took."""
+    families = text_string_to_metric_families(httpx.get(server.url + "/metrics", timeout=60).text)
+    return {
+        sample.name.removeprefix("outpace:"): sample.value
+        for family in families
+        for sample in family.samples
+        if sample.labels.get("proposer") == "prediction" or family.name == "outpace:draft_seconds"
+    }
+
+
+def test_metrics_name_who_drafted(native_server: RunningServer) -> None:
+    body: dict[str, Any] = {"messages": MESSAGES, "temperature": 0, "max_tokens": 40}
+    text = ask(native_server, body, "metrics")["choices"][0]["message"]["content"]
+    native_server.wait_idle()
+    before = draft_metrics(native_server)
+    body["prediction"] = {"type": "content", "content": text}
+    start = time.perf_counter()
+    ask(native_server, body, "metrics of another")
+    took = time.perf_counter() - start
+    native_server.wait_idle()
+    now = draft_metrics(native_server)
+    grown = {name: value - before.get(name, 0.0) for name, value in now.items()}
+    assert 0.0 < grown["draft_seconds_total"] < took
+    assert grown["spec_decode_num_accepted_tokens_total"] > 10, "what it predicted is what came"
+    assert grown["spec_decode_num_drafts_total"] > 0
+    drafted, accepted = (grown[f"spec_decode_num_{name}_tokens_total"] for name in ("draft", "accepted"))
+    assert grown["spec_decode_num_rejected_tokens_total"] == drafted - accepted
+    assert grown["spec_decode_acceptance_length_count"] == grown["spec_decode_num_drafts_total"]
+    assert grown["spec_decode_acceptance_length_sum"] == accepted + grown["spec_decode_num_drafts_total"]

@@ -49,7 +49,7 @@ class EngineMetrics:
         self.draft_seconds = 0.0  # in proposing drafts and learning from them
         self.num_drafting_steps = 0  # those in which a drafter was asked
         self.drafts: dict[str, list[int]] = {}  # proposer -> [drafts, tokens drafted, tokens accepted]
-        self.acceptance_length = Counts(_ACCEPTANCE)
+        self.acceptance_length: dict[str, Counts] = {}  # proposer -> tokens of a step that verified its draft
         self.first_token = Counts(_LATENCY)
         self.between_tokens = Counts(_TOKEN_TIME)
         # Of requests that have ended:
@@ -78,7 +78,7 @@ class EngineMetrics:
         counts[0] += 1
         counts[1] += num_drafted
         counts[2] += num_accepted
-        self.acceptance_length.add(num_accepted + 1)
+        self.acceptance_length.setdefault(proposer, Counts(_ACCEPTANCE)).add(num_accepted + 1)
 
     def tokens(self, request: Request, count: int, now: float) -> None:
         """A request got `count` tokens at `now` (`time.perf_counter()` seconds)."""

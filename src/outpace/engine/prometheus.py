@@ -61,14 +61,9 @@ def _families(model: str, metrics: EngineMetrics) -> Iterator[Metric]:
     ends = {reason.value: (count,) for reason, count in metrics.finished_requests.items()}
     yield from _labelled(model, "finished_reason", ends, (("request_success", "Requests that ended."),))
     yield from _prefix_families(model, metrics)
-    drafts = (
-        ("spec_decode_num_drafts", "Drafts verified."),
-        ("spec_decode_num_draft_tokens", "Draft tokens verified."),
-        ("spec_decode_num_accepted_tokens", "Draft tokens accepted."),
-    )
-    yield from _labelled(model, "proposer", metrics.drafts, drafts)
+    yield from _draft_families(model, metrics)
     for name, text, counts in _histograms(metrics):
-        yield _histogram(model, name, text, counts)
+        yield _histogram(name, text, [_MODEL], [([model], counts)])
 
 
 def _gauge_values(metrics: EngineMetrics) -> _Values:
@@ -144,6 +139,27 @@ def _prefix_families(model: str, metrics: EngineMetrics) -> Iterator[Metric]:
     yield from _counters(model, counters)
 
 
+def _draft_families(model: str, metrics: EngineMetrics) -> Iterator[Metric]:
+    """What came of drafts, by proposer; a draft has one."""
+    counts = {
+        proposer: (num_drafts, num_drafted, num_accepted, num_drafted - num_accepted)
+        for proposer, (num_drafts, num_drafted, num_accepted) in list(metrics.drafts.items())
+    }
+    texts = (
+        ("spec_decode_num_drafts", "Drafts verified."),
+        ("spec_decode_num_draft_tokens", "Draft tokens verified."),
+        ("spec_decode_num_accepted_tokens", "Draft tokens accepted."),
+        ("spec_decode_num_rejected_tokens", "Draft tokens that were not."),
+    )
+    yield from _labelled(model, "proposer", counts, texts)
+    yield _histogram(
+        "spec_decode_acceptance_length",
+        "Tokens of a step that verified a draft, the bonus token included.",
+        [_MODEL, "proposer"],
+        [([model, proposer], counts) for proposer, counts in list(metrics.acceptance_length.items())],
+    )
+
+
 def _histograms(metrics: EngineMetrics) -> Sequence[tuple[str, str, Counts]]:
     return (
         ("time_to_first_token_seconds", "From submit to the first token.", metrics.first_token),
@@ -164,11 +180,6 @@ def _histograms(metrics: EngineMetrics) -> Sequence[tuple[str, str, Counts]]:
         ("request_inference_time_seconds", "Prefill and decode together.", metrics.inference),
         ("request_prompt_tokens", "Prompt tokens of a request that ended.", metrics.prompt_length),
         ("request_generation_tokens", "Tokens that it was answered with.", metrics.output_length),
-        (
-            "spec_decode_acceptance_length",
-            "Tokens of a step that verified a draft, the bonus token included.",
-            metrics.acceptance_length,
-        ),
     )
 
 
@@ -200,9 +211,13 @@ def _labelled(
         yield family
 
 
-def _histogram(model: str, name: str, text: str, counts: Counts) -> Metric:
-    bounds = [*map(str, counts.bounds), "+Inf"]
-    buckets = list(zip(bounds, map(float, accumulate(counts.counts)), strict=True))
-    family = HistogramMetricFamily(PREFIX + name, text, labels=[_MODEL])
-    family.add_metric([model], buckets, counts.total)
+def _histogram(
+    name: str, text: str, labels: Sequence[str], rows: Sequence[tuple[Sequence[str], Counts]]
+) -> Metric:
+    """A histogram; each row has the values of the labels."""
+    family = HistogramMetricFamily(PREFIX + name, text, labels=labels)
+    for values, counts in rows:
+        bounds = [*map(str, counts.bounds), "+Inf"]
+        buckets = list(zip(bounds, map(float, accumulate(counts.counts)), strict=True))
+        family.add_metric(values, buckets, counts.total)
     return family

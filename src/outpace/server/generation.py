@@ -78,9 +78,7 @@ class Usage:
     completion_tokens: dict[int, int] = field(default_factory=dict[int, int])  # choice -> tokens
     reasoning_tokens: dict[int, int] = field(default_factory=dict[int, int])  # choice -> of those, thoughts
     prediction: Sequence[int] = ()  # what the client expects
-    matches: dict[int, PredictionMatch] = field(
-        default_factory=dict[int, PredictionMatch]
-    )  # choice -> with it
+    matches: dict[int, PredictionMatch] = field(default_factory=dict[int, PredictionMatch])  # by choice
 
     def to_wire(self) -> dict[str, Any]:
         """The `usage` object of an answer."""

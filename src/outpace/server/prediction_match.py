@@ -13,8 +13,8 @@ _FREQUENT = 64  # times that a token occurs in the prediction: its places are ke
 class PredictionMatch:
     """Counts the tokens of a prediction that an answer has in the same order, as the answer comes.
 
-    That is the length of their longest common subsequence, by the addition of whole rows of bits (Hyyrö 2004):
-    a token takes time in proportion to the prediction's length over 64, microseconds for thousands of tokens.
+    That is the length of their longest common subsequence, by adding rows of bits (Hyyrö 2004): a token takes
+    microseconds, in proportion to the prediction's length; some 30 where that is 32,768.
     """
 
     def __init__(self, prediction: Sequence[int]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from typer.testing import Result
@@ -91,6 +93,27 @@ def test_stats_name_the_speeds(invoke: Invoke, null_model: tuple[str, ...]) -> N
     result = invoke("run", *null_model, "--stats", "--ignore-eos", "-n", "12", "Hello")
     assert "12 tokens · TTFT " in result.stderr
     assert " tokens/s" in result.stderr
+
+
+def test_drafts_are_shown_and_counted(invoke: Invoke, model_135m: Path) -> None:
+    """The real model, asked for what repeats itself, so that look-up drafts it."""
+    prompt = "Count from one to ten, three times."
+    arguments = ("-m", str(model_135m), "--kv-cache", "64MiB", "--no-draft-persist", "-n", "80", prompt)
+    plain = invoke("run", *arguments)
+    shown = invoke("run", *arguments, "--show-drafts", "--stats")
+    assert plain.exit_code == shown.exit_code == 0, shown.output
+    coloured = re.findall(r"(\x1b\[3\dm)(.*?)\x1b\[0m", shown.stdout, re.DOTALL)
+    assert len(coloured) > 3
+    assert re.sub(r"\x1b\[\d+m", "", shown.stdout) == plain.stdout
+    counts = re.search(r"^drafts accepted: (.+) · (\d+) µs a step to draft$", shown.stderr, re.MULTILINE)
+    assert counts, shown.stderr
+    assert int(counts[2]) > 0
+    accepted = dict(re.findall(r"(\w+) (\d+) of \d+", counts[1]))
+    assert int(accepted["suffix"]) > 10
+    legend = dict(re.findall(r"(\x1b\[3\dm)(\w+)\x1b\[0m", shown.stderr))
+    assert set(legend) == {colour for colour, _ in coloured}, "each colour is somebody's"
+    assert set(legend.values()) <= set(accepted)
+    assert "suffix" in legend.values()
 
 
 @pytest.mark.parametrize(

@@ -122,8 +122,28 @@ def test_drafts_are_counted() -> None:
     drafts, accepted = value("spec_decode_num_drafts_total"), value("spec_decode_num_accepted_tokens_total")
     assert drafts >= 4
     assert accepted == value("spec_decode_num_draft_tokens_total")
+    assert value("spec_decode_num_rejected_tokens_total") == 0
     assert value("spec_decode_acceptance_length_sum") == drafts + accepted
     assert value("request_time_per_output_token_seconds_count") == 1
+
+
+def test_drafts_of_several_proposers_are_told_apart() -> None:
+    engine = make_engine()
+    for proposer, num_drafted, num_accepted in (("a", 5, 5), ("b", 4, 1), ("b", 2, 0)):
+        engine.metrics.draft(proposer, num_drafted, num_accepted)
+    value = read(page(m=engine))
+    for proposer, drafts, drafted, accepted in (("a", 1, 5, 5), ("b", 2, 6, 1)):
+        counts = {
+            "num_drafts_total": drafts,
+            "num_draft_tokens_total": drafted,
+            "num_accepted_tokens_total": accepted,
+            "num_rejected_tokens_total": drafted - accepted,
+            "acceptance_length_count": drafts,
+            "acceptance_length_sum": accepted + drafts,
+        }
+        for name, count in counts.items():
+            assert value(f"spec_decode_{name}", proposer=proposer, model_name="m") == count
+    assert value("spec_decode_acceptance_length_bucket", proposer="b", le="1") == 1
 
 
 def test_a_request_that_waits_and_one_that_never_ran() -> None:
