@@ -56,6 +56,7 @@ void SuffixGuess::propose(const TokenIndex& index, const int32_t* context, int64
   const auto counts = [&](const TokenMatch& m) { return m.length >= shortest || m.length >= kLongMatch; };
   const bool alone = std::count_if(matches_.begin(), matches_.end(), counts) == 1;
   const int64_t limit = alone ? most : std::max<int64_t>(kBranchTokens, most - 2 * kBranchTokens);
+  if (!alone) put_agreed_first(index);
   bool trunk = true;
   for (const TokenMatch& m : matches_) {
     if (!counts(m)) continue;
@@ -65,6 +66,28 @@ void SuffixGuess::propose(const TokenIndex& index, const int32_t* context, int64
   if (limit < most && out.is_chain())
     merge(index, matches_.front(), own, most, most, true, out);  // all agree
   classify(out);
+}
+
+// Of the matches as long as the longest, or a token shorter, the newest of those that most agree with on the
+// next token goes before all others: what followed often is likelier than what followed last.
+void SuffixGuess::put_agreed_first(const TokenIndex& index) {
+  const int64_t shortest = std::max<int64_t>(2, matches_.front().length - 1);
+  const auto end = std::find_if(matches_.begin(), matches_.end(),
+                                [&](const TokenMatch& m) { return m.length < shortest; });
+  const auto next = [&](const TokenMatch& m) {
+    return m.position + 1 < index.size() ? index.at(m.position + 1) : kBorder;
+  };
+  auto first = matches_.begin();
+  int64_t most = 1;
+  for (auto it = matches_.begin(); it != end; ++it) {
+    const int32_t token_id = next(*it);
+    const auto same =
+        std::count_if(matches_.begin(), end, [&](const TokenMatch& m) { return next(m) == token_id; });
+    if (token_id == kBorder || same <= most) continue;
+    most = same;
+    first = it;
+  }
+  std::rotate(matches_.begin(), first, first + 1);
 }
 
 // Lays a match's continuation over the tree: as far as it agrees it supports what is there, then it branches.

@@ -35,6 +35,7 @@ class SuffixGuess {
                TokenProposal& out);
 
  private:
+  void put_agreed_first(const TokenIndex& index);
   void merge(const TokenIndex& index, const TokenMatch& match, bool own, int64_t limit, int64_t most,
              bool trunk, TokenProposal& out);
   void classify(TokenProposal& out) const;

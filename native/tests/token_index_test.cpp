@@ -217,6 +217,30 @@ TEST(continuations_that_differ_branch) {
   CHECK(out.child(-1, 2) > 0 && out.child(0, 50) > 0, "the others branch off");
 }
 
+TEST(what_followed_often_goes_before_what_followed_last) {
+  std::vector<int32_t> text;
+  const auto say = [&](std::initializer_list<int32_t> tokens) { text.insert(text.end(), tokens); };
+  const auto first = [&](bool own, std::initializer_list<int32_t> end) {
+    TokenIndex index(1 << 20, kOrders);
+    std::vector<int32_t> all(text);
+    if (own) all.insert(all.end(), end);
+    index.append(all.data(), static_cast<int64_t>(all.size()));
+    if (!own) index.append(&kBorder, 1);
+    outpace::SuffixGuess guess;
+    TokenProposal out;
+    guess.propose(index, std::data(end), static_cast<int64_t>(end.size()), own, 8, out);
+    return out.empty() ? -1 : out.token_ids[0];
+  };
+  say({7, 8, 1, 50, 7, 8, 1, 51, 7, 8, 1, 52, 7, 8, 2, 60});
+  CHECK(first(true, {7, 8}) == 1 && first(false, {7, 8}) == 1, "1 three times, 2 last");
+  say({7, 8, 2, 61, 7, 8, 2, 62});
+  CHECK(first(true, {7, 8}) == 2 && first(false, {7, 8}) == 2, "as often, and last");
+  say({3, 4, 7, 8, 5, 63, 7, 8, 2, 64});
+  CHECK(first(true, {3, 4, 7, 8}) == 5 && first(false, {3, 4, 7, 8}) == 5, "more in common");
+  say({7, 8, kBorder, 7, 8, kBorder, 7, 8, kBorder, 7, 8, kBorder, 7, 8, kBorder});
+  CHECK(first(false, {7, 8}) == 2, "a text's end is no guess");
+}
+
 TEST(trees_are_sound) {
   check::Random random{3};
   int64_t branching = 0;
