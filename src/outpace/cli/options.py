@@ -170,8 +170,8 @@ class EngineFlags:
     draft_index_tokens: Annotated[
         int | None,
         typer.Option(
-            help="Earlier tokens kept to draft from, all clients together: 40 bytes of memory and 8 on disk "
-            "each; default: 1048576.",
+            help="Earlier tokens kept to draft from, of all clients of a model: 40 bytes of memory and 8 on "
+            "disk each; default: 1048576.",
             rich_help_panel=ENGINE_PANEL,
         ),
     ] = None

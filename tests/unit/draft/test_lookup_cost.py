@@ -9,9 +9,10 @@ from time import perf_counter
 
 import numpy as np
 import pytest
+from kept_text import said, text_of
 
 from outpace import _native
-from outpace.draft.suffix import OWN_ORDERS, SHARED_ORDERS
+from outpace.draft.suffix import OWN_ORDERS, SHARED_ORDERS, SuffixProposer
 from outpace.llm import LLM
 from outpace.types import Int32Array
 
@@ -75,3 +76,21 @@ def test_a_text_that_is_rewritten(code: Int32Array, length: int, is_prompt: bool
         times.append(perf_counter() - start)
     assert num_guessed > 200
     assert median(times) < MOST
+
+
+def test_a_look_up_and_an_update_take_microseconds() -> None:
+    """Twenty are the limit for both together; a busy machine gets ten tries."""
+
+    def seconds() -> float:
+        proposer, request = SuffixProposer(), said(text_of(8000))
+        proposer.propose([request], [16])
+        tokens: Int32Array = np.array([*request.tokens, *request.tokens[100:400]], np.int32)
+        took: list[float] = []
+        for length in range(8001, 8300):
+            request.tokens = tokens[:length]  # type: ignore[assignment]  # a view, as the engine's requests give
+            start = perf_counter()
+            proposer.propose([request], [16])
+            took.append(perf_counter() - start)
+        return median(took)
+
+    assert min(seconds() for _ in range(10)) < MOST

@@ -9,54 +9,13 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
-from asking import Asking
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from kept_text import VOCAB, VOCABULARY, guessed, said, shared, text_of
 
-from outpace.draft.log import TokenLog, Vocabulary, model_folder, remove_orphans, tidy
+from outpace.draft.log import Vocabulary, model_folder, remove_orphans
 from outpace.draft.store import SharedText
-from outpace.draft.suffix import SharedProposer
-from outpace.types import DraftHints, DraftSharing, Int32Array
-
-VOCAB = 50_000
-VOCABULARY = Vocabulary(VOCAB, b"ours".ljust(32))
-HEADER = len(VOCABULARY.header)
-
-
-def text_of(length: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(0, VOCAB, length).tolist()
-
-
-@contextmanager
-def shared(
-    folder: Path | None,
-    *,
-    capacity: int = 1 << 16,
-    sharing: DraftSharing = "scope",
-    vocabulary: Vocabulary = VOCABULARY,
-) -> Iterator[SharedText]:
-    text = SharedText(folder, vocabulary=lambda: vocabulary, capacity=capacity, sharing=sharing)
-    yield text
-    text.close()
-
-
-def said(tokens: Sequence[int], scope: str = "", **more: int) -> Asking:
-    hints = DraftHints(scope)
-    return Asking("r/0", list(tokens), hints, **{"num_prompt_tokens": len(tokens) // 2, **more})
-
-
-def guessed(text: SharedText, end: Sequence[int], scope: str = "", most: int = 8) -> list[int]:
-    """What follows `end` in the scope's text; waits for a log that is being read."""
-    text.index(scope)
-    text.flush()
-    proposals = SharedProposer(text).propose([said(end, scope)], [most])
-    return list(proposals[0][1].token_ids) if proposals else []
 
 
 def test_what_one_request_said_is_proposed_to_the_next() -> None:
@@ -235,88 +194,6 @@ def test_logs_of_models_that_are_gone_are_removed(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-# --- what breaks --------------------------------------------------------------------------------
-
-
-def log_with(folder: Path, *records: Sequence[int]) -> Path:
-    log = TokenLog(folder / "x.tokens", VOCABULARY, 1 << 16)
-    log.read()
-    log.append([np.array(record, np.int32) for record in records])
-    log.close()
-    return folder / "x.tokens"
-
-
-def read(path: Path, vocabulary: Vocabulary = VOCABULARY) -> list[list[int]]:
-    log = TokenLog(path, vocabulary, 1 << 16)
-    records = [record.tolist() for record in log.read()]
-    log.close()
-    return records
-
-
-@pytest.mark.parametrize("cut", [1, 3, 8, 11, 12, 300])
-def test_an_end_that_is_cut_off_costs_the_last_record_alone(tmp_path: Path, cut: int) -> None:
-    path = log_with(tmp_path, text_of(100, 1), text_of(80, 2))
-    os.truncate(path, path.stat().st_size - cut)
-    assert read(path) == [text_of(100, 1)]
-    assert path.stat().st_size == HEADER + 8 + 400, "the end is cut off"
-    log_with(tmp_path, text_of(50, 3))
-    assert read(path) == [text_of(100, 1), text_of(50, 3)]
-
-
-def test_damage_costs_what_follows_it(tmp_path: Path) -> None:
-    path = log_with(tmp_path, text_of(100, 1), text_of(80, 2), text_of(60, 3))
-    data = bytearray(path.read_bytes())
-    data[HEADER + 8 + 400 + 20] ^= 1
-    path.write_bytes(data)
-    assert read(path) == [text_of(100, 1)]
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"OUTDRAFT", b"something else entirely, and long enough", b"\0" * 64, b"\xff" * 64],
-    ids=["empty", "short", "foreign", "zeros", "ones"],
-)
-def test_a_file_of_something_else_is_begun_anew(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "x.tokens"
-    path.write_bytes(content)
-    assert read(path) == []
-    log_with(tmp_path, text_of(50))
-    assert read(path) == [text_of(50)]
-
-
-SOUND = [text_of(length, length) for length in (3, 1, 20, 7)]
-NUM_BYTES = HEADER + sum(8 + 4 * len(record) for record in SOUND)
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    flips=st.lists(st.tuples(st.integers(0, NUM_BYTES - 1), st.integers(1, 255)), max_size=3),
-    removed=st.tuples(st.integers(0, NUM_BYTES), st.integers(0, 60)),
-    inserted=st.binary(max_size=24),
-)
-def test_a_log_gives_what_was_written_up_to_the_damage(
-    tmp_path: Path, flips: list[tuple[int, int]], removed: tuple[int, int], inserted: bytes
-) -> None:
-    path = tmp_path / "x.tokens"
-    path.unlink(missing_ok=True)
-    log_with(tmp_path, *SOUND)
-    data = bytearray(path.read_bytes())
-    for at, change in flips:
-        data[at] ^= change
-    start, length = removed
-    data[start : start + length] = inserted
-    path.write_bytes(data)
-    first = min([start, *(at for at, _ in flips)])
-    ends = [HEADER + sum(8 + 4 * len(record) for record in SOUND[: count + 1]) for count in range(len(SOUND))]
-    whole = sum(end <= first for end in ends)
-    records = read(path)
-    assert records[:whole] == SOUND[:whole]
-    assert all(record in SOUND or record == [] for record in records), "nothing that was never written"
-    assert read(path) == records, "what is damaged is cut off for good"
-    log_with(tmp_path, text_of(9))
-    assert read(path) == [*records, text_of(9)]
-
-
 @pytest.mark.parametrize(
     "other", [Vocabulary(VOCAB + 1, VOCABULARY.digest), Vocabulary(VOCAB, b"theirs".ljust(32))]
 )
@@ -329,22 +206,6 @@ def test_another_vocabulary_begins_anew(tmp_path: Path, other: Vocabulary) -> No
         text.add(said(tokens))
     with shared(tmp_path, vocabulary=other) as text:
         assert guessed(text, tokens[50:60]) == tokens[60:68]
-
-
-def test_tokens_beyond_the_vocabulary_are_damage(tmp_path: Path) -> None:
-    path = log_with(tmp_path, [1, 2, 3], [VOCAB], [4])
-    assert read(path) == [[1, 2, 3]]
-
-
-def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
-    path = log_with(tmp_path, text_of(50, 1))
-    first, second = (TokenLog(path, VOCABULARY, 1 << 16) for _ in range(2))
-    assert len(first.read()) == len(second.read()) == 1
-    second.append([np.array(text_of(50, 2), np.int32)])
-    first.append([np.array(text_of(50, 3), np.int32)])
-    first.close()
-    second.close()
-    assert read(path) == [text_of(50, 1), text_of(50, 3)]
 
 
 def test_a_full_disk_ends_the_writing_and_nothing_else(
@@ -399,91 +260,12 @@ def test_logs_that_are_written_stay_and_are_cut(tmp_path: Path) -> None:
             assert guessed(text, tokens[50:60], name) == tokens[60:68]
 
 
-def test_another_process_s_log_is_not_removed(tmp_path: Path) -> None:
-    path = log_with(tmp_path, text_of(5000))
-    os.utime(path, (1, 1))
-    theirs = TokenLog(path, VOCABULARY, 1 << 16)
-    theirs.read()
-    (tmp_path / "new.tokens").write_bytes(b"x" * 8000)
-    assert tidy(tmp_path, 2000) > 0
-    theirs.append([np.array(text_of(50, 2), np.int32)])
-    theirs.close()
-    assert read(path) == [text_of(5000), text_of(50, 2)]
-    os.utime(path, (1, 1))
-    assert tidy(tmp_path, 2000) == 0
-    assert not path.exists()
-
-
-def test_a_log_that_was_removed_meanwhile_is_not_written_to(tmp_path: Path) -> None:
-    """Between opening a file and locking it, another process may have put a new one in its place."""
-    path = log_with(tmp_path, text_of(50, 1))
-    opened = os.open
-
-    def replaced(file: Path, *arguments: int) -> int:
-        descriptor = opened(file, *arguments)
-        if file == path and not (tmp_path / "old").exists():
-            os.link(path, tmp_path / "old")
-            path.unlink()
-        return descriptor
-
-    log = TokenLog(path, VOCABULARY, 1 << 16)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "open", replaced)
-        log.read()
-    log.append([np.array(text_of(60, 2), np.int32)])
-    log.close()
-    assert read(path) == [text_of(60, 2)]
-
-
-@pytest.mark.parametrize("length", [100, 5000])
-def test_a_log_is_cut_to_its_newest_tokens(tmp_path: Path, length: int) -> None:
-    """Even where the newest record alone is too long."""
-    path = tmp_path / "x.tokens"
-    log = TokenLog(path, VOCABULARY, 1000)
-    log.read()
-    said = [text_of(length, seed) for seed in range(4000 // length + 1)]
-    for record in said:
-        log.append([np.array(record, np.int32)])
-    log.close()
-    kept = [token for record in read(path) for token in record]
-    everything = [token for record in said for token in record]
-    assert 1000 <= len(kept) <= 2000
-    assert kept == everything[-len(kept) :]
-
-
-def test_cutting_a_log_where_the_disk_is_full_leaks_no_descriptor(tmp_path: Path) -> None:
-    path = log_with(tmp_path, text_of(5000))
-    log = TokenLog(path, VOCABULARY, 1 << 16)
-    log.read()
-    count = len(list(Path("/proc/self/fd").iterdir()))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        log.cut(2000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, ignored)
-    assert len(list(Path("/proc/self/fd").iterdir())) == count - 1, "the log's own is closed, the new one too"
-    assert read(path) == [text_of(5000)]
-    assert [each.name for each in tmp_path.iterdir()] == ["x.tokens"]
-
-
-def test_old_logs_go_first(tmp_path: Path) -> None:
-    for number in range(5):
-        path = tmp_path / f"{number}.tokens"
-        path.write_bytes(b"x" * 4000)
-        os.utime(path, (number, number))
-    tidy(tmp_path, 2500)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["3.tokens", "4.tokens"]
-
-
 WRITER = """
 import sys
 import time
 from pathlib import Path
 from outpace.draft.store import SharedText
-from test_store import VOCABULARY, said, text_of
+from kept_text import VOCABULARY, said, text_of
 
 text = SharedText(Path(sys.argv[1]), vocabulary=lambda: VOCABULARY, capacity=1 << 20, sharing="scope")
 for seed in range(int(sys.argv[2])):
@@ -509,22 +291,3 @@ def test_kill_9_loses_at_most_the_last_seconds(tmp_path: Path) -> None:
     with shared(tmp_path, capacity=1 << 20) as text:
         tokens = text_of(300, 12345)
         assert guessed(text, tokens[50:60]) == tokens[60:68]
-
-
-def test_a_look_up_and_an_update_take_microseconds() -> None:
-    """Twenty are the limit for both together; a busy machine gets ten tries."""
-    from outpace.draft.suffix import SuffixProposer
-
-    def microseconds() -> float:
-        proposer, request = SuffixProposer(), said(text_of(8000))
-        proposer.propose([request], [16])
-        tokens: Int32Array = np.array([*request.tokens, *request.tokens[100:400]], np.int32)
-        took: list[float] = []
-        for length in range(8001, 8300):
-            request.tokens = tokens[:length]  # type: ignore[assignment]  # a view, as the engine's requests give
-            start = time.perf_counter()
-            proposer.propose([request], [16])
-            took.append(time.perf_counter() - start)
-        return float(np.median(took)) * 1e6
-
-    assert min(microseconds() for _ in range(10)) < 20
