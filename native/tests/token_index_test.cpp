@@ -219,12 +219,13 @@ TEST(continuations_that_differ_branch) {
 
 TEST(what_followed_often_goes_before_what_followed_last) {
   std::vector<int32_t> text;
-  const auto say = [&](std::initializer_list<int32_t> tokens) { text.insert(text.end(), tokens); };
+  const auto say = [&](std::initializer_list<int32_t> tokens) {
+    for (const int32_t token_id : tokens) text.push_back(token_id);
+  };
   const auto first = [&](bool own, std::initializer_list<int32_t> end) {
     TokenIndex index(1 << 20, kOrders);
-    std::vector<int32_t> all(text);
-    if (own) all.insert(all.end(), end);
-    index.append(all.data(), static_cast<int64_t>(all.size()));
+    index.append(text.data(), static_cast<int64_t>(text.size()));
+    if (own) index.append(std::data(end), static_cast<int64_t>(end.size()));
     if (!own) index.append(&kBorder, 1);
     outpace::SuffixGuess guess;
     TokenProposal out;

@@ -22,17 +22,24 @@ _IN_USE = 60.0  # seconds since its last request, as long as which a scope stays
 class Scope:
     """One scope's text in memory, and its log.
 
-    `index` may be looked up by any thread, all else belongs to the thread that learns. `log` is None where
-    nothing is on disk; until `is_loaded`, what is there is not in memory. `is_awaited`: that thread was told.
+    `index` may be looked up by any thread, all else belongs to the thread that learns. `room`: tokens that
+    the index may have. `log` is None where nothing is on disk; until `is_loaded`, what is there is not in
+    memory. `is_awaited`: that thread was told.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.index = _native.TokenIndex(_LEAST_ROOM, SHARED_ORDERS)
+        self.room = _LEAST_ROOM
+        self.index = _native.TokenIndex(self.room, SHARED_ORDERS)
         self.log: TokenLog | None = None
         self.is_loaded = self.is_awaited = False
         self.unwritten: list[Int32Array] = []
         self.used_at = 0.0  # time.monotonic() seconds
+
+    def resize(self, room: int) -> None:
+        """Let the index have so many tokens, a power of two; the oldest beyond are forgotten."""
+        self.room = room
+        self.index.set_capacity(room)
 
     def write(self) -> None:
         """Put what is not on disk yet there."""
@@ -83,12 +90,12 @@ class ScopeTable:
         have gives half of it; where none has, this one keeps its size and forgets its oldest text. Returns
         the tokens that it has room for then.
         """
-        wanted = scope.index.ring_size
+        wanted = scope.room
         while wanted < min(scope.index.num_kept + num_tokens, self._room):
             wanted *= 2
         while True:
             others = [each for each in self.all() if each is not scope]
-            room = self._room - sum(each.index.ring_size for each in others)
+            room = self._room - sum(each.room for each in others)
             if len(others) >= _MOST_SCOPES:
                 self._drop(others[0])
                 continue
@@ -98,16 +105,15 @@ class ScopeTable:
                 self._drop(others[0])
                 continue
             share = _power_of_two(room)
-            largest = max(others, key=lambda each: each.index.ring_size)
-            size = largest.index.ring_size
-            if size > max(2 * share, _LEAST_ROOM):
-                largest.index.set_capacity(size // 2)
+            largest = max(others, key=lambda each: each.room)
+            if largest.room > max(2 * share, _LEAST_ROOM):
+                largest.resize(largest.room // 2)
             elif share == 0:
                 self._drop(others[0])
             else:
                 wanted = share
                 break
-        scope.index.set_capacity(wanted)
+        scope.resize(wanted)
         return wanted
 
     def _drop(self, scope: Scope) -> None:
