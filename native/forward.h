@@ -81,6 +81,9 @@ class Forward {
   int64_t most_split_rows() const {
     return (kAttentionRows * 4 * pool_.num_threads() - 1) / spec_.num_kv_heads;
   }
+  bool splits_context(const std::vector<Row>& rows) const {
+    return static_cast<int64_t>(rows.size()) <= most_split_rows();
+  }
   void start(const std::vector<Row>& rows);
   void turn(int64_t row, int64_t position);
   void plan_attention(const std::vector<Row>& rows);

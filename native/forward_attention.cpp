@@ -69,7 +69,7 @@ void Forward::reserve_attention(int64_t num_rows) {
 // are merged in their order either way: the same bits.
 void Forward::plan_attention(const std::vector<Row>& rows) {
   const auto num_rows = static_cast<int64_t>(rows.size());
-  const bool split = num_rows <= most_split_rows();
+  const bool split = splits_context(rows);
   units_.clear();
   sights_.clear();
   int64_t partials = 0;
@@ -109,8 +109,7 @@ void Forward::plan_attention(const std::vector<Row>& rows) {
 // not go on with that one would have it fetched twice.
 void Forward::attend(int64_t index, const std::vector<Row>& rows) {
   const auto num_units = static_cast<int64_t>(units_.size());
-  const bool split = static_cast<int64_t>(rows.size()) <= most_split_rows();
-  pool_.parallel(num_units, split ? grain(num_units) : 1, [&](int64_t first, int64_t last) {
+  pool_.parallel(num_units, splits_context(rows) ? grain(num_units) : 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) attend_unit(index, units_[static_cast<size_t>(i)], rows);
   });
 }

@@ -5,8 +5,6 @@
 #include <cmath>
 #include <vector>
 
-#include "aligned.h"
-#include "forward.h"
 #include "trace.h"
 
 namespace outpace {
@@ -21,35 +19,10 @@ struct Strips {
   int64_t count;
 };
 
-// Rows of activations without wide cells.
-struct Inputs {
-  const int64_t columns, stride;
-  LineVector<float> x;
-  QuantizedRows per_32, per_256;
-
-  Inputs(int64_t num_rows, const TileMatrix& m, const Kernels& kernels)
-      : columns(m.columns), stride(row_stride<float>(columns)) {
-    x.resize(static_cast<size_t>(num_rows * stride));
-    for (size_t i = 0; i < x.size(); ++i) x[i] = std::sin(static_cast<float>(i));
-    if (is_float(m.format)) return;
-    (is_k(m.format) ? per_256 : per_32).resize(num_rows, columns);
-    for (int64_t r = 0; r < num_rows; ++r) {
-      if (is_k(m.format))
-        kernels.quantize_256(x.data() + r * stride, columns, per_256.at(r, columns, kSuperBlock));
-      else
-        kernels.quantize_32(x.data() + r * stride, columns, per_32.at(r, columns, kGroup));
-    }
-  }
-
-  Activations all() {
-    return {columns, x.data(), stride, per_32.at(0, columns, kGroup), per_256.at(0, columns, kSuperBlock)};
-  }
-};
-
 // Of one thread, while all do the same: the best of a few passes of a millisecond.
 double strip_seconds(const TileMatrix& m, int64_t num_rows, const Kernels& kernels, ThreadPool& pool) {
-  Inputs inputs(num_rows, m, kernels);
-  const Activations a = inputs.all();
+  SampleRows rows(num_rows, m.columns, kernels);
+  const Activations a = rows.from(0);
   const auto size = static_cast<size_t>(num_rows * kStrip);
   std::vector<LineVector<float>> out(static_cast<size_t>(pool.num_threads()), LineVector<float>(size));
   double best = 1e9;
@@ -72,6 +45,24 @@ double strip_seconds(const TileMatrix& m, int64_t num_rows, const Kernels& kerne
 }
 
 }  // namespace
+
+SampleRows::SampleRows(int64_t num_rows, int64_t num_columns, const Kernels& kernels)
+    : columns(num_columns), stride(row_stride<float>(columns)) {
+  x.resize(static_cast<size_t>(num_rows * stride));
+  per_32.resize(num_rows, columns);
+  per_256.resize(num_rows, columns);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = std::sin(static_cast<float>(i));
+  for (int64_t r = 0; r < num_rows; ++r) {
+    const Activations row = from(r);
+    if (columns % kGroup == 0) kernels.quantize_32(row.x, columns, row.per_32);
+    if (columns % kSuperBlock == 0) kernels.quantize_256(row.x, columns, row.per_256);
+  }
+}
+
+Activations SampleRows::from(int64_t row) {
+  return {columns, x.data() + row * stride, stride, per_32.at(row, columns, kGroup),
+          per_256.at(row, columns, kSuperBlock)};
+}
 
 std::array<double, kNumOps> product_seconds(const Weights& weights, const StepTrace& trace,
                                             const Kernels& kernels, ThreadPool& pool) {

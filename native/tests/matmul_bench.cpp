@@ -9,8 +9,8 @@
 #include <string>
 
 #include "cpu.h"
-#include "forward.h"
 #include "memory.h"
+#include "product_probe.h"
 #include "thread_pool.h"
 
 namespace {
@@ -26,32 +26,6 @@ constexpr struct {
                 {Format::q4_0, "q4_0"}, {Format::q4_1, "q4_1"}, {Format::q5_0, "q5_0"},
                 {Format::q5_1, "q5_1"}, {Format::q8_0, "q8_0"}, {Format::q4_k, "q4_k"},
                 {Format::q5_k, "q5_k"}, {Format::q6_k, "q6_k"}};
-
-// Rows of activations as a step has them, without wide cells.
-struct Inputs {
-  const int64_t columns, stride;
-  outpace::LineVector<float> x;
-  outpace::QuantizedRows per_32, per_256;
-
-  Inputs(const outpace::Kernels& kernels, int64_t num_columns)
-      : columns(num_columns), stride(outpace::row_stride<float>(columns)) {
-    x.resize(static_cast<size_t>(kMaxRows * stride));
-    per_32.resize(kMaxRows, columns);
-    per_256.resize(kMaxRows, columns);
-    for (size_t i = 0; i < x.size(); ++i)
-      x[i] = static_cast<float>(static_cast<int>(i * 2654435761u % 201) - 100) / 100.0f;
-    for (int64_t r = 0; r < kMaxRows; ++r) {
-      const outpace::Activations row = from(r);
-      kernels.quantize_32(row.x, columns, row.per_32);
-      kernels.quantize_256(row.x, columns, row.per_256);
-    }
-  }
-
-  outpace::Activations from(int64_t row) {
-    return {columns, x.data() + row * stride, stride, per_32.at(row, columns, outpace::kGroup),
-            per_256.at(row, columns, outpace::kSuperBlock)};
-  }
-};
 
 // The best of several passes over the whole matrix.
 double measure(const outpace::Kernels& kernels, outpace::ThreadPool& pool, const outpace::TileMatrix& m,
@@ -80,7 +54,8 @@ int main(int argc, char** argv) {
   const outpace::Kernels& kernels = outpace::select_kernels(argc > 2 ? argv[2] : "auto");
   const int64_t columns = argc > 3 ? std::atoll(argv[3]) : 1536;
   const double at_least = argc > 4 ? std::atof(argv[4]) : 0.08;
-  Inputs inputs(kernels, columns);
+  outpace::SampleRows rows_of_inputs(kMaxRows, columns, kernels);
+  const outpace::Activations inputs = rows_of_inputs.from(0);
   std::printf("GB/s of weights, %lld inputs, tier %s\n", static_cast<long long>(columns), kernels.name);
   std::printf("%-6s %8s %8s", "format", "size", "threads");
   for (int64_t rows = 1; rows <= kMaxRows; rows *= 2) std::printf(" %6lld", static_cast<long long>(rows));
@@ -98,7 +73,7 @@ int main(int argc, char** argv) {
         outpace::ThreadPool pool(threads);
         std::printf("%-6s %5.1f MB %8d", f.name, megabytes, threads);
         for (int64_t rows = 1; rows <= kMaxRows; rows *= 2) {
-          std::printf(" %6.1f", measure(kernels, pool, m, inputs.from(0), rows, at_least, out));
+          std::printf(" %6.1f", measure(kernels, pool, m, inputs, rows, at_least, out));
           std::fflush(stdout);
         }
         std::printf("\n");
