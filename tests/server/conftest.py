@@ -41,6 +41,16 @@ def server(served_llm: LLM) -> Iterator[RunningServer]:
         yield state
 
 
+@pytest.fixture(scope="session")
+def filling(model_05b: Path) -> Iterator[RunningServer]:
+    """A model that fills in the middle."""
+    with (
+        LLM(model_05b, backend="null", max_context=MAX_CONTEXT, kv_cache_bytes=KV_CACHE_BYTES) as llm,
+        running(llm) as state,
+    ):
+        yield state
+
+
 @pytest.fixture
 def http(server: RunningServer) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=30) as client:

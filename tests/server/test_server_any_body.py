@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving import KV_CACHE_BYTES, MAX_CONTEXT, RunningServer, running
-
-from outpace.llm import LLM
+from serving import RunningServer
 
 anything = st.recursive(
     st.none()
@@ -119,16 +115,6 @@ SHORT: dict[str, dict[str, Any]] = {
     "/api/generate": {"options": {"num_predict": 3}},
     "/infill": {"n_predict": 3},
 }
-
-
-@pytest.fixture(scope="module")
-def filling(model_05b: Path) -> Iterator[RunningServer]:
-    """A model that fills in the middle."""
-    with (
-        LLM(model_05b, backend="null", max_context=MAX_CONTEXT, kv_cache_bytes=KV_CACHE_BYTES) as llm,
-        running(llm) as state,
-    ):
-        yield state
 
 
 @pytest.mark.parametrize("path", BODIES)

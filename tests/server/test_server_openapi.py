@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -12,9 +11,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
-from serving import KV_CACHE_BYTES, MAX_CONTEXT, RunningServer, running
-
-from outpace.llm import LLM
+from serving import RunningServer
 
 OPERATIONS = {
     ("GET", "/"),
@@ -49,16 +46,6 @@ def page_of(server: RunningServer) -> Any:
 @pytest.fixture(scope="module")
 def page(server: RunningServer) -> Any:
     return page_of(server)
-
-
-@pytest.fixture(scope="module")
-def filling(model_05b: Path) -> Iterator[RunningServer]:
-    """A model that fills in the middle."""
-    with (
-        LLM(model_05b, backend="null", max_context=MAX_CONTEXT, kv_cache_bytes=KV_CACHE_BYTES) as llm,
-        running(llm) as state,
-    ):
-        yield state
 
 
 def test_the_page_names_every_address(server: RunningServer, http: httpx.Client) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from agent_messages import reminder, system, user
 from hypothesis import given
 from hypothesis import strategies as st
 from serving import RunningServer
@@ -58,18 +59,6 @@ MEMORY = (
     "This directory already exists — write to it directly with the Write tool (do not run mkdir or check "
     "for its existence). "
 )
-
-
-def system(text: str) -> dict[str, Any]:
-    return {"role": "system", "content": text}
-
-
-def user(text: str) -> dict[str, Any]:
-    return {"role": "user", "content": text}
-
-
-def reminder(text: str) -> str:
-    return f"<system-reminder>\n{text}\n</system-reminder>"
 
 
 @pytest.mark.parametrize("fragment", [OPENCODE, CLAUDE, GIT], ids=["opencode", "claude", "git"])

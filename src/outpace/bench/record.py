@@ -171,9 +171,8 @@ class _Connection:
                     return await self._answer(413, b"the request is too long")
                 if any(name.lower() == b"upgrade" for name, _ in request.headers):
                     return await self._answer(501, b"websockets are not recorded; ask over HTTP")
-                if not request.target.startswith(
-                    b"/"
-                ):  # the form that clients use before a proxy of their own
+                # A whole address is what clients send to a proxy that they know of.
+                if not request.target.startswith(b"/"):
                     return await self._answer(400, b"ask for a path of this server")
                 await self._exchange(request, body)
             except h11.RemoteProtocolError:

@@ -94,7 +94,8 @@ class Measurement:
     def costs(self) -> StepCosts:
         """The curve without attention, and what attention costs."""
         per_seen_token = min(self._per_seen_token(), self._most())
-        bare = {rows: it - per_seen_token * rows * CONTEXT for rows, it in self._quickest().items()}
+        quickest = self._quickest()
+        bare = {rows: seconds - per_seen_token * rows * CONTEXT for rows, seconds in quickest.items()}
         return StepCosts(bare, per_seen_token)
 
     def _quickest(self) -> dict[int, float]:

@@ -175,16 +175,21 @@ def test_the_switch(model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -
         load(model)
 
 
-def test_the_least_recently_used_go_first(
-    model: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    models = [tmp_path / f"m{i}.gguf" for i in range(3)]
+def three_models(model: Path, folder: Path, cache: Path) -> tuple[list[Path], int]:
+    """Copies m0, m1, m2 whose packed weights were used in this order, and the bytes that each takes."""
+    models = [folder / f"m{i}.gguf" for i in range(3)]
     for i, path in enumerate(models):
         shutil.copy(model, path)
         assert load(path)[0] == "written"
         (packed,) = cache.glob(f"m{i}-*")
         os.utime(packed, (i + 1, i + 1))
-    size = packed.stat().st_size
+    return models, packed.stat().st_size
+
+
+def test_the_least_recently_used_go_first(
+    model: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, size = three_models(model, tmp_path, cache)
     assert load(models[0])[0] == "hit"  # now the newest
     monkeypatch.setenv("OUTPACE_PACKED_CACHE_BYTES", str(int(size * 2.5)))
     assert load(model)[0] == "written"
@@ -197,13 +202,7 @@ def test_the_least_recently_used_go_first(
 def test_a_lower_budget_holds_at_the_next_load_also_of_what_is_there(
     model: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models = [tmp_path / f"m{i}.gguf" for i in range(3)]
-    for i, path in enumerate(models):
-        shutil.copy(model, path)
-        assert load(path)[0] == "written"
-        (packed,) = cache.glob(f"m{i}-*")
-        os.utime(packed, (i + 1, i + 1))
-    size = packed.stat().st_size
+    models, size = three_models(model, tmp_path, cache)
     monkeypatch.setenv("OUTPACE_PACKED_CACHE_BYTES", str(int(size * 2.5)))
     assert load(models[0])[0] == "hit"
     assert sorted(path.name.split("-")[0] for path in cache.iterdir()) == ["m0", "m2"]
