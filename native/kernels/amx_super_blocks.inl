@@ -79,13 +79,12 @@ OUTPACE_INLINE void store_planes(Lines w, const SignedScale& scale, uint8_t* hig
 
 // A super-block's weights in two planes of [64 lines][16 outputs][4 inputs].
 template <Format F>
-void unpack_planes(const uint8_t* cell, uint8_t* high, uint8_t* low) {
+OUTPACE_INLINE void unpack_planes(const uint8_t* cell, uint8_t* high, uint8_t* low, CellsAhead& ahead) {
   const uint8_t* scales = PackedCell<F>{cell}.scales();
   Ints scale[2], min[2];
   if constexpr (F != Format::q6_k) unpack_scales(scales, scale, min);
   for (int g = 0; g < 8; ++g) {
-    // Spread over the groups: asked for at once, a cell's lines hold up what the products read meanwhile.
-    prefetch<cell_bytes(F) / 8>(cell + g * (cell_bytes(F) / 8));
+    ahead.next(1);
     Lines w[8];
     unpack_group<F>(PackedCell<F>{cell}.group(g), w);
     const auto store_lines = [&](const auto& first, const auto& second) {
@@ -108,7 +107,8 @@ void unpack_planes(const uint8_t* cell, uint8_t* high, uint8_t* low) {
 // minima are a small integer product of their own, as there. sums: [high, low][16 rows][16 outputs]
 template <Format F>
 OUTPACE_INLINE void rescale_rows(const BlockStep& step, int64_t first_row, int64_t begin, int64_t end,
-                                 const int32_t* sums, const Plane& a, int64_t columns, float* acc) {
+                                 const int32_t* sums, const Plane& a, int64_t columns, float* acc,
+                                 CellsAhead& ahead) {
   const uint8_t* scales = step.cell + scale_offset(F);
   const Floats d = load_halves(scales + (F == Format::q6_k ? 256 : 192));
   Floats dmin;
@@ -122,6 +122,7 @@ OUTPACE_INLINE void rescale_rows(const BlockStep& step, int64_t first_row, int64
     }
   }
   for (int64_t r = begin; r < end; ++r) {
+    ahead.next(2);
     const int64_t row = first_row + r;
     const Ints high = load_ints(sums + r * kStrip), low = load_ints(sums + kSums + r * kStrip);
     const Floats scale_a = set_floats(a.scale[row * (columns / kSuperBlock) + step.super_block]);
@@ -139,10 +140,11 @@ OUTPACE_INLINE void rescale_rows(const BlockStep& step, int64_t first_row, int64
 
 template <Format F>
 OUTPACE_INLINE void rescale_step(const BlockStep& step, const RowBlocks& rows, const int32_t* sums,
-                                 const Plane& a, int64_t columns, float* acc) {
+                                 const Plane& a, int64_t columns, float* acc, CellsAhead& ahead) {
   for (int64_t i = 0; i < step.count; ++i) {
     const int64_t b = step.block + i;
-    rescale_rows<F>(step, rows.first(b), rows.begin(b), rows.height, sums + i * 2 * kSums, a, columns, acc);
+    rescale_rows<F>(step, rows.first(b), rows.begin(b), rows.height, sums + i * 2 * kSums, a, columns, acc,
+                    ahead);
   }
 }
 
@@ -171,10 +173,11 @@ OUTPACE_INLINE void dot_high() {
 // A super-block times one block of rows, or two. activations: where each block's first row has it
 template <Format F, int Blocks>
 OUTPACE_INLINE void start_super_block(const int8_t* const (&activations)[2], int64_t stride,
-                                      const uint8_t* high, const uint8_t* low) {
+                                      const uint8_t* high, const uint8_t* low, CellsAhead& ahead) {
   zero_tile<4>(), zero_tile<5>();
   if constexpr (Blocks == 2) zero_tile<6>(), zero_tile<7>();
   for (int at = 0; at < kSuperBlock; at += kDepth) {
+    ahead.next(3);
     // All loads first: a product among them waits for its own and holds up the others.
     load_tile<0>(activations[0] + at, stride);
     load_tile<2>(high + at * kStrip, 4 * kStrip);
@@ -199,24 +202,27 @@ void add_super_blocks(const TileMatrix& m, const uint8_t* strip, const Plane& a,
   int turn = 0;
   for (int64_t i = 0; i < m.columns / kSuperBlock; ++i) {
     const uint8_t* cell = strip + i * cell_bytes(F);
-    unpack_planes<F>(cell, high, low);
+    CellsAhead ahead(cell, cell_bytes(F));
+    unpack_planes<F>(cell, high, low, ahead);
     for (int64_t b = 0; b < rows.count; b += 2, turn ^= 1) {
       const bool pair = b + 1 < rows.count;
       const int8_t* q = a.q + i * kSuperBlock;
       const int8_t* activations[2] = {q + rows.first(b) * a.stride,
                                       q + rows.first(pair ? b + 1 : b) * a.stride};
       if (pair)
-        start_super_block<F, 2>(activations, a.stride, high, low);
+        start_super_block<F, 2>(activations, a.stride, high, low, ahead);
       else
-        start_super_block<F, 1>(activations, a.stride, high, low);
-      rescale_step<F>(waiting, rows, sums[turn ^ 1], a, m.columns, acc);
+        start_super_block<F, 1>(activations, a.stride, high, low, ahead);
+      rescale_step<F>(waiting, rows, sums[turn ^ 1], a, m.columns, acc, ahead);
+      ahead.rest();
       int32_t* out = sums[turn];
       store_tile<4>(out, 4 * kStrip), store_tile<5>(out + kSums, 4 * kStrip);
       if (pair) store_tile<6>(out + 2 * kSums, 4 * kStrip), store_tile<7>(out + 3 * kSums, 4 * kStrip);
       waiting = {cell, i, b, pair ? 2 : 1};
     }
   }
-  rescale_step<F>(waiting, rows, sums[turn ^ 1], a, m.columns, acc);
+  CellsAhead none(strip, 0);
+  rescale_step<F>(waiting, rows, sums[turn ^ 1], a, m.columns, acc, none);
 }
 
 }  // namespace outpace::OUTPACE_TIER
