@@ -4,6 +4,7 @@
 // with a barrier. Every operation is row-wise, so a row's result depends on that row alone.
 #pragma once
 
+#include <algorithm>
 #include <initializer_list>
 #include <vector>
 
@@ -54,7 +55,9 @@ class Forward {
   void set_clock(StepClock* clock) { clock_ = clock; }
 
  private:
-  static constexpr int64_t kAttentionRows = 16;  // of one unit at most
+  // Rows of a unit: all its rows read a chunk while it is in the nearest caches, and a context that those do not
+  // hold comes from memory once a unit. As many as leave each thread a few units, within these bounds.
+  static constexpr int64_t kLeastUnitRows = 16, kMostUnitRows = 64, kUnitsPerThread = 4;
 
   // The tokens that a row sees, and where its results lie among the partial ones.
   struct Sight {
@@ -79,7 +82,11 @@ class Forward {
   void reserve_attention(int64_t num_rows);
   // Rows up to which there are too few for all threads, so that the context is shared out too.
   int64_t most_split_rows() const {
-    return (kAttentionRows * 4 * pool_.num_threads() - 1) / spec_.num_kv_heads;
+    return (kLeastUnitRows * kUnitsPerThread * pool_.num_threads() - 1) / spec_.num_kv_heads;
+  }
+  int64_t unit_rows(int64_t num_rows) const {
+    const int64_t even = num_rows * spec_.num_kv_heads / (kUnitsPerThread * pool_.num_threads());
+    return std::clamp(even, kLeastUnitRows, kMostUnitRows);
   }
   bool splits_context(const std::vector<Row>& rows) const {
     return static_cast<int64_t>(rows.size()) <= most_split_rows();

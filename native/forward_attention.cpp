@@ -72,6 +72,7 @@ void Forward::plan_attention(const std::vector<Row>& rows) {
   const bool split = splits_context(rows);
   units_.clear();
   sights_.clear();
+  const int64_t most = unit_rows(num_rows);
   int64_t partials = 0;
   for (const Row& row : rows) {
     const int64_t end = row.position + 1;
@@ -85,7 +86,7 @@ void Forward::plan_attention(const std::vector<Row>& rows) {
     const auto request = [&](int64_t r) { return rows[static_cast<size_t>(r)].request; };
     const auto sight = [&](int64_t r) -> const Sight& { return sights_[static_cast<size_t>(r)]; };
     int64_t from = sight(first).first_chunk(), to = sight(first).last_chunk();
-    for (last = first; last + 1 < std::min(num_rows, first + kAttentionRows); ++last) {
+    for (last = first; last + 1 < std::min(num_rows, first + most); ++last) {
       if (request(last + 1) != request(first)) break;
       from = std::min(from, sight(last + 1).first_chunk());
       to = std::max(to, sight(last + 1).last_chunk());
@@ -116,7 +117,7 @@ void Forward::attend(int64_t index, const std::vector<Row>& rows) {
 
 // Chunk by chunk, and there all rows that see it: its keys and values are in the nearest cache for them.
 void Forward::attend_unit(int64_t index, const AttentionUnit& unit, const std::vector<Row>& rows) {
-  AttentionTask tasks[kAttentionRows];
+  AttentionTask tasks[kMostUnitRows];
   for (int64_t chunk = unit.first_chunk; chunk <= unit.last_chunk; ++chunk) {
     int64_t count = 0;
     for (int64_t row = unit.first_row; row <= unit.last_row; ++row) {

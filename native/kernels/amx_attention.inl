@@ -36,8 +36,6 @@ struct ChunkOfRows {
   int64_t num_pairs, begin, end;  // tokens; begin is the first of a tile
   int32_t blocks[kBlocksPerChunk];
 
-  const AttentionTask& row(int64_t pair) const { return tasks[pair / tasks->num_heads]; }
-  int64_t head(int64_t pair) const { return pair % tasks->num_heads; }
   const uint8_t* block(int64_t token) const {
     return tasks->blocks + blocks[token % kAttentionChunk / kBlockTokens] * tasks->block_stride;
   }
@@ -67,20 +65,30 @@ inline bool find_blocks(ChunkOfRows& chunk, int64_t num_tasks) {
   return true;
 }
 
-// 16 pairs or fewer on their way through the tiles. What lies in the lines of pairs from `count` on counts
-// for nothing. Positions are those of tokens, counted from the chunk's begin.
+// 16 pairs or fewer with their softmax weights, on their way to the values. What lies in the lines of pairs
+// from `count` on counts for nothing.
 struct Pairs {
-  int64_t first, count;
-  alignas(64) int8_t query_high[kTileRows * kMaxHeadDim], query_low[kTileRows * kMaxHeadDim];  // [][depth]
-  alignas(64) float scores[kTileRows][kAttentionChunk];
+  int64_t count;
+  struct {
+    const AttentionTask* row;
+    int64_t head;
+  } of[kTileRows];
   IntegerWeights weights[kTileRows];
-  float largest[kTileRows], weight_unit[kTileRows];
+  float weight_unit[kTileRows];
   Factors factors[kTileRows];
 };
 
-// The value scales of the row that is at hand: pairs come row by row.
+// What becomes their weights. Positions are those of tokens, counted from the chunk's begin.
+struct Scores {
+  alignas(64) int8_t query_high[kTileRows * kMaxHeadDim], query_low[kTileRows * kMaxHeadDim];  // [][depth]
+  alignas(64) float scores[kTileRows][kAttentionChunk];
+  alignas(64) float largest[kTileRows], weight_sum[kTileRows];
+};
+
+// The value scales of the row that is at hand: pairs come row by row, and rows that see the same tokens share
+// them.
 struct RowScales {
-  const AttentionTask* row = nullptr;
+  int64_t begin = -1, end = -1;
   alignas(64) float scales[kAttentionChunk];
   float unit;
 };
@@ -138,25 +146,31 @@ OUTPACE_INLINE void multiply_planes(const PairPlanes& planes, const CacheBytes (
 
 // Beside one another and padded with zeros to whole tiles. What the last tile of keys then reads beyond its
 // lines lies in the same block, as at most 12 lines can be missing, and is multiplied by these zeros.
-inline void gather_queries(const ChunkOfRows& chunk, Pairs& pairs) {
+inline void gather_queries(const ChunkOfRows& chunk, const Pairs& pairs, Scores& s) {
   const int64_t head_dim = chunk.tasks->layout->head_dim, depth = chunk.depth();
   for (int64_t p = 0; p < pairs.count; ++p) {
-    const AttentionTask& t = chunk.row(pairs.first + p);
-    const int64_t from = chunk.head(pairs.first + p) * head_dim;
-    for (int64_t c = 0; c < head_dim; c += 16) {
-      std::memcpy(pairs.query_high + p * depth + c, t.query_high + from + c, 16);
-      std::memcpy(pairs.query_low + p * depth + c, t.query_low + from + c, 16);
+    const AttentionTask& t = *pairs.of[p].row;
+    const int64_t from = pairs.of[p].head * head_dim;
+    int64_t c = 0;
+    // A tile's load of 64 bytes does not wait for a store of as many.
+    for (; c + 64 <= head_dim; c += 64) {
+      _mm512_storeu_si512(s.query_high + p * depth + c, _mm512_loadu_si512(t.query_high + from + c));
+      _mm512_storeu_si512(s.query_low + p * depth + c, _mm512_loadu_si512(t.query_low + from + c));
     }
-    for (int64_t c = head_dim; c < depth; c += 16) {
-      std::memset(pairs.query_high + p * depth + c, 0, 16);
-      std::memset(pairs.query_low + p * depth + c, 0, 16);
+    for (; c < head_dim; c += 16) {
+      std::memcpy(s.query_high + p * depth + c, t.query_high + from + c, 16);
+      std::memcpy(s.query_low + p * depth + c, t.query_low + from + c, 16);
+    }
+    for (; c < depth; c += 16) {
+      std::memset(s.query_high + p * depth + c, 0, 16);
+      std::memset(s.query_low + p * depth + c, 0, 16);
     }
   }
 }
 
 // As scores_int8: the scores of N tiles of 16 tokens from `token` on, for all pairs.
 template <int N>
-void score_tokens(const ChunkOfRows& chunk, Pairs& pairs, int64_t token, FetchAhead& ahead) {
+void score_tokens(const ChunkOfRows& chunk, const Pairs& pairs, Scores& s, int64_t token, FetchAhead& ahead) {
   alignas(64) int32_t sums[N][2][kTileRows * 16];
   CacheBytes keys[N];
   const float* scales[N];
@@ -166,17 +180,17 @@ void score_tokens(const ChunkOfRows& chunk, Pairs& pairs, int64_t token, FetchAh
     const uint8_t* block = chunk.block(first);
     keys[i] = {block + half * kTileTokens * kv.head_dim, 64, 16 * kTileDepth};
     scales[i] = reinterpret_cast<const float*>(block + kv.key_scale_offset) + half * kTileTokens;
-    if (pairs.first == 0) ahead.after(1);
+    ahead.after(1);
   }
   const int64_t depth = chunk.depth();
-  multiply_planes<N>({pairs.query_high, pairs.query_low, depth}, keys, depth / kTileDepth, sums);
+  multiply_planes<N>({s.query_high, s.query_low, depth}, keys, depth / kTileDepth, sums);
   for (int64_t p = 0; p < pairs.count; ++p) {
-    const AttentionTask& t = chunk.row(pairs.first + p);
-    const int64_t head = chunk.head(pairs.first + p);
+    const AttentionTask& t = *pairs.of[p].row;
+    const int64_t head = pairs.of[p].head;
     for (int i = 0; i < N; ++i) {
       const Ints total =
           planes_total(load_ints(sums[i][0] + p * 16), load_ints(sums[i][1] + p * 16), t.query_sum[head]);
-      store(pairs.scores[p] + token - chunk.begin + i * kTileTokens,
+      store(s.scores[p] + token - chunk.begin + i * kTileTokens,
             mul(to_floats(total), mul(load_floats(scales[i]), set_floats(t.query_unit[head]))));
     }
   }
@@ -187,47 +201,76 @@ inline void set_row(const ChunkOfRows& chunk, const AttentionTask& t, RowScales&
   const int64_t tile_begin = t.begin / kTileTokens * kTileTokens;
   for (int64_t i = 0; i < tile_begin - chunk.begin; ++i) at.scales[i] = 0.0f;
   at.unit = scale_values(t, tile_begin, at.scales + tile_begin - chunk.begin);
-  at.row = &t;
+  at.begin = t.begin;
+  at.end = t.end;
+}
+
+// As save_sums, for all pairs at once.
+inline void save_pair_sums(Pairs& pairs, Scores& s) {
+  alignas(64) float max[kTileRows] = {}, sum[kTileRows] = {}, before[kTileRows], now[kTileRows];
+  const auto row = [&](int64_t p) -> const AttentionTask& { return *pairs.of[p].row; };
+  for (int64_t p = 0; p < pairs.count; ++p) {
+    if (!row(p).merge) continue;
+    max[p] = row(p).max[pairs.of[p].head];
+    sum[p] = row(p).sum[pairs.of[p].head];
+  }
+  for (int64_t p = pairs.count; p < kTileRows; ++p) s.largest[p] = s.weight_sum[p] = 0.0f;
+  const F16x largest = load16(s.largest), top = max16(largest, load16(max));
+  const F16x keep = exp16(load16(max) - top), add = exp16(largest - top);
+  const F16x total = load16(sum) * keep + load16(s.weight_sum) * add;
+  store16(max, top);
+  store16(sum, total);
+  store16(before, keep);
+  store16(now, add);
+  for (int64_t p = 0; p < pairs.count; ++p) {
+    const bool merge = row(p).merge;
+    const int64_t head = pairs.of[p].head;
+    row(p).max[head] = merge ? max[p] : s.largest[p];
+    row(p).sum[head] = merge ? sum[p] : s.weight_sum[p];
+    pairs.factors[p] = {before[p], now[p]};
+  }
 }
 
 // Scores to integer weights: 0 for tokens that a row does not see, up to the end of the last tile.
-inline void weigh_scores(const ChunkOfRows& chunk, Pairs& pairs, RowScales& at) {
+inline void weigh_scores(const ChunkOfRows& chunk, Pairs& pairs, Scores& s, RowScales& at) {
   const int64_t padded = chunk.num_tiles() * kTileTokens, whole = (padded + kTileDepth - 1) / kTileDepth;
   for (int64_t p = 0; p < pairs.count; ++p) {
-    const AttentionTask& t = chunk.row(pairs.first + p);
+    const AttentionTask& t = *pairs.of[p].row;
     const int64_t last = t.end - chunk.begin;
-    pairs.largest[p] = largest_score(pairs.scores[p], t.begin - chunk.begin, last, t.softcap);
+    s.largest[p] = largest_score(s.scores[p], t.begin - chunk.begin, last, t.softcap);
   }
   for (int64_t p = 0; p < pairs.count; ++p) {
-    const AttentionTask& t = chunk.row(pairs.first + p);
-    const int64_t head = chunk.head(pairs.first + p), last = t.end - chunk.begin;
-    if (at.row != &t) set_row(chunk, t, at);
+    const AttentionTask& t = *pairs.of[p].row;
+    const int64_t last = t.end - chunk.begin;
+    if (at.begin != t.begin || at.end != t.end) set_row(chunk, t, at);
     IntegerWeights& weights = pairs.weights[p];
-    const float sum = weigh(pairs.scores[p], at.scales, last, pairs.largest[p], weights);
-    pairs.factors[p] = save_sums(t, head, pairs.largest[p], sum);
+    s.weight_sum[p] = weigh(s.scores[p], at.scales, last, s.largest[p], weights);
     for (int64_t i = (last + 15) / 16 * 16; i < whole * kTileDepth; i += 16) {
       std::memset(weights.high + i, 0, 16);
       std::memset(weights.low + i, 0, 16);
     }
     pairs.weight_unit[p] = at.unit;
   }
+  save_pair_sums(pairs, s);
 }
 
 // As values_int8: N groups of 16 channels from `channel` on, for all pairs. values: [tokens / 4][head_dim][4]
 template <int N>
-void sum_values(const ChunkOfRows& chunk, const Pairs& pairs, const uint8_t* values, int64_t channel) {
+void sum_values(const ChunkOfRows& chunk, const Pairs& pairs, const uint8_t* values, int64_t channel,
+                FetchAhead& ahead) {
   alignas(64) int32_t sums[N][2][kTileRows * 16];
   CacheBytes bytes[N];
   const int64_t head_dim = chunk.tasks->layout->head_dim,
                 steps = (chunk.num_tiles() * kTileTokens + kTileDepth - 1) / kTileDepth;
   for (int i = 0; i < N; ++i) {
     bytes[i] = {values + 4 * (channel + 16 * i), 4 * head_dim, kTileDepth * head_dim};
+    ahead.after(1);
   }
   multiply_planes<N>({pairs.weights[0].high, pairs.weights[0].low, sizeof(IntegerWeights)}, bytes, steps,
                      sums);
   for (int64_t p = 0; p < pairs.count; ++p) {
-    const AttentionTask& t = chunk.row(pairs.first + p);
-    float* out = t.out + chunk.head(pairs.first + p) * head_dim + channel;
+    const AttentionTask& t = *pairs.of[p].row;
+    float* out = t.out + pairs.of[p].head * head_dim + channel;
     for (int i = 0; i < N; ++i) {
       const Ints total =
           planes_total(load_ints(sums[i][0] + p * 16), load_ints(sums[i][1] + p * 16), pairs.weights[p].sum);
@@ -251,22 +294,29 @@ inline void gather_values(const ChunkOfRows& chunk, uint8_t* values) {
   std::memset(values + tiles * bytes, 0, static_cast<size_t>(missing * bytes));
 }
 
-inline void attend_pairs(const ChunkOfRows& chunk, Pairs& pairs, RowScales& at, const uint8_t* values,
-                         FetchAhead& ahead) {
-  gather_queries(chunk, pairs);
-  const int64_t end = chunk.begin + chunk.num_tiles() * kTileTokens, head_dim = chunk.tasks->layout->head_dim;
+inline void weigh_pairs(const ChunkOfRows& chunk, Pairs& pairs, Scores& s, RowScales& at, FetchAhead& ahead) {
+  gather_queries(chunk, pairs, s);
+  const int64_t end = chunk.begin + chunk.num_tiles() * kTileTokens;
   int64_t token = chunk.begin;
   for (; token + 2 * kTileTokens <= end; token += 2 * kTileTokens)
-    score_tokens<2>(chunk, pairs, token, ahead);
-  if (token < end) score_tokens<1>(chunk, pairs, token, ahead);
-  weigh_scores(chunk, pairs, at);
-  int64_t channel = 0;
-  for (; channel + 32 <= head_dim; channel += 32) sum_values<2>(chunk, pairs, values, channel);
-  if (channel < head_dim) sum_values<1>(chunk, pairs, values, channel);
+    score_tokens<2>(chunk, pairs, s, token, ahead);
+  if (token < end) score_tokens<1>(chunk, pairs, s, token, ahead);
+  weigh_scores(chunk, pairs, s, at);
 }
 
-// Pairs in even blocks, so that one tile configuration serves them all.
+inline void sum_pairs(const ChunkOfRows& chunk, const Pairs& pairs, const uint8_t* values,
+                      FetchAhead& ahead) {
+  const int64_t head_dim = chunk.tasks->layout->head_dim;
+  int64_t channel = 0;
+  for (; channel + 32 <= head_dim; channel += 32) sum_values<2>(chunk, pairs, values, channel, ahead);
+  if (channel < head_dim) sum_values<1>(chunk, pairs, values, channel, ahead);
+}
+
+// Pairs in even blocks, so that one tile configuration serves them all. Keys for some blocks, then values for
+// them: beside each other, with all that is computed from them, they do not fit the first level (64 kB for
+// 128 channels).
 void attend_rows_tiles(const AttentionTask* tasks, int64_t num_tasks) {
+  constexpr int64_t kBlocksAtOnce = 8;
   ChunkOfRows chunk;
   chunk.tasks = tasks;
   chunk.num_pairs = num_tasks * tasks->num_heads;
@@ -274,27 +324,32 @@ void attend_rows_tiles(const AttentionTask* tasks, int64_t num_tasks) {
     return attend_rows(tasks, num_tasks);
   }
   alignas(64) uint8_t values[kAttentionChunk * kMaxHeadDim];
-  gather_values(chunk, values);
-  Pairs pairs;
+  Pairs pairs[kBlocksAtOnce];
+  Scores scores;
   RowScales at;
-  FetchAhead ahead(*chunk.tasks, chunk.num_tiles());
-  const int64_t height = RowBlocks(chunk.num_pairs).height;
-  configure_tiles(attention_config(height));
-  for (int64_t first = 0; first < chunk.num_pairs; first += height) {
-    pairs.first = first;
-    pairs.count = chunk.num_pairs - first < height ? chunk.num_pairs - first : height;
-    attend_pairs(chunk, pairs, at, values, ahead);
+  const RowBlocks blocks(chunk.num_pairs);
+  FetchAhead ahead(*chunk.tasks, blocks.count * (chunk.num_tiles() + chunk.tasks->layout->head_dim / 16));
+  configure_tiles(attention_config(blocks.height));
+  const AttentionTask* row = tasks;
+  int64_t head = 0, left = chunk.num_pairs;
+  bool gathered = false;
+  while (left > 0) {
+    int64_t count = 0;
+    for (; count < kBlocksAtOnce && left > 0; ++count) {
+      Pairs& block = pairs[count];
+      block.count = left < blocks.height ? left : blocks.height;
+      left -= block.count;
+      for (int64_t p = 0; p < block.count; ++p) {
+        block.of[p] = {row, head};
+        if (++head == row->num_heads) ++row, head = 0;
+      }
+      weigh_pairs(chunk, block, scores, at, ahead);
+    }
+    if (!gathered) gather_values(chunk, values);
+    gathered = true;
+    for (int64_t i = 0; i < count; ++i) sum_pairs(chunk, pairs[i], values, ahead);
   }
   release_tiles();
-}
-
-// The table of `vnni`, but for the matrix product and the attention of many rows.
-Kernels with_tiles(Kernels vnni, const char* name) {
-  vnni.name = name;
-  vnni.dot_peak = tile_peak;
-  vnni.matmul_strip = matmul_strip_tiles;
-  vnni.attend_rows = attend_rows_tiles;
-  return vnni;
 }
 
 }  // namespace outpace::OUTPACE_TIER

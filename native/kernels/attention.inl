@@ -42,8 +42,8 @@ OUTPACE_INLINE void weights_of(F16x (&scores)[K], float largest) {
   }
 }
 
-// Calls take(place in the row, softmax weights) for all tiles that begin before `last`; returns the weights'
-// sum.
+// Calls take<K>(place in the row, softmax weights of K tiles) for all tiles that begin before `last`; returns
+// the weights' sum.
 template <class Take>
 OUTPACE_INLINE float weigh_tiles(const float* scores, int64_t last, float largest, Take take) {
   F16x total = {};
@@ -51,10 +51,8 @@ OUTPACE_INLINE float weigh_tiles(const float* scores, int64_t last, float larges
     F16x w[K];
     OUTPACE_UNROLL for (int k = 0; k < K; ++k) w[k] = load16(scores + first + k * kTileTokens);
     weights_of(w, largest);
-    OUTPACE_UNROLL for (int k = 0; k < K; ++k) {
-      total = total + w[k];
-      take(first + k * kTileTokens, w[k]);
-    }
+    OUTPACE_UNROLL for (int k = 0; k < K; ++k) total = total + w[k];
+    take.template operator()<K>(first, w);
   };
   int64_t i = 0;
   for (; i + (kTilesAtOnce - 1) * kTileTokens < last; i += kTilesAtOnce * kTileTokens) {

@@ -51,7 +51,9 @@ OUTPACE_INLINE void values_f16(const AttentionTask& t, int64_t head, int64_t til
 
 // Scores to weights, in place; returns their sum.
 OUTPACE_INLINE float weigh(float* scores, int64_t last, float largest) {
-  return weigh_tiles(scores, last, largest, [&](int64_t at, const F16x& w) { store16(scores + at, w); });
+  return weigh_tiles(scores, last, largest, [&]<int K>(int64_t at, const F16x(&w)[K]) {
+    OUTPACE_UNROLL for (int k = 0; k < K; ++k) store16(scores + at + k * kTileTokens, w[k]);
+  });
 }
 
 template <int H, class Ahead>

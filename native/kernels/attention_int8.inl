@@ -181,11 +181,13 @@ struct IntegerWeights {
 OUTPACE_INLINE float weigh(const float* scores, const float* scales, int64_t last, float largest,
                            IntegerWeights& out) {
   I16x sum = {};
-  const float total = weigh_tiles(scores, last, largest, [&](int64_t at, const F16x& w) {
-    const I16x v = round16(w * load16(scales + at));
-    narrow16(out.high + at, v >> 7);
-    narrow16(out.low + at, v & 127);
-    sum = sum + v;
+  const float total = weigh_tiles(scores, last, largest, [&]<int K>(int64_t at, const F16x(&w)[K]) {
+    I16x v[K];
+    OUTPACE_UNROLL for (int k = 0; k < K; ++k) {
+      v[k] = round16(w[k] * load16(scales + at + k * kTileTokens));
+      sum = sum + v[k];
+    }
+    split_planes(out.high + at, out.low + at, v);
   });
   out.sum = fold_ints(sum);
   return total;

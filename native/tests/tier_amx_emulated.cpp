@@ -3,22 +3,8 @@
 #include "kernels/simd_avx512.h"
 
 #include "amx_emulated_tiles.h"
-#include "kernels/f16.h"
-#include "kernels/kernels.h"
 
-namespace outpace::OUTPACE_TIER {
-constexpr int kMaxRows = 16;
-constexpr int kPrefetch = 6144;  // bytes ahead
-}  // namespace outpace::OUTPACE_TIER
-
-#include "kernels/matmul.inl"
-#include "kernels/rows.inl"
-
-#include "kernels/attention.inl"
-
-#include "kernels/amx_matmul.inl"
-
-#include "kernels/amx_attention.inl"
+#include "kernels/amx_tier.inl"
 
 const outpace::Kernels& amx_emulated_kernels() {
   static const outpace::Kernels table =

@@ -1,0 +1,31 @@
+// The AMX tier: that of AVX512-VNNI with other products of many rows, over the tile instructions that were
+// included before (amx_tiles.h, or the tests' emulation).
+#include "f16.h"
+#include "kernels.h"
+
+namespace outpace::OUTPACE_TIER {
+constexpr int kMaxRows = 16;     // rows whose accumulators fit the registers
+constexpr int kPrefetch = 6144;  // bytes ahead
+}  // namespace outpace::OUTPACE_TIER
+
+#include "matmul.inl"
+#include "rows.inl"
+
+#include "attention.inl"
+
+#include "amx_matmul.inl"
+
+#include "amx_attention.inl"
+
+namespace outpace::OUTPACE_TIER {
+
+// The table of `vnni`, but for the products of many rows.
+Kernels with_tiles(Kernels vnni, const char* name) {
+  vnni.name = name;
+  vnni.dot_peak = tile_peak;
+  vnni.matmul_strip = matmul_strip_tiles;
+  vnni.attend_rows = attend_rows_tiles;
+  return vnni;
+}
+
+}  // namespace outpace::OUTPACE_TIER
