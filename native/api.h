@@ -29,6 +29,7 @@ struct MemoryError : Error {
 enum class RopeKind { none, interleaved, half };
 enum class Activation { silu, gelu_tanh };
 enum class KVFormat { int8, f16 };
+enum class Prefill { exact, fast };  // fast: products of prompts' tokens with weights may be in bf16
 enum class WeightFormat { keep, q8_0, q4_0 };  // q8_0, q4_0: what tensors of more bits become at load
 
 // Mirrors outpace.types.ModelSpec, which explains every field.
@@ -73,9 +74,10 @@ struct Options {
   std::string isa = "auto";             // or a tier's name: "portable", "avx2", "avxvnni", "amx", "neon", ...
   WeightFormat weight_format = WeightFormat::keep;
   KVFormat kv_format = KVFormat::int8;
-  int64_t num_blocks = 0;      // of the KV cache
-  int64_t max_rows = 512;      // in one step
-  int64_t max_tree_rows = 64;  // of them, in drafts that branch; each takes a block of address space
+  Prefill prefill = Prefill::exact;  // fast where the tier has it alone
+  int64_t num_blocks = 0;            // of the KV cache
+  int64_t max_rows = 512;            // in one step
+  int64_t max_tree_rows = 64;        // of them, in drafts that branch; each takes a block of address space
   PackedCache packed;
 };
 
@@ -271,5 +273,7 @@ std::string compiler();
 
 // Tiers that this machine can run, the fastest first.
 std::vector<std::string> available_isas();
+// Whether a tier that this machine runs, or "auto", has Prefill::fast.
+bool has_fast_prefill(const std::string& isa);
 
 }  // namespace outpace

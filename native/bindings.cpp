@@ -97,6 +97,7 @@ Options options_of(const nb::dict& d) {
   o.isa = get<std::string>(d, "isa");
   o.weight_format = weight_format_of(d);
   o.kv_format = kv_format_of(d);
+  o.prefill = choice<Prefill>(d, "prefill", {{"exact", Prefill::exact}, {"fast", Prefill::fast}});
   o.num_blocks = get<int64_t>(d, "num_blocks");
   o.max_rows = get<int64_t>(d, "max_rows");
   o.max_tree_rows = get<int64_t>(d, "max_tree_rows");
@@ -380,6 +381,7 @@ NB_MODULE(_native, m) {
   m.def("clock_rate", &clock_rate, nb::arg("num_threads"), nb::arg("repeats") = 5,
         nb::call_guard<nb::gil_scoped_release>());
   m.def("available_isas", &available_isas);
+  m.def("has_fast_prefill", &has_fast_prefill, nb::arg("isa"));
   bind_drafting(m);
   m.attr("packed_layout") = kPackedLayout;
   m.attr("compiler") = compiler();

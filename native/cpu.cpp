@@ -35,10 +35,11 @@ bool request_tiles() {
 }
 
 // By cpuid itself: compilers differ in the names that they know.
-bool has_amx_int8() {
+bool has_amx() {
   unsigned a, b, c, d;
   if (__get_cpuid(1, &a, &b, &c, &d) == 0 || (c >> 27 & 1) == 0) return false;  // xgetbv
-  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d >> 24 & 3) != 3) return false;
+  constexpr unsigned kNeeded = 1u << 22 | 1u << 24 | 1u << 25;  // products of bf16, tiles, products of int8
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kNeeded) != kNeeded) return false;
   unsigned saved, high;
   asm("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
   if ((saved >> 17 & 3) != 3) return false;  // the operating system saves their shapes and their data
@@ -65,7 +66,7 @@ std::vector<std::string> available_tiers() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vnni");
-  if (avx512 && has_amx_int8()) names.emplace_back("amx");
+  if (avx512 && has_amx()) names.emplace_back("amx");
   if (avx512) names.emplace_back("avx512vnni");
   if (avx2 && has_avx_vnni()) names.emplace_back("avxvnni");
   if (avx2) names.emplace_back("avx2");

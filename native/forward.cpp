@@ -31,8 +31,7 @@ void Forward::reserve(int64_t num_rows) {
   if (num_rows <= reserved_rows_) return;
   const auto resize = [&](auto& v, int64_t width) { v.resize(static_cast<size_t>(num_rows * width)); };
   const LayerWeights& w = weights_.layers.front();
-  const int64_t widest =
-      std::max({spec_.hidden_size, w.q.rows, spec_.intermediate_size, weights_.fc.columns});
+  widest_ = std::max({spec_.hidden_size, w.q.rows, spec_.intermediate_size, weights_.fc.columns});
   resize(x_, spec_.hidden_size);
   resize(norm_, norm_stride_);
   resize(q_raw_, w.q.padded_rows());
@@ -49,10 +48,12 @@ void Forward::reserve(int64_t num_rows) {
   resize(inner_, inner_stride_);
   resize(cos_, num_pairs_);
   resize(sin_, num_pairs_);
-  per_32_.resize(num_rows, widest);
-  per_256_.resize(num_rows, widest);
+  per_32_.resize(num_rows, widest_);
+  per_256_.resize(num_rows, widest_);
   const int64_t scratch = std::max(2 * num_rows * kStrip, 2 * padded_head_dim_);
   for (auto& v : scratch_) v.resize(static_cast<size_t>(scratch));
+  runs_.reserve(static_cast<size_t>(num_rows));
+  exact_run_.reserve(1);
   reserve_attention(num_rows);
   reserved_rows_ = num_rows;
 }
@@ -84,24 +85,54 @@ Quantized QuantizedRows::at(int64_t row, int64_t columns, int64_t cell) {
 }
 
 Activations Forward::activations(float* x, int64_t stride, int64_t columns, int64_t row) {
-  return {columns, x + row * stride, stride, per_32_.at(row, columns, kGroup),
-          per_256_.at(row, columns, kSuperBlock)};
+  return {columns,
+          x + row * stride,
+          stride,
+          per_32_.at(row, columns, kGroup),
+          per_256_.at(row, columns, kSuperBlock),
+          rounded_.at(row, columns),
+          row_stride<uint16_t>(columns)};
 }
 
 // Each strip asks for all activations once more. Where they do not fit the second level of the cache, rows go
 // in blocks that do, each through all strips of a thread, whose weights come round once a block instead. Even
 // blocks, of whole tiles: few rows would pay for all weights.
-int64_t Forward::rows_together(int64_t num_rows, int64_t columns) {
-  constexpr int64_t kBytes = 768 << 10, kTile = 16;
-  const int64_t fitting = std::max(2 * kTile, kBytes / columns / kTile * kTile);
+int64_t Forward::rows_together(int64_t num_rows, int64_t row_bytes, int64_t cache_bytes) {
+  constexpr int64_t kTile = 16;
+  const int64_t fitting = std::max(2 * kTile, cache_bytes / row_bytes / kTile * kTile);
   const int64_t blocks = (num_rows + fitting - 1) / fitting;
   return round_up((num_rows + blocks - 1) / blocks, kTile);
 }
 
 template <class Body>
-void Forward::by_row_blocks(int64_t num_rows, int64_t columns, const Body& body) {
-  const int64_t together = rows_together(num_rows, columns);
-  for (int64_t row = 0; row < num_rows; row += together) body(row, std::min(together, num_rows - row));
+void Forward::by_row_blocks(const std::vector<RowRun>& runs, int64_t inputs, int64_t rounded_inputs,
+                            const Body& body) {
+  for (const RowRun& run : runs) {
+    const int64_t together = run.rounded ? rows_together(run.count, 2 * rounded_inputs, kRoundedBytes)
+                                         : rows_together(run.count, inputs);
+    for (int64_t row = 0; row < run.count; row += together)
+      body(run.first + row, std::min(together, run.count - row), run.rounded);
+  }
+}
+
+void Forward::multiply_strip(const TileMatrix& m, int64_t strip, const Activations& a, int64_t num_rows,
+                             bool rounded, float* out, int64_t stride) const {
+  if (rounded && m.columns % kGroup == 0)
+    kernels_.matmul_strip_bf16(m, strip, a, {num_rows, 0, m.columns, false}, out, stride);
+  else  // float weights of another width: rare, and not worth a padded copy
+    kernels_.matmul_strip(m, strip, a, num_rows, out, stride);
+}
+
+void Forward::multiply_rounded(const TileMatrix& m, const Activations& a, int64_t num_rows, int64_t first,
+                               int64_t last, bool accumulate, float* out, int64_t stride) const {
+  const int64_t parts = (m.columns + kRoundedInputs - 1) / kRoundedInputs;
+  const int64_t inputs =
+      round_up((m.columns + parts - 1) / parts, m.columns % kSuperBlock == 0 ? kSuperBlock : kGroup);
+  for (int64_t k = 0; k < m.columns; k += inputs) {
+    const Bf16Part part = {num_rows, k, std::min(k + inputs, m.columns), accumulate || k > 0};
+    for (int64_t s = first; s < last; ++s)
+      kernels_.matmul_strip_bf16(m, s, a, part, out + s * kStrip, stride);
+  }
 }
 
 Forward::Needs Forward::needs(std::initializer_list<const TileMatrix*> matrices) {
@@ -113,7 +144,8 @@ Forward::Needs Forward::needs(std::initializer_list<const TileMatrix*> matrices)
   return needs;
 }
 
-void Forward::quantize(const float* x, int64_t row, int64_t columns, Needs needs) {
+void Forward::quantize(const float* x, int64_t row, int64_t columns, Needs needs, bool rounded) {
+  if (rounded) return kernels_.round_to_bf16(x, columns, rounded_.at(row, columns));
   if (needs.per_32) kernels_.quantize_32(x, columns, per_32_.at(row, columns, kGroup));
   if (needs.per_256) kernels_.quantize_256(x, columns, per_256_.at(row, columns, kSuperBlock));
 }
@@ -122,28 +154,43 @@ int64_t Forward::grain(int64_t num_strips) const {
   return std::max<int64_t>(1, num_strips / (pool_.num_threads() * 2));
 }
 
-void Forward::multiply(const TileMatrix& m, float* x, int64_t x_stride, int64_t num_rows, float* out,
-                       int64_t stride, bool accumulate) {
+void Forward::multiply(const TileMatrix& m, float* x, int64_t x_stride, const std::vector<RowRun>& runs,
+                       float* out, int64_t stride, bool accumulate) {
   pool_.parallel(m.num_strips(), grain(m.num_strips()), [&](int64_t first, int64_t last) {
     LineVector<float>& scratch = scratch_[static_cast<size_t>(pool_.thread_index())];
-    by_row_blocks(num_rows, m.columns, [&](int64_t row, int64_t rows) {
-      const Activations a = activations(x, x_stride, m.columns, row);
-      for (int64_t s = first; s < last; ++s) {
-        const int64_t column = s * kStrip, width = std::min<int64_t>(kStrip, m.rows - column);
-        float* to = out + row * stride + column;
-        if (!accumulate) {
-          kernels_.matmul_strip(m, s, a, rows, to, stride);
-          continue;
-        }
-        kernels_.matmul_strip(m, s, a, rows, scratch.data(), kStrip);
-        for (int64_t r = 0; r < rows; ++r) kernels_.add(to + r * stride, scratch.data() + r * kStrip, width);
-      }
-    });
+    by_row_blocks(
+        runs, m.columns, std::min(m.columns, kRoundedInputs), [&](int64_t row, int64_t rows, bool rounded) {
+          const Activations a = activations(x, x_stride, m.columns, row);
+          // The last strip's results may be fewer than it has places for.
+          const bool whole = !accumulate || m.rows % kStrip == 0;
+          if (rounded && whole && m.columns % kGroup == 0)
+            return multiply_rounded(m, a, rows, first, last, accumulate, out + row * stride, stride);
+          for (int64_t s = first; s < last; ++s) {
+            const int64_t column = s * kStrip, width = std::min<int64_t>(kStrip, m.rows - column);
+            float* to = out + row * stride + column;
+            if (!accumulate) {
+              multiply_strip(m, s, a, rows, rounded, to, stride);
+              continue;
+            }
+            multiply_strip(m, s, a, rows, rounded, scratch.data(), kStrip);
+            for (int64_t r = 0; r < rows; ++r)
+              kernels_.add(to + r * stride, scratch.data() + r * kStrip, width);
+          }
+        });
   });
 }
 
 void Forward::start(const std::vector<Row>& rows) {
-  reserve(static_cast<int64_t>(rows.size()));
+  const auto num_rows = static_cast<int64_t>(rows.size());
+  reserve(num_rows);
+  runs_.clear();
+  for (int64_t r = 0; r < num_rows; ++r) {
+    const bool rounded = rows[static_cast<size_t>(r)].rounded;
+    if (runs_.empty() || runs_.back().rounded != rounded) runs_.push_back({r, 0, rounded});
+    ++runs_.back().count;
+  }
+  const bool any = std::any_of(runs_.begin(), runs_.end(), [](const RowRun& run) { return run.rounded; });
+  if (any) rounded_.resize(reserved_rows_, widest_);
   plan_attention(rows);
   mark(Op::other);
 }
@@ -191,7 +238,7 @@ void Forward::run_head(const std::vector<Row>& rows, float* inputs) {
         turn(r, rows[static_cast<size_t>(r)].position);
       }
     });
-    multiply(weights_.fc, inputs, 2 * hidden, num_rows, x_.data(), hidden, true);
+    multiply(weights_.fc, inputs, 2 * hidden, runs_, x_.data(), hidden, true);
     for (int64_t i = 0; i < spec_.num_layers; ++i) layer(i, rows);
   });
 }
@@ -204,13 +251,13 @@ const float* Forward::normalized(int64_t row) {
 }
 
 // Norm of every row, quantized as the matrices that read it need it.
-void Forward::normalize(const std::vector<float>& weight, int64_t num_rows, Needs needs) {
+void Forward::normalize(const std::vector<float>& weight, const std::vector<Row>& rows, Needs needs) {
   const int64_t hidden = spec_.hidden_size;
-  pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
+  pool_.parallel(static_cast<int64_t>(rows.size()), 1, [&](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; ++r) {
       float* norm = norm_.data() + r * norm_stride_;
       kernels_.rms_norm(x_.data() + r * hidden, weight.data(), hidden, spec_.norm_eps, norm);
-      quantize(norm, r, hidden, needs);
+      quantize(norm, r, hidden, needs, rows[static_cast<size_t>(r)].rounded);
     }
   });
 }
@@ -219,9 +266,9 @@ void Forward::layer(int64_t index, const std::vector<Row>& rows) {
   const LayerWeights& w = weights_.layers[static_cast<size_t>(index)];
   const auto num_rows = static_cast<int64_t>(rows.size());
   const Needs out = needs({&w.o});
-  normalize(w.attn_norm, num_rows, needs({&w.q, &w.k, &w.v}));
+  normalize(w.attn_norm, rows, needs({&w.q, &w.k, &w.v}));
   mark(Op::attn_norm);
-  project_qkv(w, num_rows);
+  project_qkv(w);
   mark(Op::qkv);
   pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; ++r) rotate_and_cache(index, w, r, rows[static_cast<size_t>(r)]);
@@ -231,17 +278,18 @@ void Forward::layer(int64_t index, const std::vector<Row>& rows) {
   pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; ++r) {
       merge_row(r);
-      quantize(attended_.data() + r * attended_stride_, r, w.o.columns, out);
+      quantize(attended_.data() + r * attended_stride_, r, w.o.columns, out,
+               rows[static_cast<size_t>(r)].rounded);
     }
   });
   mark(Op::attention);
-  multiply(w.o, attended_.data(), attended_stride_, num_rows, x_.data(), spec_.hidden_size, true);
+  multiply(w.o, attended_.data(), attended_stride_, runs_, x_.data(), spec_.hidden_size, true);
   mark(Op::o);
-  feed_forward(w, num_rows);
+  feed_forward(w, rows);
 }
 
 // The strips of the three matrices form one list, so that threads meet once.
-void Forward::project_qkv(const LayerWeights& w, int64_t num_rows) {
+void Forward::project_qkv(const LayerWeights& w) {
   const int64_t hidden = spec_.hidden_size;
   const struct {
     const TileMatrix& m;
@@ -251,7 +299,7 @@ void Forward::project_qkv(const LayerWeights& w, int64_t num_rows) {
       {w.q, w.q_bias, q_raw_.data()}, {w.k, w.k_bias, k_raw_.data()}, {w.v, w.v_bias, v_raw_.data()}};
   const int64_t total = w.q.num_strips() + w.k.num_strips() + w.v.num_strips();
   pool_.parallel(total, grain(total), [&](int64_t first, int64_t last) {
-    by_row_blocks(num_rows, hidden, [&](int64_t row, int64_t rows) {
+    by_row_blocks(runs_, hidden, hidden, [&](int64_t row, int64_t rows, bool rounded) {
       const Activations a = activations(norm_.data(), norm_stride_, hidden, row);
       for (int64_t i = first; i < last; ++i) {
         int64_t strip = i;
@@ -259,7 +307,7 @@ void Forward::project_qkv(const LayerWeights& w, int64_t num_rows) {
         for (; strip >= part->m.num_strips(); ++part) strip -= part->m.num_strips();
         const int64_t column = strip * kStrip, stride = part->m.padded_rows();
         float* to = part->out + row * stride + column;
-        kernels_.matmul_strip(part->m, strip, a, rows, to, stride);
+        multiply_strip(part->m, strip, a, rows, rounded, to, stride);
         if (part->bias.empty()) continue;
         const int64_t width = std::min<int64_t>(kStrip, part->m.rows - column);
         for (int64_t r = 0; r < rows; ++r) kernels_.add(to + r * stride, part->bias.data() + column, width);
@@ -268,22 +316,22 @@ void Forward::project_qkv(const LayerWeights& w, int64_t num_rows) {
   });
 }
 
-void Forward::feed_forward(const LayerWeights& w, int64_t num_rows) {
+void Forward::feed_forward(const LayerWeights& w, const std::vector<Row>& rows) {
   const int64_t hidden = spec_.hidden_size;
   const Needs mid = needs({&w.down});
-  normalize(w.ffn_norm, num_rows, needs({&w.gate, &w.up}));
+  normalize(w.ffn_norm, rows, needs({&w.gate, &w.up}));
   mark(Op::ffn_norm);
   const auto activate = spec_.activation == Activation::silu ? kernels_.silu_mul : kernels_.gelu_mul;
   pool_.parallel(w.gate.num_strips(), grain(w.gate.num_strips()), [&](int64_t first, int64_t last) {
     float* gate = scratch_[static_cast<size_t>(pool_.thread_index())].data();
-    by_row_blocks(num_rows, hidden, [&](int64_t row, int64_t rows) {
+    by_row_blocks(runs_, hidden, hidden, [&](int64_t row, int64_t together, bool rounded) {
       const Activations a = activations(norm_.data(), norm_stride_, hidden, row);
-      float* up = gate + rows * kStrip;
+      float* up = gate + together * kStrip;
       for (int64_t s = first; s < last; ++s) {
-        kernels_.matmul_strip(w.gate, s, a, rows, gate, kStrip);
-        kernels_.matmul_strip(w.up, s, a, rows, up, kStrip);
-        activate(gate, up, rows * kStrip, gate);
-        for (int64_t r = 0; r < rows; ++r) {
+        multiply_strip(w.gate, s, a, together, rounded, gate, kStrip);
+        multiply_strip(w.up, s, a, together, rounded, up, kStrip);
+        activate(gate, up, together * kStrip, gate);
+        for (int64_t r = 0; r < together; ++r) {
           std::memcpy(inner_.data() + (row + r) * inner_stride_ + s * kStrip, gate + r * kStrip,
                       kStrip * sizeof(float));
         }
@@ -291,18 +339,21 @@ void Forward::feed_forward(const LayerWeights& w, int64_t num_rows) {
     });
   });
   mark(Op::gate_up);
-  pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
-    for (int64_t r = first; r < last; ++r)
-      quantize(inner_.data() + r * inner_stride_, r, w.down.columns, mid);
+  pool_.parallel(static_cast<int64_t>(rows.size()), 1, [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r) {
+      quantize(inner_.data() + r * inner_stride_, r, w.down.columns, mid,
+               rows[static_cast<size_t>(r)].rounded);
+    }
   });
   mark(Op::quantize);
-  multiply(w.down, inner_.data(), inner_stride_, num_rows, x_.data(), hidden, true);
+  multiply(w.down, inner_.data(), inner_stride_, runs_, x_.data(), hidden, true);
   mark(Op::down);
 }
 
 void Forward::logits(const TileMatrix& output, const int64_t* rows, int64_t num_rows, float* logits) {
   const int64_t hidden = spec_.hidden_size;
   const Needs need = needs({&output});
+  exact_run_.assign(1, {0, num_rows, false});
   pool_.run([&](int) {
     pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
@@ -313,7 +364,7 @@ void Forward::logits(const TileMatrix& output, const int64_t* rows, int64_t num_
       }
     });
     mark(Op::output_norm);
-    multiply(output, norm_.data(), norm_stride_, num_rows, logits, output.padded_rows(), false);
+    multiply(output, norm_.data(), norm_stride_, exact_run_, logits, output.padded_rows(), false);
     if (spec_.logit_softcap > 0.0f) {
       pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
         for (int64_t i = first; i < last; ++i) {

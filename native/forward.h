@@ -30,6 +30,18 @@ struct QuantizedRows {
   Quantized at(int64_t row, int64_t columns, int64_t cell);
 };
 
+// Memory for rows of activations rounded to bf16; none is taken where no row is.
+struct RoundedRows {
+  LineVector<uint16_t> values;
+
+  void resize(int64_t num_rows, int64_t widest) {
+    values.resize(static_cast<size_t>(num_rows * row_stride<uint16_t>(widest)));
+  }
+  uint16_t* at(int64_t row, int64_t columns) {
+    return values.empty() ? nullptr : values.data() + row * row_stride<uint16_t>(columns);
+  }
+};
+
 class Forward {
  public:
   Forward(const ModelSpec& spec, const Weights& weights, KVCache& cache, const Kernels& kernels,
@@ -49,15 +61,26 @@ class Forward {
   void logits(const TileMatrix& output, const int64_t* rows, int64_t num_rows, float* logits);
 
   // Rows that go through a thread's strips together: so many as the second level of the cache holds.
-  static int64_t rows_together(int64_t num_rows, int64_t columns);
+  static int64_t rows_together(int64_t num_rows, int64_t row_bytes, int64_t cache_bytes = kRowBytes);
 
   // Where the times of the operations go from now on; null: nowhere.
   void set_clock(StepClock* clock) { clock_ = clock; }
 
  private:
-  // Rows of a unit: all its rows read a chunk while it is in the nearest caches, and a context that those do not
-  // hold comes from memory once a unit. As many as leave each thread a few units, within these bounds.
+  // Of the activations of rows that go through a thread's strips together. Rounded ones take more: each pass
+  // unpacks all weights once more.
+  static constexpr int64_t kRowBytes = 768 << 10, kRoundedBytes = 1536 << 10;
+  // Inputs of rounded rows that go together where there are more of them.
+  static constexpr int64_t kRoundedInputs = 1536;
+  // Rows of a unit of attention: all read a chunk while it is in the nearest caches, and a context that those
+  // do not hold comes from memory once a unit. As many as leave each thread a few units, within these bounds.
   static constexpr int64_t kLeastUnitRows = 16, kMostUnitRows = 64, kUnitsPerThread = 4;
+
+  // Neighbouring rows whose products with weights are of one kind.
+  struct RowRun {
+    int64_t first, count;
+    bool rounded;
+  };
 
   // The tokens that a row sees, and where its results lie among the partial ones.
   struct Sight {
@@ -95,29 +118,36 @@ class Forward {
   void turn(int64_t row, int64_t position);
   void plan_attention(const std::vector<Row>& rows);
   void layer(int64_t index, const std::vector<Row>& rows);
-  void project_qkv(const LayerWeights& w, int64_t num_rows);
+  void project_qkv(const LayerWeights& w);
   void rotate_and_cache(int64_t index, const LayerWeights& w, int64_t row, const Row& at);
   void attend(int64_t index, const std::vector<Row>& rows);
   void attend_unit(int64_t index, const AttentionUnit& unit, const std::vector<Row>& rows);
   AttentionTask chunk_task(int64_t index, int64_t kv_head, const Row& at, int64_t row, int64_t chunk);
   void merge_row(int64_t row);
-  void feed_forward(const LayerWeights& w, int64_t num_rows);
+  void feed_forward(const LayerWeights& w, const std::vector<Row>& rows);
 
   // Which integers the matrices that read a row ask for.
   struct Needs {
     bool per_32 = false, per_256 = false;
   };
   static Needs needs(std::initializer_list<const TileMatrix*> matrices);
-  void normalize(const std::vector<float>& weight, int64_t num_rows, Needs needs);
-  void quantize(const float* x, int64_t row, int64_t columns, Needs needs);
+  void normalize(const std::vector<float>& weight, const std::vector<Row>& rows, Needs needs);
+  void quantize(const float* x, int64_t row, int64_t columns, Needs needs, bool rounded = false);
   // From row `row` on; x: [rows, stride].
   Activations activations(float* x, int64_t stride, int64_t columns, int64_t row);
-  // Calls body(first row, rows) for blocks of rows.
+  // Calls body(first row, rows, rounded) for blocks of rows of one kind, of so many inputs each.
   template <class Body>
-  static void by_row_blocks(int64_t num_rows, int64_t columns, const Body& body);
+  static void by_row_blocks(const std::vector<RowRun>& runs, int64_t inputs, int64_t rounded_inputs,
+                            const Body& body);
+  // Products with a strip of weights, of rows of one kind.
+  void multiply_strip(const TileMatrix& m, int64_t strip, const Activations& a, int64_t num_rows,
+                      bool rounded, float* out, int64_t stride) const;
+  // The same of rounded rows, kRoundedInputs inputs at a time, each part through the strips [first, last).
+  void multiply_rounded(const TileMatrix& m, const Activations& a, int64_t num_rows, int64_t first,
+                        int64_t last, bool accumulate, float* out, int64_t stride) const;
   // out[row][..] = x W^T, or += where `accumulate` is set; strips spread over the threads.
-  void multiply(const TileMatrix& m, float* x, int64_t x_stride, int64_t num_rows, float* out, int64_t stride,
-                bool accumulate);
+  void multiply(const TileMatrix& m, float* x, int64_t x_stride, const std::vector<RowRun>& runs, float* out,
+                int64_t stride, bool accumulate);
   int64_t grain(int64_t num_strips) const;
 
   const ModelSpec& spec_;
@@ -131,7 +161,7 @@ class Forward {
   // Of norm_, attended_ and inner_, which matrices read.
   const int64_t norm_stride_, attended_stride_, inner_stride_;
 
-  int64_t reserved_rows_ = 0;
+  int64_t reserved_rows_ = 0, widest_ = 0;
   // Rows of floats, each [reserved_rows_, its width or stride].
   LineVector<float> x_, norm_, q_raw_, k_raw_, v_raw_, query_, attended_, inner_;
   std::vector<float> cos_, sin_;
@@ -139,6 +169,8 @@ class Forward {
   LineVector<float> query_unit_;               // [reserved_rows_, num_heads]
   LineVector<int32_t> query_sum_;
   QuantizedRows per_32_, per_256_;  // the activations of the current operation
+  RoundedRows rounded_;
+  std::vector<RowRun> runs_, exact_run_;  // of the step's rows, and all rows as one exact run
   std::vector<AttentionUnit> units_;
   std::vector<Sight> sights_;                              // per row
   LineVector<float> partial_, partial_max_, partial_sum_;  // [partials, num_heads, (padded_head_dim)]

@@ -24,6 +24,7 @@ struct Row {
   int64_t request, position;
   const int32_t* block_table;
   Span<KVCopy> copies = {};
+  bool rounded = false;  // its products with weights may be in bf16
 };
 
 // For each block, the shares of all layers and KV heads. The blocks of a short text lie in one huge page or

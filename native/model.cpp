@@ -34,6 +34,13 @@ void check_spec(const ModelSpec& spec) {
     refuse("more rotary dimensions than head_dim");
 }
 
+const Kernels& kernels_for(const Options& options) {
+  const Kernels& kernels = select_kernels(options.isa);
+  if (options.prefill == Prefill::fast && kernels.matmul_strip_bf16 == nullptr)
+    throw Error(std::string("the tier ") + kernels.name + " has no fast prefill");
+  return kernels;
+}
+
 // A row whose final hidden state a draft head may read, and its token's place in the KV cache.
 struct KeptState {
   int64_t row, block, slot;
@@ -65,7 +72,7 @@ struct Model::Impl {
        const Progress& progress, std::shared_ptr<ThreadPool> shared)
       : spec((check_spec(model), model)),
         options(opts),
-        kernels(select_kernels(opts.isa)),
+        kernels(kernels_for(opts)),
         threads(shared ? std::move(shared)
                        : std::make_shared<ThreadPool>(std::max(1, opts.num_threads), opts.cores)),
         pool(*threads),
@@ -114,7 +121,8 @@ void Model::Impl::place_rows(const StepBatch& b, int64_t output_width) {
     for (int64_t k = 0; k < num_blocks; ++k) {
       if (table[k] < 0 || table[k] >= cache.num_blocks) refuse("a block id is out of range");
     }
-    for (int64_t r = 0; r < count; ++r) rows.push_back({i, start + r, table});
+    const int64_t num_rounded = options.prefill == Prefill::fast ? b.sampling[i].num_prompt_tokens : 0;
+    for (int64_t r = 0; r < count; ++r) rows.push_back({i, start + r, table, {}, start + r < num_rounded});
   }
   if (b.num_output_tokens < 0 || b.num_output_tokens > spec.vocab_size)
     refuse("num_output_tokens is not in 0.." + std::to_string(spec.vocab_size));
@@ -303,5 +311,7 @@ std::string compiler() {
 }
 
 std::vector<std::string> available_isas() { return available_tiers(); }
+
+bool has_fast_prefill(const std::string& isa) { return select_kernels(isa).matmul_strip_bf16 != nullptr; }
 
 }  // namespace outpace

@@ -18,6 +18,13 @@ def greedy(num_logprobs: int = -1) -> np.ndarray:
     return record
 
 
+def prompt(num_tokens: int) -> np.ndarray:
+    """The same for a request whose first `num_tokens` tokens are its prompt."""
+    record = greedy()
+    record["num_prompt_tokens"] = num_tokens
+    return record
+
+
 @dataclass
 class Rows:
     """One request's part of a step."""
@@ -67,11 +74,12 @@ def _draft_parents(requests: Sequence[Rows]) -> np.ndarray | None:
 def run_logits(
     backend: Backend, token_ids: Sequence[int], *, chunk: int = 128, block_table: Sequence[int] | None = None
 ) -> np.ndarray:
-    """Logits of every position of one text, [n, vocab], the text read in chunks."""
+    """Logits of every position of one prompt, [n, vocab], read in chunks."""
     table = range(blocks_for(len(token_ids))) if block_table is None else block_table
     out = []
     for start in range(0, len(token_ids), chunk):
-        rows = Rows(token_ids[start : start + chunk], start, list(table), sample=False)
+        sampling = prompt(len(token_ids))
+        rows = Rows(token_ids[start : start + chunk], start, list(table), sample=False, sampling=sampling)
         logits = backend.step(make_batch([rows], want_logits=True)).logits
         assert logits is not None
         out.append(logits)

@@ -5,15 +5,15 @@
 // All floats are computed by the functions of attention_int8.inl, so the bits are those of `attend`.
 //
 // Per 16 pairs and 128 tokens, head_dim d = 64. Bytes: 16 kB of keys and values, 2 kB of queries, 8 kB of
-// scores, 4 kB of weights, all in the first-level cache. Cycles, counted (measured as a whole:
-// ARCHITECTURE.md):
+// scores, 4 kB of weights, all in the first-level cache; for d = 128, where that is not so, keys and values
+// take turns. Cycles, counted (measured as a whole: ARCHITECTURE.md):
 //
 //   16 d / 64 tile products of scores       256   tile unit, 16 cycles each
 //   16 d / 64 tile products of values       256   tile unit
 //   load 32 d / 64 tiles                    256   load ports, 8 cycles each
 //   store 16 + d / 8 tiles of sums          384   store port, 16 cycles each
 //   sums to scores and outputs: 192 x 5     480   vector ports, two a cycle
-//   softmax, integer weights: 128 x 50     3200   vector ports
+//   softmax, integer weights: 128 x 47     3000   vector ports
 //   copy the values: 2 d lines              128   load and store ports, once for all pairs
 //
 // The softmax is what limits: `attend` takes as long for it, and 8192 cycles for the products at one a cycle.

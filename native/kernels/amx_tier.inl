@@ -16,6 +16,7 @@ constexpr int kPrefetch = 6144;  // bytes ahead
 #include "amx_matmul.inl"
 
 #include "amx_attention.inl"
+#include "amx_bf16.inl"
 
 namespace outpace::OUTPACE_TIER {
 
@@ -25,6 +26,8 @@ Kernels with_tiles(Kernels vnni, const char* name) {
   vnni.dot_peak = tile_peak;
   vnni.matmul_strip = matmul_strip_tiles;
   vnni.attend_rows = attend_rows_tiles;
+  vnni.matmul_strip_bf16 = matmul_strip_bf16;
+  vnni.round_to_bf16 = round_to_bf16;
   return vnni;
 }
 

@@ -1,4 +1,5 @@
-// The tile instructions (AMX-INT8). The native tests put an emulation of the same functions in their place.
+// The tile instructions (AMX-INT8 and AMX-BF16). The native tests put an emulation of the same functions in
+// their place.
 //
 // Assembly of our own, not the compiler's intrinsics: gcc's are macros that want the number of a tile
 // spelled out, and gcc 12 does not say that they read memory (of a configuration 8 bytes, of a tile
@@ -39,6 +40,12 @@ OUTPACE_INLINE void dot_tiles_signed() {
 template <int Sum, int A, int B>
 OUTPACE_INLINE void dot_tiles_unsigned() {
   asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sum), "i"(A), "i"(B));
+}
+// Sum += A . B: f32 [rows, 16] += bf16 [rows, depth] . bf16 [depth / 2][16 outputs][2]. Denormals count as
+// zero.
+template <int Sum, int A, int B>
+OUTPACE_INLINE void dot_tiles_bf16() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sum), "i"(A), "i"(B));
 }
 
 }  // namespace outpace::OUTPACE_TIER

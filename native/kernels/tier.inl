@@ -21,6 +21,8 @@ namespace outpace::OUTPACE_TIER {
 constexpr Kernels kTable = {
     .name = kTierName,
     .matmul_strip = matmul_strip,
+    .matmul_strip_bf16 = nullptr,
+    .round_to_bf16 = nullptr,
     .dot_peak = dot_peak,
     .dequantize_row = dequantize_row,
     .pack_strip = pack_strip,

@@ -138,6 +138,15 @@ struct Activations {
   float* x = nullptr;   // [rows, stride_x]
   int64_t stride_x = 0;
   Quantized per_32, per_256;
+  const uint16_t* bf16 = nullptr;  // [rows, stride_bf16], for matmul_strip_bf16 alone
+  int64_t stride_bf16 = 0;
+};
+
+// What matmul_strip_bf16 does at a time: some rows, and the inputs [first, last), both multiples of a cell's
+// and of 32; the results take the products in, or become them.
+struct Bf16Part {
+  int64_t num_rows, first_input, last_input;
+  bool add;
 };
 
 }  // namespace outpace

@@ -1,8 +1,9 @@
 // The tile instructions in plain C++, strict: what the hardware would fault on, and what it would let pass
 // but no kernel means to do, is thrown as a Violation. (Intel's SDM, volume 2: LDTILECFG, TILELOADD,
-// TILESTORED, TILEZERO, TDPBSSD, TDPBSUD.)
+// TILESTORED, TILEZERO, TDPBSSD, TDPBSUD, TDPBF16PS.)
 #pragma once
 
+#include <cmath>
 #include <cstring>
 #include <initializer_list>
 
@@ -54,9 +55,8 @@ inline void check_config(const outpace::TileConfig& config) {
   }
 }
 
-// C += A . B; `weight` reads a byte of B.
-template <class Weight>
-void dot(int sum, int a, int b, const Weight& weight) {
+// What a product asks of the tiles' shapes and of their contents.
+inline const outpace::TileConfig& require_product(int sum, int a, int b) {
   for (const int tile : {sum, a, b}) {
     require_shape(tile);
     require(state().tiles[tile].defined, "a tile that was never filled");
@@ -68,6 +68,13 @@ void dot(int sum, int a, int b, const Weight& weight) {
   require(config.rows[sum] == config.rows[a], "rows of the sums and of A");
   require(config.row_bytes[sum] == config.row_bytes[b], "columns of the sums and of B");
   require(config.row_bytes[a] == 4 * config.rows[b], "depth of A and of B");
+  return config;
+}
+
+// C += A . B; `weight` reads a byte of B.
+template <class Weight>
+void dot(int sum, int a, int b, const Weight& weight) {
+  const outpace::TileConfig& config = require_product(sum, a, b);
   for (int row = 0; row < config.rows[a]; ++row) {
     for (int column = 0; column < config.row_bytes[b] / 4; ++column) {
       uint8_t* at = state().tiles[sum].bytes[row] + 4 * column;
@@ -77,6 +84,38 @@ void dot(int sum, int a, int b, const Weight& weight) {
         const int x = static_cast<int8_t>(state().tiles[a].bytes[row][k]);
         total += static_cast<uint32_t>(x * weight(state().tiles[b].bytes[k / 4][4 * column + k % 4]));
       }
+      std::memcpy(at, &total, 4);
+    }
+  }
+}
+
+// Denormals count as zero for the tile unit, where it reads floats and where it makes them.
+inline float flushed(float x) { return std::fabs(x) < 1.17549435e-38f ? std::copysign(0.0f, x) : x; }
+
+// A bf16 number as a float.
+inline float widened(const uint8_t* bytes) {
+  uint16_t half;
+  std::memcpy(&half, bytes, 2);
+  const uint32_t bits = static_cast<uint32_t>(half) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return flushed(value);
+}
+
+// C += A . B of bf16: inputs of even and of odd places are summed apart, fused, before both come to C.
+inline void dot_bf16(int sum, int a, int b) {
+  const outpace::TileConfig& config = require_product(sum, a, b);
+  for (int row = 0; row < config.rows[a]; ++row) {
+    for (int column = 0; column < config.row_bytes[b] / 4; ++column) {
+      uint8_t* at = state().tiles[sum].bytes[row] + 4 * column;
+      float total, even = 0.0f, odd = 0.0f;
+      std::memcpy(&total, at, 4);
+      for (int k = 0; k < config.row_bytes[a] / 4; ++k) {
+        const uint8_t *x = state().tiles[a].bytes[row] + 4 * k, *w = state().tiles[b].bytes[k] + 4 * column;
+        even = flushed(std::fmaf(widened(x), widened(w), even));
+        odd = flushed(std::fmaf(widened(x + 2), widened(w + 2), odd));
+      }
+      total = flushed(flushed(total) + flushed(even + odd));
       std::memcpy(at, &total, 4);
     }
   }
@@ -131,6 +170,10 @@ void dot_tiles_signed() {
 template <int Sum, int A, int B>
 void dot_tiles_unsigned() {
   emulated::dot(Sum, A, B, [](uint8_t weight) { return static_cast<int>(weight); });
+}
+template <int Sum, int A, int B>
+void dot_tiles_bf16() {
+  emulated::dot_bf16(Sum, A, B);
 }
 
 }  // namespace outpace::OUTPACE_TIER

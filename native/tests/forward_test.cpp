@@ -18,10 +18,10 @@ outpace::ModelSpec spec_of(int64_t sliding_window) {
   return s;
 }
 
-// The logits of the last token, the prompt in steps of `rows` tokens.
+// The logits of the last token, the prompt in steps of `rows` tokens, the first `num_rounded` in bf16.
 std::vector<float> last_logits(const outpace::ModelSpec& spec, const tiny::File& file, const Kernels& kernels,
                                int threads, int64_t rows_per_step, int64_t num_tokens = kTokens,
-                               const outpace::Options& like = {}) {
+                               const outpace::Options& like = {}, int64_t num_rounded = 0) {
   outpace::Options options = like;
   options.num_blocks = tiny::kBlocks;
   outpace::ThreadPool pool(threads);
@@ -35,7 +35,7 @@ std::vector<float> last_logits(const outpace::ModelSpec& spec, const tiny::File&
     std::vector<outpace::Row> rows;
     std::vector<int32_t> ids;
     for (int64_t t = at; t < std::min(num_tokens, at + rows_per_step); ++t) {
-      rows.push_back({0, t, table});
+      rows.push_back({0, t, table, {}, t < num_rounded});
       ids.push_back(static_cast<int32_t>(t * 37 % spec.vocab_size));
     }
     forward.run(rows, ids.data());
@@ -77,6 +77,47 @@ TEST(blocks_of_rows_give_the_same_bits) {
   for (const Kernels* kernels : check::tiers()) {
     const std::vector<float> got = last_logits(spec, file, *kernels, 2, 130, 130, options);
     CHECK(check::same_bits(got.data(), expected.data(), got.size()), "%s", kernels->name);
+  }
+}
+
+// Rounded rows alone, and rows of both kinds in a step; inputs that go in parts, widths that tiles do not
+// have, and a last strip that is not whole.
+TEST(rounded_rows_give_the_same_bits_whatever_the_cut) {
+  struct Shape {
+    int64_t heads, head_dim, intermediate;
+    outpace::WeightFormat format;
+  };
+  constexpr Shape kShapes[] = {{2, 32, 8192, outpace::WeightFormat::q4_0},
+                               {2, 36, 96, outpace::WeightFormat::keep},
+                               {2, 50, 100, outpace::WeightFormat::keep}};
+  for (const auto& [heads, head_dim, intermediate, format] : kShapes) {
+    outpace::ModelSpec spec = tiny::spec();
+    spec.num_heads = spec.num_kv_heads = heads;
+    spec.hidden_size = heads * head_dim;
+    spec.intermediate_size = intermediate;
+    const tiny::File file(spec);
+    outpace::Options options;
+    options.weight_format = format;
+    std::vector<float> first;
+    for (const Kernels* kernels : check::tiers()) {
+      if (kernels->matmul_strip_bf16 == nullptr) continue;
+      const std::vector<float> exact = last_logits(spec, file, *kernels, 2, 100, 100, options);
+      for (const int64_t num_rounded : {100, 70}) {
+        const std::vector<float> expected =
+            last_logits(spec, file, *kernels, 1, 1, 100, options, num_rounded);
+        CHECK(!check::same_bits(expected.data(), exact.data(), exact.size()), "nothing was rounded");
+        for (const float x : expected) CHECK(std::isfinite(x));
+        for (const int64_t rows : {7, 33, 100}) {
+          const std::vector<float> got =
+              last_logits(spec, file, *kernels, 2, rows, 100, options, num_rounded);
+          CHECK(check::same_bits(got.data(), expected.data(), got.size()), "%s, hidden %d, steps of %d",
+                kernels->name, static_cast<int>(spec.hidden_size), static_cast<int>(rows));
+        }
+        if (num_rounded == 100 && first.empty()) first = expected;
+        if (num_rounded == 100)
+          CHECK(check::same_bits(first.data(), expected.data(), first.size()), "%s", kernels->name);
+      }
+    }
   }
 }
 

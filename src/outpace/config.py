@@ -22,6 +22,7 @@ from outpace.types import (
     EngineConfig,
     KVFormat,
     ModelSpec,
+    Prefill,
     PrefixSharing,
     WeightFormat,
 )
@@ -188,6 +189,7 @@ class EngineOptions(TypedDict, total=False):
     isa: str
     weight_format: WeightFormat
     kv_format: KVFormat
+    prefill: Prefill
     max_context: int
     kv_cache_bytes: int
     max_num_seqs: int
@@ -211,6 +213,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "backend": ("native", "torch", "null"),
     "weight_format": get_args(WeightFormat),
     "kv_format": get_args(KVFormat),
+    "prefill": get_args(Prefill),
     "prefix_sharing": get_args(PrefixSharing),
     "draft": ("off", "auto"),
     "draft_sharing": get_args(DraftSharing),
@@ -244,6 +247,8 @@ def resolve_engine_config(spec: ModelSpec, options: EngineOptions) -> EngineConf
         raise UsageError(
             f"max_context is {config.max_context}, but the model's own limit is {spec.max_context}"
         )
+    if config.prefill == "fast" and config.backend != "native":
+        raise UsageError(f"prefill='fast' is of the native backend alone, not of {config.backend}")
     context = config.max_context or spec.max_context
     return replace(
         config,

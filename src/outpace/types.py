@@ -152,6 +152,17 @@ WeightFormat = Literal["keep", "q8_0", "q4_0"]
 
 KVFormat = Literal["int8", "f16"]
 
+Prefill = Literal["exact", "fast"]
+"""How prompts are read. "exact": by the integer products that also generate, so an answer depends on its text
+alone. "fast": by products in bf16, where the machine has AMX, which is quicker where the weights are no K
+formats and more than some 60 tokens are new.
+
+With "fast" what is computed of a prompt still does not depend on batches, chunks or threads, and drafts still
+change nothing. But tokens and embeddings differ from those of "exact", as between two engines; and as what
+was generated is not rounded, a later turn may go on differently from the prefix cache than from its text
+read anew.
+"""
+
 PrefixSharing = Literal["scope", "all"]
 """Whose cached prefixes a request may find: those of its `DraftHints.scope`, or all.
 
@@ -173,6 +184,7 @@ class EngineConfig:
     isa: str = "auto"  # "portable", "avx2", "avxvnni", "avx512vnni", "amx", "neon", "neon-i8mm", ...
     weight_format: WeightFormat = "keep"
     kv_format: KVFormat = "int8"
+    prefill: Prefill = "exact"
     max_context: int = 0  # tokens per request; 0: the model's own
     kv_cache_bytes: int = 0  # budget of the KV cache, reserved up front; 0: chosen from free memory
     max_num_seqs: int = 64  # requests that run at once; more wait

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from golden.reference import Document, tail_kl
 from outpace.types import Backend
-from stepping import Rows, blocks_for, make_batch
+from stepping import Rows, blocks_for, make_batch, prompt
 
 MAX_MEAN_KL = 0.01  # nats
 MIN_TOP1 = 0.97
@@ -63,7 +63,7 @@ def compare(
     table = list(range(blocks_for(len(ids))))
     kls, bests, nlls = [], [], []
     for start in range(0, len(ids), chunk):
-        rows = Rows(ids[start : start + chunk], start, table, sample=False)
+        rows = Rows(ids[start : start + chunk], start, table, sample=False, sampling=prompt(len(ids)))
         logits = backend.step(make_batch([rows], want_logits=True)).logits
         assert logits is not None
         assert np.isfinite(logits).all()

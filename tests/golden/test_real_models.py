@@ -15,11 +15,12 @@ import pytest
 
 from golden.agreement import MAX_KV_PERPLEXITY_CHANGE, Agreement, compare, figures, perplexity_change
 from golden.reference import exact_kl, load
+from outpace import _native
 from outpace.backends import create
 from outpace.backends.torch_backend import TorchBackend
 from outpace.config import EngineOptions, resolve_engine_config
 from outpace.models.checkpoint import open_checkpoint
-from outpace.types import Backend, EngineConfig, KVFormat
+from outpace.types import Backend, EngineConfig, KVFormat, Prefill
 from stepping import run_logits
 
 pytestmark = pytest.mark.timeout(1800)  # 8,448 tokens of each model, on any machine
@@ -29,16 +30,16 @@ LONG = 2000  # positions from here on are judged on their own, too
 MODELS = {"smollm2-135m": "model_135m", "qwen2.5-coder-0.5b": "model_05b", "qwen2.5-coder-1.5b": "model_15b"}
 
 
-def native(path: Path, kv_format: KVFormat = "int8") -> Backend:
+def native(path: Path, kv_format: KVFormat = "int8", prefill: Prefill = "exact") -> Backend:
     checkpoint = open_checkpoint(path)
-    options = EngineOptions(max_context=4096, kv_format=kv_format)
+    options = EngineOptions(max_context=4096, kv_format=kv_format, prefill=prefill)
     return create(checkpoint, resolve_engine_config(checkpoint.spec, options))
 
 
 @cache
-def agreements(name: str, path: Path, kv_format: KVFormat) -> list[Agreement]:
+def agreements(name: str, path: Path, kv_format: KVFormat, prefill: Prefill = "exact") -> list[Agreement]:
     """The model's agreement with the documents of its reference; each model and format is run once."""
-    backend = native(path, kv_format)
+    backend = native(path, kv_format, prefill)
     try:
         return [compare(backend, document) for document in load(name).documents]
     finally:
@@ -84,6 +85,12 @@ def test_int8_keys_and_values_keep_the_perplexity_of_f16(name: str, request: pyt
         change = perplexity_change(*pair)
         print(f"{kind}: perplexity of int8 over f16 keys and values {change:+.3%}")
         assert abs(change) < MAX_KV_PERPLEXITY_CHANGE
+
+
+@pytest.mark.skipif(not _native.has_fast_prefill("auto"), reason="prefill='fast' needs AMX")
+@pytest.mark.parametrize("name", MODELS)
+def test_prompts_in_bf16_agree_with_transformers(name: str, request: pytest.FixtureRequest) -> None:
+    check(agreements(name, request.getfixturevalue(MODELS[name]), "int8", "fast"))
 
 
 @pytest.mark.usefixtures("one_torch_thread")

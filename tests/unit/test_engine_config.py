@@ -76,6 +76,8 @@ def test_what_is_given_stays(memory) -> None:
     [
         ({"backend": "cuda"}, "backend must be one of native, torch, null"),
         ({"kv_format": "int3"}, "kv_format must be one of int8, f16"),
+        ({"prefill": "slow"}, "prefill must be one of exact, fast"),
+        ({"prefill": "fast", "backend": "torch"}, "prefill='fast' is of the native backend alone"),
         ({"max_num_seqs": 0}, "max_num_seqs must be a whole number from 1"),
         ({"max_batch_tokens": 1.5}, "max_batch_tokens must be a whole number"),
         ({"num_threads": True}, "num_threads must be a whole number"),

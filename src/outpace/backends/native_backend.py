@@ -50,7 +50,8 @@ class NativeBackend:
         self._spec = checkpoint.spec
         self._num_blocks = config.kv_cache_bytes // cache_bytes_per_block(checkpoint.spec, config)
         self._kv_format = config.kv_format
-        _check_isa(config.isa)
+        self._prefill = config.prefill
+        _check_isa(config)
         head = _head_of(checkpoint, config)
         _check_memory(checkpoint, config, head)
         weight_bytes = checkpoint.weight_bytes(config.weight_format)
@@ -61,6 +62,7 @@ class NativeBackend:
             "isa": config.isa,
             "weight_format": config.weight_format,
             "kv_format": config.kv_format,
+            "prefill": config.prefill,
             "num_blocks": self._num_blocks,
             "max_rows": config.max_batch_tokens,
             "max_tree_rows": min(config.max_tree_tokens, config.max_batch_tokens),
@@ -127,6 +129,7 @@ class NativeBackend:
             "isa": self._loaded.isa,
             "threads": self._loaded.num_threads,
             "kv_format": self._kv_format,
+            "prefill": self._prefill,
             "memory_bytes": self._loaded.memory_bytes,
             "packed_cache": self._loaded.packed_state,
             "compiler": _native.compiler,
@@ -199,10 +202,15 @@ class NativeBackend:
         self._model = None
 
 
-def _check_isa(isa: str) -> None:
-    tiers = ["auto", *_native.available_isas()]
-    if isa not in tiers:
-        raise UsageError(f"isa {isa!r} cannot run here; this machine has: {', '.join(tiers)}")
+def _check_isa(config: EngineConfig) -> None:
+    tiers = _native.available_isas()
+    if config.isa not in ("auto", *tiers):
+        raise UsageError(f"isa {config.isa!r} cannot run here; this machine has: auto, {', '.join(tiers)}")
+    if config.prefill == "fast" and not _native.has_fast_prefill(config.isa):
+        tier = config.isa if config.isa != "auto" else tiers[0]
+        raise UsageError(
+            f"prefill='fast' needs the tile instructions of the tier amx, and this is {tier}: leave it exact"
+        )
 
 
 def _head_of(checkpoint: Checkpoint, config: EngineConfig) -> HeadCheckpoint | None:

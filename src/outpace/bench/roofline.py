@@ -123,11 +123,14 @@ def bench_roofline(
     """Trace steps of so many rows after `context` tokens and one prefill chunk, then measure the limits.
 
     The backend must be idle; it is closed (`close`) before the memory probe takes a buffer as large as what
-    the steps read. Raises UsageError where the backend keeps no traces or the rows do not fit.
+    the steps read. Raises UsageError where the backend keeps no traces or rounds prompts, and where the rows
+    do not fit.
     """
     if not isinstance(backend, TracingBackend):
         name = backend.description.get("backend", "this one")
         raise UsageError(f"backend {name} does not trace its operations; roofline needs the native one")
+    if backend.description.get("prefill") == "fast":
+        raise UsageError("roofline measures the exact products: leave --prefill at exact")
     driver = StepDriver(backend, max_batch_tokens)
     _check(row_counts, context, driver.capacity, max_batch_tokens)
     description, weight_bytes = backend.description, backend.weight_bytes

@@ -75,6 +75,13 @@ class EngineFlags:
         Literal["int8", "f16"] | None,
         typer.Option(help="How the KV cache is kept.", rich_help_panel=ENGINE_PANEL),
     ] = None
+    prefill: Annotated[
+        Literal["exact", "fast"] | None,
+        typer.Option(
+            help="fast: read prompts in bf16 (AMX only); quicker, and answers may differ from exact ones.",
+            rich_help_panel=ENGINE_PANEL,
+        ),
+    ] = None
     max_context: Annotated[
         int | None,
         typer.Option(

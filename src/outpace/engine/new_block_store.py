@@ -52,5 +52,5 @@ def _key(checkpoint: Checkpoint, backend: Backend, config: EngineConfig, block_b
     description = backend.description
     build = hashlib.sha256(Path(_native.__file__).read_bytes()).hexdigest()
     weights = weights_key(checkpoint, config.weight_format, _native.packed_layout)
-    layout = (description["backend"], description["kv_format"], BLOCK_SIZE, block_bytes)
+    layout = (description["backend"], description["kv_format"], config.prefill, BLOCK_SIZE, block_bytes)
     return hashlib.sha256(json.dumps([build, weights, layout, asdict(checkpoint.spec)]).encode()).digest()

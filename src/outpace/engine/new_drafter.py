@@ -89,6 +89,7 @@ def _load(
         kv_cache_bytes=blocks * kv_bytes_per_block(checkpoint.spec, config.kv_format),
         max_tree_tokens=0,
         draft_head="",
+        prefill="exact",  # its guesses are one row each, for which rounding gains nothing
     )
     return backends.create_draft_model(checkpoint, own, backend)
 

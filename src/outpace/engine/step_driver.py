@@ -5,6 +5,7 @@ from __future__ import annotations
 from time import perf_counter
 
 import numpy as np
+from numpy.typing import NDArray
 
 from outpace.engine.sampling import pack
 from outpace.types import BLOCK_SIZE, Backend, Int32Array, SamplingParams, StepBatch
@@ -27,7 +28,8 @@ class StepDriver:
         self._num_output_tokens = num_output_tokens
         self._max_batch_tokens = max_batch_tokens
         self._token_ids = _token_ids(self.capacity, backend.spec.vocab_size)
-        self._sampling = pack(SamplingParams(temperature=0.0, seed=0), 0, CONTEXT).record
+        self._sampling = pack(SamplingParams(temperature=0.0, seed=0), 0, 0).record  # all tokens generated
+        self._prompt = pack(SamplingParams(temperature=0.0, seed=0), 0, self.capacity).record
 
     @property
     def capacity(self) -> int:
@@ -39,7 +41,8 @@ class StepDriver:
         started = perf_counter()
         for start in range(0, num_tokens, self._max_batch_tokens):
             end = min(start + self._max_batch_tokens, num_tokens)
-            self._backend.step(self._batch(start, end, num_drafts=0, sample=end == num_tokens))
+            batch = self._batch(start, end, num_drafts=0, sample=end == num_tokens, sampling=self._prompt)
+            self._backend.step(batch)
         return perf_counter() - started
 
     def step(self, num_rows: int, context: int = CONTEXT) -> float:
@@ -47,7 +50,8 @@ class StepDriver:
 
         Every row is verified and picks a token. The KV cache must hold the context already.
         """
-        batch = self._batch(context, context + num_rows, num_drafts=num_rows - 1, sample=True)
+        end = context + num_rows
+        batch = self._batch(context, end, num_drafts=num_rows - 1, sample=True, sampling=self._sampling)
         started = perf_counter()
         self._backend.step(batch)
         return perf_counter() - started
@@ -94,7 +98,9 @@ class StepDriver:
             sampling=np.repeat(self._sampling, count),
         )
 
-    def _batch(self, start: int, end: int, *, num_drafts: int, sample: bool) -> StepBatch:
+    def _batch(
+        self, start: int, end: int, *, num_drafts: int, sample: bool, sampling: NDArray[np.void]
+    ) -> StepBatch:
         return StepBatch(
             token_ids=self._token_ids[start:end],
             row_start=np.array([0, end - start], np.int32),
@@ -103,7 +109,7 @@ class StepDriver:
             sample=np.array([sample], np.uint8),
             block_tables=np.arange(_blocks(end), dtype=np.int32)[np.newaxis],
             num_output_tokens=self._num_output_tokens,
-            sampling=self._sampling,
+            sampling=sampling,
         )
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from engine_harness import Answers, byte_tokenizer, collect, drain, make_engine, null_backend, prompt_of, run
 from outpace import backends
+from outpace._native import has_fast_prefill
 from outpace.config import resolve_engine_config
 from outpace.engine.block_store import BlockStore
 from outpace.engine.engine import Engine
@@ -345,6 +346,8 @@ def test_another_model_or_format_never_matches(
     assert native_answer(path)[1] == 384
     assert native_answer(path, kv_format="f16")[1] == 0
     assert native_answer(path, backend="null")[1] == 0
+    if has_fast_prefill("auto"):
+        assert native_answer(path, prefill="fast")[1] == 0
     path.write_bytes(tiny_checkpoint("qwen2", dtype="Q4_0").path.read_bytes())
     assert native_answer(path)[1] == 0, "another model under the same name"
     assert native_answer(tiny_checkpoint("qwen2", dtype="Q8_0").path)[1] == 0, "the same model elsewhere"

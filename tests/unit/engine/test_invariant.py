@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from engine_harness import BackendFactory, byte_tokenizer, null_backend, with_blocks
 from invariant import Scenario, check_invariant, scenarios
 from outpace import backends
-from outpace._native import available_isas
+from outpace._native import available_isas, has_fast_prefill
 from outpace.config import resolve_engine_config
 from outpace.models.checkpoint import Checkpoint, open_checkpoint
 from outpace.text.tokenizer import Tokenizer
@@ -71,6 +72,24 @@ def test_nor_blocks_of_the_native_core_that_come_from_disk(
     native_tiny: BackendFactory, scenario: Scenario
 ) -> None:
     check_invariant(native_tiny, byte_tokenizer(512), scenario)
+
+
+@pytest.fixture(scope="module")
+def fast_tiny(tiny_checkpoint: TinyFactory) -> Iterator[BackendFactory]:
+    if not has_fast_prefill("auto"):
+        pytest.skip("prefill='fast' needs AMX")
+    checkpoint = open_checkpoint(tiny_checkpoint("qwen2", dtype="Q8_0").path)
+    config = resolve_engine_config(checkpoint.spec, {"kv_cache_bytes": 4 << 20, "prefill": "fast"})
+    backend = backends.create(checkpoint, config)
+    yield with_blocks(backend)
+    backend.close()
+
+
+@settings(relaxed, max_examples=15)
+@given(scenario=scenarios(vocab_size=512, max_requests=4, max_tokens=40))
+def test_nor_one_with_prompts_in_bf16(fast_tiny: BackendFactory, scenario: Scenario) -> None:
+    """Without the prefix cache: a prompt may find what another request generated, which is not rounded."""
+    check_invariant(fast_tiny, byte_tokenizer(512), replace(scenario, prefix_cache=False))
 
 
 @pytest.fixture(scope="module")
