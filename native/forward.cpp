@@ -156,27 +156,26 @@ int64_t Forward::grain(int64_t num_strips) const {
 
 void Forward::multiply(const TileMatrix& m, float* x, int64_t x_stride, const std::vector<RowRun>& runs,
                        float* out, int64_t stride, bool accumulate) {
+  // The last strip's results may be fewer than it has places for.
+  const bool whole = !accumulate || m.rows % kStrip == 0, in_parts = whole && m.columns % kGroup == 0;
   pool_.parallel(m.num_strips(), grain(m.num_strips()), [&](int64_t first, int64_t last) {
     LineVector<float>& scratch = scratch_[static_cast<size_t>(pool_.thread_index())];
-    by_row_blocks(
-        runs, m.columns, std::min(m.columns, kRoundedInputs), [&](int64_t row, int64_t rows, bool rounded) {
-          const Activations a = activations(x, x_stride, m.columns, row);
-          // The last strip's results may be fewer than it has places for.
-          const bool whole = !accumulate || m.rows % kStrip == 0;
-          if (rounded && whole && m.columns % kGroup == 0)
-            return multiply_rounded(m, a, rows, first, last, accumulate, out + row * stride, stride);
-          for (int64_t s = first; s < last; ++s) {
-            const int64_t column = s * kStrip, width = std::min<int64_t>(kStrip, m.rows - column);
-            float* to = out + row * stride + column;
-            if (!accumulate) {
-              multiply_strip(m, s, a, rows, rounded, to, stride);
-              continue;
-            }
-            multiply_strip(m, s, a, rows, rounded, scratch.data(), kStrip);
-            for (int64_t r = 0; r < rows; ++r)
-              kernels_.add(to + r * stride, scratch.data() + r * kStrip, width);
-          }
-        });
+    const auto block = [&](int64_t row, int64_t rows, bool rounded) {
+      const Activations a = activations(x, x_stride, m.columns, row);
+      if (rounded && in_parts)
+        return multiply_rounded(m, a, rows, first, last, accumulate, out + row * stride, stride);
+      for (int64_t s = first; s < last; ++s) {
+        const int64_t column = s * kStrip, width = std::min<int64_t>(kStrip, m.rows - column);
+        float* to = out + row * stride + column;
+        if (!accumulate) {
+          multiply_strip(m, s, a, rows, rounded, to, stride);
+          continue;
+        }
+        multiply_strip(m, s, a, rows, rounded, scratch.data(), kStrip);
+        for (int64_t r = 0; r < rows; ++r) kernels_.add(to + r * stride, scratch.data() + r * kStrip, width);
+      }
+    };
+    by_row_blocks(runs, m.columns, std::min(m.columns, kRoundedInputs), block);
   });
 }
 

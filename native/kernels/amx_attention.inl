@@ -313,7 +313,7 @@ inline void sum_pairs(const ChunkOfRows& chunk, const Pairs& pairs, const uint8_
 }
 
 // Pairs in even blocks, so that one tile configuration serves them all. Keys for some blocks, then values for
-// them: beside each other, with all that is computed from them, they do not fit the first level (64 kB for
+// them: beside each other, with all that is computed from them, they do not fit the first level (61 kB for
 // 128 channels).
 void attend_rows_tiles(const AttentionTask* tasks, int64_t num_tasks) {
   constexpr int64_t kBlocksAtOnce = 8;

@@ -41,9 +41,13 @@ struct SplitScale {
   __m512i high, low;
 };
 
-// scales: bytes of four groups a word, as unpack_scales gives them
-OUTPACE_INLINE SplitScale split_scale(Ints scales, int group) {
-  const __m512i scale = _mm512_srl_epi32(scales.v, _mm_cvtsi32_si128(8 * (group % 4)));
+// A group's byte of what unpack_scales gives, lowest in its word; the others are above it.
+OUTPACE_INLINE __m512i scale_byte(const Ints (&scales)[2], int group) {
+  return _mm512_srl_epi32(scales[group / 4].v, _mm_cvtsi32_si128(8 * (group % 4)));
+}
+
+OUTPACE_INLINE SplitScale split_scale(const Ints (&scales)[2], int group) {
+  const __m512i scale = scale_byte(scales, group);
   const auto twice = [](Ints part) { return bit_or(part, shift_left<16>(part)).v; };
   return {twice(bit_and(shift_right<3>({scale}), 7)), twice(bit_and({scale}, 7))};
 }
@@ -97,7 +101,7 @@ OUTPACE_INLINE void unpack_planes(const uint8_t* cell, uint8_t* high, uint8_t* l
       const auto* s = reinterpret_cast<const int8_t*>(scales) + 32 * g;
       store_lines(signed_scale(load_bytes(s)), signed_scale(load_bytes(s + 16)));
     } else {
-      const SplitScale split = split_scale(g < 4 ? scale[0] : scale[1], g);
+      const SplitScale split = split_scale(scale, g);
       store_lines(split, split);
     }
   }

@@ -13,6 +13,35 @@
 
 namespace outpace::OUTPACE_TIER {
 
+// Calls body<F>() with the format as a constant.
+template <class Body>
+OUTPACE_INLINE void with_format(Format format, const Body& body) {
+  switch (format) {
+    case Format::f32:
+      return body.template operator()<Format::f32>();
+    case Format::f16:
+      return body.template operator()<Format::f16>();
+    case Format::bf16:
+      return body.template operator()<Format::bf16>();
+    case Format::q4_0:
+      return body.template operator()<Format::q4_0>();
+    case Format::q4_1:
+      return body.template operator()<Format::q4_1>();
+    case Format::q5_0:
+      return body.template operator()<Format::q5_0>();
+    case Format::q5_1:
+      return body.template operator()<Format::q5_1>();
+    case Format::q8_0:
+      return body.template operator()<Format::q8_0>();
+    case Format::q4_k:
+      return body.template operator()<Format::q4_k>();
+    case Format::q5_k:
+      return body.template operator()<Format::q5_k>();
+    case Format::q6_k:
+      return body.template operator()<Format::q6_k>();
+  }
+}
+
 // A group's weights, and a cell's, as they lie in memory.
 template <Format F>
 struct PackedGroup {
@@ -72,22 +101,19 @@ OUTPACE_INLINE void prefetch(const uint8_t* cell) {
 }
 
 // A part of the cell at a time, while it is multiplied: all at once fill the queue of misses, and the memory
-// stands idle until the next cell (1 to 6 rows of Q4_K on a Xeon, a tenth). Null: nothing.
+// stands idle until the next cell (1 to 6 rows of Q4_K on a Xeon, a tenth). Of no cell nothing is asked.
 template <Format F>
 constexpr int kCellParts = is_k(F) ? 8 : 1;
 
 template <Format F>
 struct PartAhead {
-  const uint8_t* cell;
+  const uint8_t* cell = nullptr;
 
   // Inlined early: as a function of its own it has no effect that gcc knows of, and is dropped.
   OUTPACE_INLINE_MEMBER void operator()(int part) const {
     constexpr int kBytes = cell_bytes(F) / kCellParts<F>;
     if (cell != nullptr) prefetch<kBytes>(cell + part * kBytes);
   }
-};
-struct NothingAheadOf {
-  void operator()(int /*part*/) const {}
 };
 
 // One cell of a group format: out[r] += weights . activations of the plane.
@@ -199,7 +225,7 @@ OUTPACE_INLINE void add_wide_cells(const uint8_t* strip, const Quantized& a, int
   Floats one[1] = {out};
   for (int32_t k = 0; k < a.num_wide[row]; ++k) {
     const PackedCell<F> cell = {strip + wide[k] * cell_bytes(F)};
-    quantized_cell<F, 1>(cell, a.low, columns, row, wide[k], one, NothingAheadOf{});
+    quantized_cell<F, 1>(cell, a.low, columns, row, wide[k], one, PartAhead<F>{});
   }
   out = one[0];
 }
@@ -284,30 +310,7 @@ void strip_of(const TileMatrix& m, int64_t s, const Activations& a, int64_t num_
 
 void matmul_strip(const TileMatrix& m, int64_t strip, const Activations& a, int64_t num_rows, float* out,
                   int64_t out_stride) {
-  switch (m.format) {
-    case Format::f32:
-      return strip_of<Format::f32>(m, strip, a, num_rows, out, out_stride);
-    case Format::f16:
-      return strip_of<Format::f16>(m, strip, a, num_rows, out, out_stride);
-    case Format::bf16:
-      return strip_of<Format::bf16>(m, strip, a, num_rows, out, out_stride);
-    case Format::q4_0:
-      return strip_of<Format::q4_0>(m, strip, a, num_rows, out, out_stride);
-    case Format::q4_1:
-      return strip_of<Format::q4_1>(m, strip, a, num_rows, out, out_stride);
-    case Format::q5_0:
-      return strip_of<Format::q5_0>(m, strip, a, num_rows, out, out_stride);
-    case Format::q5_1:
-      return strip_of<Format::q5_1>(m, strip, a, num_rows, out, out_stride);
-    case Format::q8_0:
-      return strip_of<Format::q8_0>(m, strip, a, num_rows, out, out_stride);
-    case Format::q4_k:
-      return strip_of<Format::q4_k>(m, strip, a, num_rows, out, out_stride);
-    case Format::q5_k:
-      return strip_of<Format::q5_k>(m, strip, a, num_rows, out, out_stride);
-    case Format::q6_k:
-      return strip_of<Format::q6_k>(m, strip, a, num_rows, out, out_stride);
-  }
+  with_format(m.format, [&]<Format F>() { strip_of<F>(m, strip, a, num_rows, out, out_stride); });
 }
 
 }  // namespace outpace::OUTPACE_TIER

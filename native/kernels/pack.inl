@@ -244,57 +244,11 @@ void dequantize_row_of(const TileMatrix& m, int64_t row, float* out) {
 }
 
 void pack_strip(const TileMatrix& m, const uint8_t* const rows[kStrip], uint8_t* strip) {
-  switch (m.format) {
-    case Format::f32:
-      return pack_strip_of<Format::f32>(m, rows, strip);
-    case Format::f16:
-      return pack_strip_of<Format::f16>(m, rows, strip);
-    case Format::bf16:
-      return pack_strip_of<Format::bf16>(m, rows, strip);
-    case Format::q4_0:
-      return pack_strip_of<Format::q4_0>(m, rows, strip);
-    case Format::q4_1:
-      return pack_strip_of<Format::q4_1>(m, rows, strip);
-    case Format::q5_0:
-      return pack_strip_of<Format::q5_0>(m, rows, strip);
-    case Format::q5_1:
-      return pack_strip_of<Format::q5_1>(m, rows, strip);
-    case Format::q8_0:
-      return pack_strip_of<Format::q8_0>(m, rows, strip);
-    case Format::q4_k:
-      return pack_strip_of<Format::q4_k>(m, rows, strip);
-    case Format::q5_k:
-      return pack_strip_of<Format::q5_k>(m, rows, strip);
-    case Format::q6_k:
-      return pack_strip_of<Format::q6_k>(m, rows, strip);
-  }
+  with_format(m.format, [&]<Format F>() { pack_strip_of<F>(m, rows, strip); });
 }
 
 void dequantize_row(const TileMatrix& m, int64_t row, float* out) {
-  switch (m.format) {
-    case Format::f32:
-      return dequantize_row_of<Format::f32>(m, row, out);
-    case Format::f16:
-      return dequantize_row_of<Format::f16>(m, row, out);
-    case Format::bf16:
-      return dequantize_row_of<Format::bf16>(m, row, out);
-    case Format::q4_0:
-      return dequantize_row_of<Format::q4_0>(m, row, out);
-    case Format::q4_1:
-      return dequantize_row_of<Format::q4_1>(m, row, out);
-    case Format::q5_0:
-      return dequantize_row_of<Format::q5_0>(m, row, out);
-    case Format::q5_1:
-      return dequantize_row_of<Format::q5_1>(m, row, out);
-    case Format::q8_0:
-      return dequantize_row_of<Format::q8_0>(m, row, out);
-    case Format::q4_k:
-      return dequantize_row_of<Format::q4_k>(m, row, out);
-    case Format::q5_k:
-      return dequantize_row_of<Format::q5_k>(m, row, out);
-    case Format::q6_k:
-      return dequantize_row_of<Format::q6_k>(m, row, out);
-  }
+  with_format(m.format, [&]<Format F>() { dequantize_row_of<F>(m, row, out); });
 }
 
 // As ggml's quantize_row_q8_0 and quantize_row_q4_0: the largest weight of 32 sets the scale.

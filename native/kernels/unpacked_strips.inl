@@ -39,7 +39,7 @@ void unpacked_rows(const uint8_t* strip, const uint8_t* lines, const Plane& a, i
   for (int r = 0; r < R; ++r) acc[r] = first == 0 ? set_floats(0.0f) : load_floats(out + r * out_stride);
   for (int64_t i = first; i < end; ++i, lines += cell_columns(F) * kStrip) {
     const UnpackedCell<F> cell = {lines, strip + i * cell_bytes(F) + scale_offset(F)};
-    quantized_cell<F, R>(cell, a, columns, row0, i, acc, NothingAheadOf{});
+    quantized_cell<F, R>(cell, a, columns, row0, i, acc, PartAhead<F>{});
   }
   for (int r = 0; r < R; ++r) store(out + r * out_stride, acc[r]);
 }

@@ -13,7 +13,7 @@ from engine_harness import BackendFactory, byte_tokenizer, null_backend, with_bl
 from invariant import Scenario, check_invariant, scenarios
 from outpace import backends
 from outpace._native import available_isas, has_fast_prefill
-from outpace.config import resolve_engine_config
+from outpace.config import EngineOptions, resolve_engine_config
 from outpace.models.checkpoint import Checkpoint, open_checkpoint
 from outpace.text.tokenizer import Tokenizer
 from tiny_checkpoint import TinyFactory
@@ -48,16 +48,19 @@ NATIVE = [
 ]
 
 
+def loaded(path: Path, options: EngineOptions) -> Iterator[BackendFactory]:
+    checkpoint = open_checkpoint(path)
+    config = resolve_engine_config(checkpoint.spec, {"kv_cache_bytes": 4 << 20, **options})
+    backend = backends.create(checkpoint, config)
+    yield with_blocks(backend)
+    backend.close()
+
+
 @pytest.fixture(scope="module", params=NATIVE, ids="-".join)
 def native_tiny(request: pytest.FixtureRequest, tiny_checkpoint: TinyFactory) -> Iterator[BackendFactory]:
     """The native core over a tiny random model; one backend for all, so its KV cache is never clean."""
     isa, variant, dtype, kv_format = request.param
-    checkpoint = open_checkpoint(tiny_checkpoint(variant, dtype=dtype).path)
-    wanted = {"kv_cache_bytes": 4 << 20, "isa": isa, "kv_format": kv_format}
-    config = resolve_engine_config(checkpoint.spec, wanted)
-    backend = backends.create(checkpoint, config)
-    yield with_blocks(backend)
-    backend.close()
+    yield from loaded(tiny_checkpoint(variant, dtype=dtype).path, {"isa": isa, "kv_format": kv_format})
 
 
 @settings(relaxed, max_examples=15)
@@ -78,11 +81,7 @@ def test_nor_blocks_of_the_native_core_that_come_from_disk(
 def fast_tiny(tiny_checkpoint: TinyFactory) -> Iterator[BackendFactory]:
     if not has_fast_prefill("auto"):
         pytest.skip("prefill='fast' needs AMX")
-    checkpoint = open_checkpoint(tiny_checkpoint("qwen2", dtype="Q8_0").path)
-    config = resolve_engine_config(checkpoint.spec, {"kv_cache_bytes": 4 << 20, "prefill": "fast"})
-    backend = backends.create(checkpoint, config)
-    yield with_blocks(backend)
-    backend.close()
+    yield from loaded(tiny_checkpoint("qwen2", dtype="Q8_0").path, {"prefill": "fast"})
 
 
 @settings(relaxed, max_examples=15)
