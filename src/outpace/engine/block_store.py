@@ -31,13 +31,14 @@ class BlockStore:
     """Blocks of `block_bytes` under `key` (32 bytes; names all that decides a block's bytes) in `folder`.
 
     The folders beside it, those of other models, count too: all segments together take at most `budget`
-    bytes. Attributes for metrics: `num_written`, `num_damaged`, `num_evicted`, in blocks; `num_errors`.
+    bytes; other files are let be. Attributes: `folder`, and for metrics `num_written`, `num_damaged`,
+    `num_evicted`, in blocks; `num_errors`.
     """
 
     def __init__(self, folder: Path, key: bytes, block_bytes: int, budget: int) -> None:
         self.block_bytes = block_bytes
         self.num_written = self.num_damaged = self.num_evicted = self.num_errors = 0
-        self._folder = folder
+        self.folder = folder
         self._key = key
         self._budget = budget
         slots = budget // _MOST_SEGMENTS // block_bytes
@@ -157,20 +158,20 @@ class BlockStore:
         if not self._make_room(num_bytes):
             self._stop_writing(OSError(f"there is no room for {num_bytes >> 20} MB more"))
             return None
-        self._active = Segment.create(self._folder, self._key, self.block_bytes, self._num_slots)
+        self._active = Segment.create(self.folder, self._key, self.block_bytes, self._num_slots)
         self._segments[self._active.path] = self._active
         return self._active
 
     def _stop_writing(self, error: OSError) -> None:
         self.close()
         self.num_errors += 1
-        _log.warning("%s: prefixes are no longer written to disk: %s", self._folder, error)
+        _log.warning("%s: prefixes are no longer written to disk: %s", self.folder, error)
 
     # --- what there is, and what goes ---------------------------------------------------------------
 
     def _scan(self) -> None:
         """Take in what earlier processes left; go on with the newest segment that has room."""
-        for _, _, path in _by_use(self._folder.glob("*" + SUFFIX)):
+        for _, _, path in _by_use(self.folder.glob("*" + SUFFIX)):
             try:
                 opened = Segment.open(path, self._key, self.block_bytes)
             except OSError:  # removed just now
@@ -191,11 +192,11 @@ class BlockStore:
 
     def _make_room(self, num_bytes: int) -> bool:
         """Remove the segments that were not used for longest until so much more fits; whether it does."""
-        found = _by_use(self._folder.parent.glob("*/*" + SUFFIX))
+        found = _by_use(self.folder.parent.glob("*/*" + SUFFIX))
         total = sum(size for _, size, _ in found)
         if found:
             self._turnover = min(max(0.0, time.time() - found[0][0]), _LONGEST_TURNOVER)
-        disk = shutil.disk_usage(self._folder)
+        disk = shutil.disk_usage(self.folder)
         spare = max(_FREE_BYTES, disk.total // _FREE_SHARE)
         limit = min(self._budget, total + disk.free - spare) if num_bytes else self._budget
         if num_bytes > limit:

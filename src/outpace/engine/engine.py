@@ -52,6 +52,8 @@ _LOAD_WAIT = 0.005
 
 _log = logging.getLogger(__name__)
 
+_GRAMMARS = "grammars.jsonl"  # beside the prefixes, which come from the same requests
+
 
 class Engine:
     """Turns requests into tokens. `step` does one step; `has_work` says whether another is due.
@@ -86,7 +88,7 @@ class Engine:
         )
         self.scheduler = Scheduler(self.pool, config, config.max_draft_tokens if drafts else 0, self.disk)
         self.metrics = EngineMetrics(self.scheduler)
-        self.grammars = GrammarCompiler(tokenizer)
+        self.grammars = GrammarCompiler(tokenizer, None if store is None else store.folder / _GRAMMARS)
         self.last_stats: StepStats | None = None
         width = -(-self.max_context // BLOCK_SIZE)
         self._packer = BatchPacker(config.max_num_seqs, config.max_batch_tokens, width)

@@ -290,6 +290,7 @@ def _prepared(llm: LLM) -> LLM:
 
     At the first of them it would hold up every stream: the grammars' library takes up to half a second for a
     large vocabulary. It keeps the interpreter to itself meanwhile, so even on a thread streams wait for it.
+    Those that clients used before are then compiled again, beside what the server does.
     """
     llm.loop.engine.grammars.warm_up()
     return llm

@@ -178,12 +178,16 @@ def text_tool(kind: Any, source: str) -> CallSpec:
     return CallSpec("patch", schema, text=TextArgument("input", Grammar(kind, source)))
 
 
-def in_tags(text: str) -> str:
+def in_tags(text: str, family: str = "hermes") -> str:
     call = f"<function=patch>\n<parameter=input>\n{text}\n</parameter>\n</function>"
-    return f"<tool_call>\n{call}\n</tool_call>"
+    return {
+        "mistral": f"[TOOL_CALLS]{call}",
+        "llama3": call,
+        "json": call,
+    }.get(family, f"<tool_call>\n{call}\n</tool_call>")
 
 
-@pytest.mark.parametrize("name", ["hermes", "qwen-tags"])
+@pytest.mark.parametrize("name", FAMILY)
 @pytest.mark.parametrize(
     ("kind", "source", "good", "bad"),
     [
@@ -199,24 +203,39 @@ def test_texts_of_a_grammar_are_written_as_they_are(
 ) -> None:
     calls = [text_tool(kind, source), *CALLS]
     held = grammar(FAMILY[name], calls=calls)
-    other = written(name, ("weather", ROME))
-    assert admits(held, in_tags(good))
-    assert admits(held, f"{in_tags(good)}\n{other}\n{in_tags(good)}")
-    assert admits(grammar(FAMILY[name], calls=calls, required=False), f"So:\n{in_tags(good)}")
-    assert bad is None or not admits(held, in_tags(bad))
-    assert name != "hermes" or not admits(held, written(name, ("patch", {"input": good})))
+    text, other = in_tags(good, name), written(name, ("weather", ROME))
+    assert admits(held, text)
+    assert admits(held, other)
+    assert name == "mistral" or admits(held, f"{text}\n{other}\n{text}")
+    assert admits(grammar(FAMILY[name], calls=calls[:1]), text)
+    free = grammar(FAMILY[name], calls=calls, required=False)
+    assert admits(free, f"So:\n{text}")
+    assert bad is None or not admits(held, in_tags(bad, name))
+    assert bad is None or not admits(free, f"So:\n{in_tags(bad, name)}")
+    assert name == "qwen-tags" or not admits(held, written(name, ("patch", {"input": good})))
     reader = form(FAMILY[name]).parser({call.name: call.schema for call in calls}, own_marks=True)
     assert reader is not None
-    pieces = list(merged([*reader.push(in_tags(good)), *reader.finish()]))
+    pieces = list(merged([*reader.push(f"So:\n{text}"), *reader.finish()]))
     assert [json.loads(piece.text) for piece in pieces if isinstance(piece, CallArguments)] == [
         {"input": good}
     ]
+    assert [piece for piece in pieces if isinstance(piece, Text)] == [Text("So:")]
 
 
-@pytest.mark.parametrize("name", ["mistral", "llama3", "json"])
-def test_where_tags_are_not_read_the_text_is_any(name: str) -> None:
-    held = grammar(FAMILY[name], calls=[text_tool("regex", r"\d+")])
-    assert admits(held, written(name, ("patch", {"input": "any text"})))
+@pytest.mark.parametrize("name", ["llama3", "json"])
+def test_tags_are_the_marks_of_families_without_marks(name: str) -> None:
+    """Llama writes `<function=NAME>{...}</function>` too, which the reader takes in the midst of text."""
+    good = f"<function=weather>{json.dumps(ROME)}</function>"
+    wrong = good.replace('"days": 3', '"days": "three"')
+    free = grammar(FAMILY[name], required=False)
+    for text in (good, f"So: {good}", f"So: {good} And {good} Done."):
+        assert admits(free, text)
+        assert not admits(free, text.replace(good, wrong))
+    assert admits(grammar(FAMILY[name]), good)
+    reader = form(FAMILY[name]).parser({call.name: call.schema for call in CALLS}, own_marks=True)
+    assert reader is not None
+    pieces = list(merged([*reader.push(f"So: {good}"), *reader.finish()]))
+    assert [json.loads(piece.text) for piece in pieces if isinstance(piece, CallArguments)] == [ROME]
 
 
 def test_an_answer_of_a_grammar_beside_calls() -> None:

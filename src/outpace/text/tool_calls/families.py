@@ -36,9 +36,9 @@ class Family:
     short_ids: bool = False  # its templates insist on calls' ids of nine letters and digits
 
     @property
-    def takes_raw_text(self) -> bool:
-        """Whether a call may be written in tags, an argument as it is: the reader knows them within marks."""
-        return self.written is not None and self.body != "list"
+    def own_marks(self) -> tuple[Marks, ...]:
+        """The marks that the family writes itself: one that writes none around its objects has tags."""
+        return (_TAGS,) if self.written is None else (self.written,)
 
     @property
     def tokens(self) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ class AnswerForm:
             return None
         family = self.family
         if own_marks:
-            family = replace(family, marks=() if family.written is None else (family.written,))
+            family = replace(family, marks=family.own_marks)
         return AnswerParser(family, tools, self.thoughts, thinking=opens_thoughts(prompt, self.thoughts))
 
     def thought_tokens(self, tokenizer: Tokenizer, prompt: str) -> ThoughtTokens | None:

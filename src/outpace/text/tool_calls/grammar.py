@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from outpace.text.tool_calls.form import AnswerForm
+from outpace.text.tool_calls.tag_reader import FUNCTION
 from outpace.types import Grammar
 
 MAX_SCHEMAS = 128
@@ -94,6 +95,8 @@ class _Lark:
         self._form = form
         self._family = form.family
         self._rules: list[str] = []
+        self._objects: list[str] = []  # calls as objects
+        self._in_tags: list[str] = []  # calls in tags, from the name on
 
     @property
     def source(self) -> str:
@@ -136,27 +139,46 @@ class _Lark:
 
     def calls(self, calls: Sequence[CallSpec], *, parallel: bool) -> None:
         """`calls`, one or several, and `call_body`, what stands between the marks of the first."""
-        self.rule("any_object", "%json " + json.dumps(_styled({"type": "object"}, strict=True)))
-        for index, call in enumerate(calls):
-            # Any family's reader takes tags, and within JSON a text would be another, escaped.
-            raw = call.text is not None and self._family.takes_raw_text
-            if raw or self._family.body == "tags":
-                self.rule(f"call_{index}", self._tags(call, f"text_{index}"))
-            else:
-                open_to_any = len(calls) > MAX_SCHEMAS and not call.strict
-                self.rule(f"call_{index}", self._object(call, "any_object" if open_to_any else None))
-        self.rule("one_call", " | ".join(f"call_{index}" for index in range(len(calls))))
-        written = self._family.written
-        if self._family.body == "list":
-            more = '(", " one_call)*' if parallel else ""
-            self.rule("call_body", f'"[" one_call {more} "]"')
+        self._each(calls)
+        written, listed = self._family.written, self._family.body == "list"
+        objects = ["object_call"] if self._objects else []
+        forms = [*objects, "tag_call"] if self._in_tags else objects
+        self.rule("one_call", " | ".join(forms))
+        if listed:
+            more = '(", " object_call)*' if parallel else ""
+            forms = [f'"[" {form} {more} "]"' if form == "object_call" else form for form in forms]
+            self.rule("call_body", " | ".join(forms))
         elif written is not None:
             self.rule("call_body", f'"\\n" one_call "\\n" {self.mark(written.end)}')
         else:
             self.rule("call_body", "one_call")
         whole = f"{self.mark(written.begin)} call_body" if written else "call_body"
         self.rule("call", whole)
-        self.rule("calls", 'call ("\\n" call)*' if parallel and self._family.body != "list" else "call")
+        self.rule("calls", 'call ("\\n" call)*' if parallel and not listed else "call")
+
+    def _each(self, calls: Sequence[CallSpec]) -> None:
+        """`object_call` and `tag_call`: objects or tags as the family has it, where there are such calls.
+
+        A text of a grammar is in tags everywhere: within JSON it would be another one, escaped. A family
+        without marks may write any call in tags, which are its marks then (`Family.own_marks`).
+        """
+        self.rule("any_object", "%json " + json.dumps(_styled({"type": "object"}, strict=True)))
+        for index, call in enumerate(calls):
+            if call.text is not None or self._family.body == "tags":
+                self._in_tags.append(self._tags(call, f"text_{index}"))
+                continue
+            arguments = "any_object"
+            if len(calls) <= MAX_SCHEMAS or call.strict:
+                arguments = f"arguments_{index}"
+                self.rule(arguments, f"%json {json.dumps(_arguments(call))}")
+            self._objects.append(self._object(call, arguments))
+            if self._family.written is None:
+                self._in_tags.append(f'{json.dumps(f"{call.name}>")} {arguments} "</function>"')
+        if self._objects:
+            self.rule("object_call", " | ".join(self._objects))
+        if self._in_tags:
+            self.rule("function_body", " | ".join(self._in_tags))
+            self.rule("tag_call", f"{json.dumps(FUNCTION)} function_body")
 
     def text_with_calls(self, *, parallel: bool) -> str:
         """Any text, in which a mark begins a call; the expression for it.
@@ -165,29 +187,31 @@ class _Lark:
         """
         parts = ["FREE"]
         self.rule("FREE", "TEXT & ~" + _BARE)
-        if self._family.body != "tags":
-            more = '("\\n" one_call)*' if parallel else ""
-            fenced = " | ".join(f'"```{tag}\\n" one_call {more} "\\n```"' for tag in ("", "json"))
-            self.rule("bare", f"one_call {more} | {fenced}")
+        if self._objects:
+            more = '("\\n" object_call)*' if parallel else ""
+            fenced = " | ".join(f'"```{tag}\\n" object_call {more} "\\n```"' for tag in ("", "json"))
+            self.rule("bare", f"object_call {more} | {fenced}")
             parts.append("bare")
         written = self._family.written
         if written is not None:
             self.up_to("up_to_call", written.begin, "FREE")
             parts.append(f"(up_to_call call_body){'+' if parallel else ''} FREE")
+        elif self._in_tags:
+            self.up_to("up_to_call", FUNCTION, "FREE")
+            parts.append(f"(up_to_call function_body){'+' if parallel else ''} FREE")
         return " | ".join(parts)
 
-    def _object(self, call: CallSpec, arguments: str | None) -> str:
-        key = self._family.arguments_key
-        head = json.dumps('{"name": ' + json.dumps(call.name) + f', "{key}": ')
-        return f'{head} {arguments or "%json " + json.dumps(_arguments(call))} "}}"'
+    def _object(self, call: CallSpec, arguments: str) -> str:
+        head = json.dumps('{"name": ' + json.dumps(call.name) + f', "{self._family.arguments_key}": ')
+        return f'{head} {arguments} "}}"'
 
     def _tags(self, call: CallSpec, text_rule: str) -> str:
-        """A call in tags; `text_rule` names the rule for a text of a grammar, where it has one."""
+        """A call in tags, from its name on; `text_rule` names the rule for its text of a grammar, if any."""
         schema = _arguments(call)
         properties = cast("dict[str, Any]", schema.get("properties") or {})
         required = cast("list[Any]", schema.get("required") or [])
         shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-        parts = [json.dumps(f"<function={call.name}>\n")]
+        parts = [json.dumps(f"{call.name}>\n")]
         for name, each in properties.items():
             if call.text is not None and name == call.text.name:
                 value = self._text_value(text_rule, call.text.grammar)
