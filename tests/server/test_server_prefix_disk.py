@@ -28,9 +28,9 @@ def ask(url: str, **changes: Any) -> tuple[str, float]:
     return reply["choices"][0]["text"], cached / usage["prompt_tokens"]
 
 
-def blocks_on_disk(url: str) -> float:
+def metric(url: str, name: str) -> float:
     lines = httpx.get(f"{url}/metrics", timeout=20).text.splitlines()
-    (written,) = (line for line in lines if line.startswith("outpace:prefix_disk_bytes{"))
+    (written,) = (line for line in lines if line.startswith(f"outpace:{name}{{"))
     return float(written.split()[1])
 
 
@@ -55,7 +55,7 @@ def test_a_server_that_is_killed_while_it_writes(
         process.terminate()
         assert process.wait(20) == 0
     with serving(model_135m, "--backend", backend, **environment) as (_, url):
-        assert blocks_on_disk(url) > 0
+        assert metric(url, "prefix_disk_bytes") > 0
         text, share = ask(url)
         assert text == expected
         assert share > 0.9
@@ -74,3 +74,22 @@ def test_two_servers_on_one_folder(model_135m: Path, environment: dict[str, str]
     with serving(model_135m, **environment) as (_, url):
         assert ask(url, seed=1)[1] > 0.9
         assert [ask(url, seed=1)[0], ask(url, prompt="Another " * 300, seed=2)[0]] == expected
+
+
+def test_grammars_of_the_server_before_are_compiled_unasked(
+    model_135m: Path, environment: dict[str, str]
+) -> None:
+    asked = {"max_tokens": 40, "structured_outputs": {"regex": "[0-9]{1,3} of them"}}
+    with serving(model_135m, **environment) as (process, url):
+        expected, _ = ask(url, **asked)
+        assert metric(url, "compiled_grammars") == 1
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with serving(model_135m, **environment) as (_, url):
+        until = time.monotonic() + 10
+        while metric(url, "compiled_grammars") < 1:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert ask(url, **asked)[0] == expected
+    kept = list(Path(environment["OUTPACE_CACHE"]).glob("prefixes/*/grammars.jsonl"))
+    assert [len(path.read_text().splitlines()) for path in kept] == [1]

@@ -87,8 +87,8 @@ class Engine:
             None if cache is None or store is None or memory is None else DiskTier(store, cache, memory)
         )
         self.scheduler = Scheduler(self.pool, config, config.max_draft_tokens if drafts else 0, self.disk)
-        self.metrics = EngineMetrics(self.scheduler)
         self.grammars = GrammarCompiler(tokenizer, None if store is None else store.folder / _GRAMMARS)
+        self.metrics = EngineMetrics(self.scheduler, self.grammars)
         self.last_stats: StepStats | None = None
         width = -(-self.max_context // BLOCK_SIZE)
         self._packer = BatchPacker(config.max_num_seqs, config.max_batch_tokens, width)

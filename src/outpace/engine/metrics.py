@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from outpace.engine.request import Request
 from outpace.engine.scheduler import Scheduler
+from outpace.text.grammar import GrammarCompiler
 from outpace.types import FinishReason, StepStats
 
 __all__ = ["Counts", "EngineMetrics"]
@@ -38,8 +39,9 @@ class Counts:
 class EngineMetrics:
     """Counts of one engine. Times are seconds, sizes tokens, unless a comment says otherwise."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, grammars: GrammarCompiler) -> None:
         self.scheduler = scheduler
+        self.grammars = grammars
         self.prompt_tokens = 0  # of requests that reached their first token
         self.cached_tokens = 0  # of these, found in the prefix cache
         self.disk_tokens = 0  # of these, those that came from disk

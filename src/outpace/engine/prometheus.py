@@ -85,6 +85,7 @@ def _gauge_values(metrics: EngineMetrics) -> _Values:
             "Of these, those that clients asked to keep.",
             0 if cache is None else cache.num_pinned,
         ),
+        ("compiled_grammars", "Grammars that no request waits for.", metrics.grammars.num_compiled),
     )
 
 
