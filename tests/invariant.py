@@ -26,13 +26,13 @@ from oracle_drafter import DraftMode, OracleDrafter, OracleProposer
 from outpace import draft
 from outpace.draft.controller import DraftController
 from outpace.draft.draft_head import HeadProposer
+from outpace.draft.proposer import ComputingProposer
 from outpace.draft.step_costs import StepCosts
 from outpace.engine.block_store import BlockStore
 from outpace.engine.sampling import choice_seed
 from outpace.text.tokenizer import Tokenizer
 from outpace.types import (
     BLOCK_SIZE,
-    ComputingProposer,
     Drafter,
     DraftHead,
     DraftHints,

@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from outpace.types import Draft, DraftRequest, Int32Array, Proposal
+from outpace.draft.proposer import Proposal
+from outpace.types import Draft, DraftRequest, Int32Array
 
 DraftMode = Literal["right", "wrong", "half", "mixed", "broken", "tree", "broken tree"]
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from outpace.types import Draft, Drafter, DraftRequest, EngineConfig, Proposer
+from outpace.draft.proposer import Proposer
+from outpace.types import Draft, Drafter, DraftRequest, EngineConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from outpace.draft.proposer import ComputingProposer
     from outpace.draft.step_costs import StepCosts
-    from outpace.types import Backend, ComputingProposer, DraftHead
+    from outpace.types import Backend, DraftHead
 
 __all__ = ["NoDrafter", "create"]
 

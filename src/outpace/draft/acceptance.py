@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from outpace.types import Proposal
+from outpace.draft.proposer import Proposal
 
 __all__ = ["ClassTable", "RequestRecord"]
 

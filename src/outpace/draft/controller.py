@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from outpace.draft.acceptance import ClassTable, RequestRecord
+from outpace.draft.proposer import ComputingProposer, Proposal, Proposer
 from outpace.draft.step_costs import StepCosts
 from outpace.draft.tree import first_path
-from outpace.types import ComputingProposer, Draft, DraftRequest, Proposal, Proposer
+from outpace.types import Draft, DraftRequest
 
 __all__ = ["DraftController"]
 

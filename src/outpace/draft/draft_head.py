@@ -14,8 +14,9 @@ from time import perf_counter
 import numpy as np
 
 from outpace.draft.held_text import HeldText
+from outpace.draft.proposer import Proposal
 from outpace.draft.step_costs import StepCosts
-from outpace.types import DraftHead, DraftRequest, HeadBatch, Int32Array, Proposal
+from outpace.types import DraftHead, DraftRequest, HeadBatch, Int32Array
 
 __all__ = ["WINDOW", "HeadProposer"]
 

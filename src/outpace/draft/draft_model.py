@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outpace.draft.held_text import HeldText
+from outpace.draft.proposer import Proposal
 from outpace.draft.step_costs import StepCosts
-from outpace.types import BLOCK_SIZE, Backend, DraftRequest, Int32Array, Proposal, StepBatch, StepOutput
+from outpace.types import BLOCK_SIZE, Backend, DraftRequest, Int32Array, StepBatch, StepOutput
 
 __all__ = ["CONTEXT", "WINDOW", "ModelProposer", "num_common_tokens"]
 

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from outpace import _native
+from outpace.draft.proposer import Proposal
 from outpace.draft.suffix import as_proposals
-from outpace.types import DraftRequest, Proposal
+from outpace.types import DraftRequest
 
 __all__ = ["EditProposer"]
 
@@ -22,7 +23,7 @@ assert len(_PRIORS) == _native.num_edit_classes
 
 
 class EditProposer:
-    """Follows a predicted output, or the part of the prompt that is rewritten; a `outpace.types.Proposer`.
+    """Follows a predicted output, or the part of the prompt that is rewritten; a `outpace.draft.proposer.Proposer`.
 
     There are two of them: `predicted` looks at requests that came with a prediction, the other at all others.
     """
@@ -37,7 +38,7 @@ class EditProposer:
     def propose(
         self, requests: Sequence[DraftRequest], max_tokens: Sequence[int]
     ) -> Sequence[tuple[int, Proposal]]:
-        """See `outpace.types.Proposer`."""
+        """See `outpace.draft.proposer.Proposer`."""
         cursors = [self._cursor(request) for request in requests]
         if not any(cursors):
             return ()

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from outpace import _native
-from outpace.types import DraftRequest, Proposal
+from outpace.draft.proposer import Proposal
+from outpace.types import DraftRequest
 
 if TYPE_CHECKING:
     from outpace.draft.store import SharedText
@@ -49,7 +50,7 @@ assert len(_OWN_PRIORS) == len(_SHARED_PRIORS) == _native.num_suffix_classes
 
 
 class SuffixProposer:
-    """Looks in a request's own prompt and output; a `outpace.types.Proposer`."""
+    """Looks in a request's own prompt and output; a `outpace.draft.proposer.Proposer`."""
 
     name = "suffix"
     priors: Sequence[float] = _OWN_PRIORS
@@ -60,7 +61,7 @@ class SuffixProposer:
     def propose(
         self, requests: Sequence[DraftRequest], max_tokens: Sequence[int]
     ) -> Sequence[tuple[int, Proposal]]:
-        """See `outpace.types.Proposer`."""
+        """See `outpace.draft.proposer.Proposer`."""
         indices = [self._index(request.key) for request in requests]
         texts = [request.token_ids for request in requests]
         return as_proposals(_native.propose_own(indices, texts, list(max_tokens)))
@@ -81,7 +82,7 @@ class SuffixProposer:
 
 
 class SharedProposer:
-    """Looks in what earlier requests of the same scope said; a `outpace.types.Proposer`."""
+    """Looks in what earlier requests of the same scope said; a `outpace.draft.proposer.Proposer`."""
 
     name = "shared"
     priors: Sequence[float] = _SHARED_PRIORS
@@ -92,7 +93,7 @@ class SharedProposer:
     def propose(
         self, requests: Sequence[DraftRequest], max_tokens: Sequence[int]
     ) -> Sequence[tuple[int, Proposal]]:
-        """See `outpace.types.Proposer`."""
+        """See `outpace.draft.proposer.Proposer`."""
         indices = [self._text.index(request.hints.scope) for request in requests]
         ends = [request.token_ids[-_LONGEST_END:] for request in requests]
         return as_proposals(_native.propose_shared(indices, ends, list(max_tokens)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from outpace.draft.acceptance import ClassTable, RequestRecord
-from outpace.types import Proposal
+from outpace.draft.proposer import Proposal
 
 
 def test_priors_hold_until_something_is_seen() -> None:

@@ -8,8 +8,9 @@ import pytest
 from asking import Asking
 
 from outpace.draft.controller import DraftController
+from outpace.draft.proposer import Proposal
 from outpace.draft.step_costs import StepCosts
-from outpace.types import Draft, DraftHints, DraftRequest, Proposal
+from outpace.types import Draft, DraftHints, DraftRequest
 
 FLAT = StepCosts({1: 0.010, 16: 0.0101, 64: 0.0102})
 LINEAR = StepCosts({1: 0.010, 2: 0.020, 64: 0.640})  # as if computing were all

@@ -19,10 +19,11 @@ from outpace import LLM, SamplingParams
 from outpace.backends.native_backend import NativeBackend
 from outpace.draft.controller import DraftController
 from outpace.draft.draft_model import CONTEXT, WINDOW, ModelProposer
+from outpace.draft.proposer import Proposal
 from outpace.draft.step_costs import StepCosts
 from outpace.errors import UsageError
 from outpace.models.checkpoint import open_checkpoint
-from outpace.types import Backend, DraftRequest, Proposal, StepBatch, StepOutput
+from outpace.types import Backend, DraftRequest, StepBatch, StepOutput
 
 CHEAP = StepCosts({1: 1e-5, 64: 1.1e-5})
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)

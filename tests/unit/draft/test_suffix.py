@@ -7,8 +7,8 @@ import pytest
 from asking import Asking
 
 from outpace import _native
+from outpace.draft.proposer import Proposal
 from outpace.draft.suffix import SHARED_ORDERS, SuffixProposer, as_proposals
-from outpace.types import Proposal
 
 ONE_OF_FEW, HALF, ALL, ALONE = range(4)  # agreement of those places
 
