@@ -23,7 +23,7 @@ assert len(_PRIORS) == _native.num_edit_classes
 
 
 class EditProposer:
-    """Follows a predicted output, or the part of the prompt that is rewritten; a `outpace.draft.proposer.Proposer`.
+    """Follows a predicted output, or the part of the prompt that is rewritten; a `draft.proposer.Proposer`.
 
     There are two of them: `predicted` looks at requests that came with a prediction, the other at all others.
     """
