@@ -60,13 +60,14 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"thinking": {"budget_tokens": 5}}, "thinking.type"),
     ({"thinking": True}, "thinking"),
     ({"output_config": {"format": {"type": "json_schema"}}}, "output_config"),
+    ({"output_format": {"type": "xml"}}, "output_format"),
+    ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "input_schema"),
     ({"model": None}, "model"),
     ({"model": 5}, "model"),
     ({"messages": block(type="text", text="a " * MAX_CONTEXT * 2)}, "prompt is too long"),
 ]
 MESSAGE_CASES: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": None}, "max_tokens"),
-    ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": -1}, "max_tokens"),
     ({"max_tokens": "9"}, "max_tokens"),
     ({"max_tokens": 1.5}, "max_tokens"),

@@ -151,6 +151,25 @@ def test_usage_tells_what_the_cache_did(claude: anthropic.Anthropic, server: Run
         assert usage.input_tokens + parts == count
 
 
+def test_a_prompt_may_be_read_ahead(claude: anthropic.Anthropic) -> None:
+    """With no token asked for, nothing is answered, and the next request finds the prompt in the cache."""
+    long: list[Any] = [{"role": "user", "content": "Read ahead. " * 40}]
+    first = claude.messages.create(**{**ASKED, "messages": long, "max_tokens": 0})
+    assert (first.content, first.stop_reason, first.usage.output_tokens) == ([], "max_tokens", 0)
+    with claude.messages.stream(**{**ASKED, "messages": long, "max_tokens": 0}) as stream:
+        again = stream.get_final_message()
+    assert (again.content, again.stop_reason, again.usage.output_tokens) == ([], "max_tokens", 0)
+    answer = claude.messages.create(**{**ASKED, "messages": long})
+    assert (answer.usage.cache_read_input_tokens or 0) >= BLOCK_SIZE
+
+
+def test_the_older_place_of_a_schema(claude: anthropic.Anthropic) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"]}
+    form = {"type": "json_schema", "schema": {**schema, "additionalProperties": False}}
+    answer = claude.messages.create(**ASKED, extra_body={"output_format": form, "temperature": 0.0})
+    assert text_of(answer) in {'{"a": "x"}', '{"a": "y"}'}
+
+
 def test_count_tokens(claude: anthropic.Anthropic, server: RunningServer) -> None:
     counted = claude.messages.count_tokens(model="claude-x", system="Be terse.", messages=HI)
     rendered = server.llm.encode_chat([{"role": "system", "content": "Be terse."}, *HI])
@@ -239,7 +258,7 @@ def test_exceptions_are_the_clients_own(claude: anthropic.Anthropic) -> None:
     with pytest.raises(anthropic.BadRequestError, match="stop_sequences"):
         claude.messages.create(**ASKED, stop_sequences=[""])
     with pytest.raises(anthropic.BadRequestError, match="max_tokens"):
-        claude.messages.create(**{**ASKED, "max_tokens": 0})
+        claude.messages.create(**{**ASKED, "max_tokens": -1})
 
 
 def test_async_client(server: RunningServer) -> None:

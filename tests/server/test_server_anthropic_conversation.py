@@ -143,6 +143,32 @@ def test_what_stands_for_text() -> None:
     assert answer["content"] == "T\nD\ntool: weather"
 
 
+def test_what_a_tool_brought_that_is_no_text_is_named() -> None:
+    """Refused, it would be refused with every later turn, as it stays in the conversation."""
+    file = {"type": "base64", "media_type": "application/pdf", "data": "x"}
+    parts = [
+        {"type": "image", "source": file},
+        {"type": "document", "source": file},
+        {"type": "document", "title": "T", "source": {"type": "content", "content": [text("D"), text("E")]}},
+        {"type": "document", "source": {"type": "content", "content": "F"}},
+        {"type": "hologram"},
+    ]
+    *_, answer = read(("assistant", [call("t")]), ("user", [result("t", parts)])).messages
+    assert answer["content"].splitlines() == [
+        "[an image, left out: this model reads text only]",
+        "[a document, left out: this model reads text only]",
+        *("T", "D", "E", "F"),
+        "[hologram, left out: this model reads text only]",
+    ]
+
+
+def test_what_a_services_own_tool_left_in_a_conversation_is_passed_over() -> None:
+    search = {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {"query": "q"}}
+    found = {"type": "web_search_tool_result", "tool_use_id": "s", "content": []}
+    _, said, _ = read(("user", "Hi"), ("assistant", [search, found, text("a")]), ("user", "b")).messages
+    assert said == {"role": "assistant", "content": "a"}
+
+
 @pytest.mark.parametrize(
     ("last", "prefill"),
     [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from typing import Any
 
 import httpx
@@ -10,6 +12,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from serving import MAX_CONTEXT, RunningServer
+
+from outpace.server.settings import ServerSettings
 
 USER = [{"role": "user", "content": "Hi"}]
 CHAT = "/v1/chat/completions"
@@ -195,6 +199,39 @@ def test_broken_bodies(http: httpx.Client, path: str, body: bytes, code: str) ->
     assert answer.status_code == 400
     expected = {code, "missing_required_parameter"} if path == TEXT and b"NaN" in body else {code}
     assert check_error(answer)["code"] in expected
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "1" * 400])
+def test_numbers_that_no_answer_could_show(http: httpx.Client, number: str) -> None:
+    """In fields of any content too, which answers show again."""
+    body = f'{{"input": "Hi NaN", "max_output_tokens": 1, "metadata": {{"a": {number}}}}}'
+    for path in ("/v1/responses", "/v1/responses?stream"):
+        answer = http.post(path, content=body)
+        assert (answer.status_code, check_error(answer)["code"]) == (400, "invalid_json")
+    fine = http.post("/v1/responses", content=body.replace(f": {number}", f': "{number} NaN", "b": 1e300'))
+    assert fine.status_code == 200
+    assert fine.json()["metadata"] == {"a": f"{number} NaN", "b": 1e300}
+
+
+def packed(data: bytes, encoding: str) -> bytes:
+    return gzip.compress(data) if encoding.endswith("gzip") else zlib.compress(data)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate", "GZIP"])
+def test_packed_bodies(http: httpx.Client, encoding: str) -> None:
+    headers = {"content-encoding": encoding}
+    plain = json.dumps({"messages": USER, "max_tokens": 1}).encode()
+    body = packed(plain, encoding.lower())
+    assert http.post(CHAT, content=body, headers=headers).status_code == 200
+    for broken in (plain, body[:-9], b""):
+        answer = http.post(CHAT, content=broken, headers=headers)
+        assert (answer.status_code, check_error(answer)["code"]) == (400, "invalid_encoding")
+    bomb = packed(b" " * (ServerSettings().max_body_bytes + 1), encoding.lower())
+    assert http.post(CHAT, content=bomb, headers=headers).status_code == 413
+    assert http.post(CHAT, content=plain, headers={"content-encoding": "identity"}).status_code == 200
+    unknown = http.post(CHAT, content=plain, headers={"content-encoding": "zstd"})
+    assert (unknown.status_code, unknown.headers["accept-encoding"]) == (415, "gzip, deflate")
+    assert "zstd" in check_error(unknown)["message"]
 
 
 def test_unknown_addresses(http: httpx.Client) -> None:

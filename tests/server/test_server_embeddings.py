@@ -95,7 +95,10 @@ def test_ollamas_client(server: RunningServer, client: openai.OpenAI) -> None:
     friend = ollama.Client(host=server.url, timeout=60)
     answer = friend.embed("test-model", [CAT, LAW])
     old = friend.embeddings("test-model", LAW)
-    cut = friend.embed("test-model", "sea " * 5000, truncate=True, dimensions=8)
+    cut = friend.embed("test-model", "sea " * 5000, dimensions=8)
+    assert friend.embed("test-model", "").embeddings == friend.embed("test-model", []).embeddings == []
+    with pytest.raises(ollama.ResponseError, match="tokens"):
+        friend.embed("test-model", "sea " * 5000, truncate=False)
     friend._client.close()  # the package has no other way
     assert [list(each) for each in answer.embeddings] == vectors(client, [CAT, LAW])
     assert list(old.embedding) == list(answer.embeddings[1])

@@ -226,6 +226,54 @@ def test_results_find_their_calls() -> None:
     ]  # fmt: skip
 
 
+def test_results_find_the_calls_that_they_name() -> None:
+    calls = [{"id": key, "function": {"name": "f", "arguments": None}} for key in "ab"]
+    request = ChatRequest.model_validate(
+        {
+            "model": "m",
+            "messages": [
+                {"role": "assistant", "content": None, "tool_calls": calls},
+                {"role": "tool", "tool_call_id": "b", "content": "1"},
+                {"role": "tool", "tool_call_id": "unknown", "content": "2"},
+            ],
+        }
+    )
+    said, *results = read_chat(request).messages
+    assert said["content"] == ""
+    assert said["tool_calls"][0] == {
+        "id": "a",
+        "type": "function",
+        "function": {"name": "f", "arguments": {}},
+    }
+    assert [(each["tool_call_id"], each["name"]) for each in results] == [("b", "f"), ("a", "f")]
+
+
+def test_what_the_dialect_lets_pass(http: httpx.Client) -> None:
+    """Nulls are as good as nothing, whole numbers may have a point, a schema's odd parts are passed over."""
+    body = {
+        "model": "test-model",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "tools": [{**weather_tool("f"), "type": None}],
+        "options": {"num_predict": 2.0, "top_k": 40.0, "seed": 1.0},
+        "format": {"type": "array", "uniqueItems": True, "items": {"type": "string", "format": "password"}},
+        "stream": False,
+    }
+    assert http.post("/api/chat", json=body).json()["eval_count"] == 2
+    for path, empty in (("chat", {"messages": None}), ("generate", {"prompt": None})):
+        answer = http.post(f"/api/{path}", json={"model": "test-model", "stream": False, **empty})
+        assert answer.json()["done_reason"] == "load"
+    wrong = http.post("/api/chat", json={**body, "options": {"num_predict": 2.5}})
+    assert "options.num_predict" in wrong.json()["error"]
+
+
+def test_models_have_a_digest_and_addresses_a_head(friend: ollama.Client, http: httpx.Client) -> None:
+    """The program `ollama` cuts the digest for its lists, and asks whether a server is there by a HEAD."""
+    digests = {model.digest for model in (*friend.list().models, *friend.ps().models)}
+    assert [len(digest or "") for digest in digests] == [64]
+    for path in ("tags", "version"):
+        assert http.head(f"/api/{path}").status_code == 200
+
+
 @pytest.mark.parametrize(("think", "expected"), [(True, True), ("high", True), (False, False), (None, None)])
 def test_thinking_is_the_templates_business(think: object, expected: bool | None) -> None:
     request = ChatRequest.model_validate({"model": "m", "messages": HELLO, "think": think})

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import re
+import zlib
 from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
@@ -17,12 +20,14 @@ from outpace.server.tracing import note_model
 
 Model = TypeVar("Model", bound=BaseModel)
 
+_PERHAPS_NOT_FINITE = re.compile(rb"NaN|Infinity|[0-9][eE]\+?[0-9]{3}|[0-9]{309}")
+
 
 async def read_json(request: Request, schema: type[Model], settings: ServerSettings) -> Model:
     """Read the request's body and check it against `schema`.
 
-    Raises `APIError`: 413 for a body over the limit, 408 for one that does not arrive, 400 for what
-    is not UTF-8, not JSON or not what the schema asks for.
+    Raises `APIError`: 413 for a body over the limit, 415 for an encoding that is not known here, 408 for one
+    that does not arrive, 400 for what is not UTF-8, not JSON or not what the schema asks for.
     """
     try:
         async with asyncio.timeout(settings.read_timeout):
@@ -30,7 +35,8 @@ async def read_json(request: Request, schema: type[Model], settings: ServerSetti
     except TimeoutError:
         limit = f"{settings.read_timeout:g} s"
         raise APIError(408, f"the request's body did not arrive within {limit}", code="timeout") from None
-    return check_json(body, schema)
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    return check_json(_decoded(body, encoding, settings.max_body_bytes), schema)
 
 
 def check_json(body: bytes, schema: type[Model]) -> Model:
@@ -39,8 +45,22 @@ def check_json(body: bytes, schema: type[Model]) -> Model:
         checked = schema.model_validate_json(body)
     except ValidationError as error:
         raise _explain(body, error.errors(include_url=False, include_context=False)) from None
+    if _PERHAPS_NOT_FINITE.search(body):
+        _check_finite(body)
     note_model(getattr(checked, "model", None))
     return checked
+
+
+def _check_finite(body: bytes) -> None:
+    """Refuse numbers that no answer could show again; of fields of any content schemas know no more."""
+
+    def number(text: str) -> float:
+        if not math.isfinite(value := float(text)):
+            shown = text if len(text) < 40 else f"{text[:40]}..."
+            raise APIError(400, f"the body is not JSON: {shown} is no number", code="invalid_json")
+        return value
+
+    json.loads(body, parse_constant=number, parse_float=number, parse_int=number)
 
 
 async def _read(request: Request, limit: int) -> bytes:
@@ -57,8 +77,32 @@ async def _read(request: Request, limit: int) -> bytes:
     except ClientDisconnect:
         raise APIError(499, "the client closed the connection", code="client_disconnected") from None
     if size > limit:
-        raise APIError(413, f"the request's body is over the limit of {limit} bytes", code="body_too_large")
+        raise _too_large(limit)
     return b"".join(chunks)
+
+
+def _decoded(body: bytes, encoding: str, limit: int) -> bytes:
+    """The body as it was before it was packed, at most `limit` bytes."""
+    if encoding in {"", "identity"}:
+        return body
+    if encoding not in {"gzip", "x-gzip", "deflate"}:
+        message = f"content-encoding {encoding[:40]!r} is not known here; send gzip, deflate or none"
+        headers = {"accept-encoding": "gzip, deflate"}
+        raise APIError(415, message, code="unsupported_encoding", headers=headers)
+    unpack = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # the header says which of the two it is
+    try:
+        plain = unpack.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise APIError(400, f"the body is no {encoding}: {error}", code="invalid_encoding") from None
+    if len(plain) > limit:
+        raise _too_large(limit)
+    if not unpack.eof:
+        raise APIError(400, f"the body is no {encoding}: its end is missing", code="invalid_encoding")
+    return plain
+
+
+def _too_large(limit: int) -> APIError:
+    return APIError(413, f"the request's body is over the limit of {limit} bytes", code="body_too_large")
 
 
 def _explain(body: bytes, errors: Sequence[ErrorDetails]) -> APIError:
@@ -72,7 +116,7 @@ def _explain(body: bytes, errors: Sequence[ErrorDetails]) -> APIError:
             )
         return APIError(400, f"the body is not JSON: {errors[0]['msg']}", code="invalid_json")
     value: object = json.loads(body)
-    located = [(_path(value, error["loc"]), error) for error in errors]
+    located = [(_path(value, error["loc"], missing=error["type"] == "missing"), error) for error in errors]
     deepest = max((path for path, _ in located), key=_depth)
     at_deepest = [error for path, error in located if path == deepest]
     # Errors of a union's members say the same of one place: "a string" or "a list".
@@ -95,8 +139,8 @@ def _message(error: ErrorDetails) -> str:
     return message[:1].lower() + message[1:]
 
 
-def _path(value: object, loc: tuple[int | str, ...]) -> list[int | str]:
-    """Pydantic's location without the names of union members: only what is in the request."""
+def _path(value: object, loc: tuple[int | str, ...], *, missing: bool) -> list[int | str]:
+    """Pydantic's location without the names of union members: what is in the request, or is `missing`."""
     path: list[int | str] = []
     for position, part in enumerate(loc):
         if isinstance(value, list) and isinstance(part, int):
@@ -104,7 +148,7 @@ def _path(value: object, loc: tuple[int | str, ...]) -> list[int | str]:
             value = items[part] if part < len(items) else None
         elif isinstance(value, dict) and part in value:
             value = cast("dict[str, Any]", value)[str(part)]
-        elif not (isinstance(value, dict) and position == len(loc) - 1):
+        elif not (missing and isinstance(value, dict) and position == len(loc) - 1):
             continue
         path.append(part)
     return path

@@ -31,6 +31,7 @@ class MessageAnswer:
         self._read = read
         self._fills_cache = served.llm.config.prefix_cache and wants_cache(request)
         self._thinks = shows_thinking(request)
+        self._only_reads = request.max_tokens == 0
         self._speed = {} if request.speed is None else {"speed": request.speed}
         self._short_ids = served.form.family.short_ids
 
@@ -41,7 +42,7 @@ class MessageAnswer:
         async for last in self._read(generation):
             pieces += last.pieces
         assert last is not None, "a generation ends with a delta"
-        reason, stop = _end(last)
+        reason, stop = self._end(last)
         return {
             **self._head(self._usage(generation.usage)),
             "content": self._content(pieces),
@@ -52,7 +53,7 @@ class MessageAnswer:
     def _content(self, pieces: list[Piece]) -> list[dict[str, Any]]:
         calls = iter(calls_in(pieces))
         content: list[dict[str, Any]] = []
-        for piece in merged(pieces):
+        for piece in () if self._only_reads else merged(pieces):
             match piece:
                 case Text(text):
                     content.append({"type": "text", "text": text})
@@ -72,9 +73,10 @@ class MessageAnswer:
         at_start = self._wire_usage(sum(generation.usage.prompt_tokens), 0, 0, 0)
         yield (write.start(self._head(at_start)) + PING).encode()
         async for progress in self._read(generation):
-            text = "".join(self._event(write, piece) for piece in progress.pieces)
+            pieces = () if self._only_reads else progress.pieces
+            text = "".join(self._event(write, piece) for piece in pieces)
             if progress.end is not None:
-                text += write.end(*_end(progress), self._usage(generation.usage))
+                text += write.end(*self._end(progress), self._usage(generation.usage))
             if text:
                 yield text.encode()
 
@@ -109,7 +111,8 @@ class MessageAnswer:
     def _usage(self, usage: Usage) -> dict[str, Any]:
         prompt, cached = sum(usage.prompt_tokens), sum(usage.cached_tokens)
         created = max(0, prompt // BLOCK_SIZE * BLOCK_SIZE - cached) if self._fills_cache else 0
-        return self._wire_usage(prompt, cached, created, sum(usage.completion_tokens.values()))
+        output = 0 if self._only_reads else sum(usage.completion_tokens.values())
+        return self._wire_usage(prompt, cached, created, output)
 
     def _wire_usage(self, prompt: int, cached: int, created: int, output: int) -> dict[str, Any]:
         """The `usage` object. Its three kinds of input tokens add up to the prompt.
@@ -125,13 +128,12 @@ class MessageAnswer:
             **self._speed,
         }
 
-
-def _end(last: Progress) -> tuple[str, str | None]:
-    """The stop reason, and the stop sequence where that is it."""
-    if last.end == "length":
-        return "max_tokens", None
-    if last.end == "tool_calls":
-        return "tool_use", None
-    if last.delta.stop is not None:
-        return "stop_sequence", last.delta.stop
-    return "end_turn", None
+    def _end(self, last: Progress) -> tuple[str, str | None]:
+        """The stop reason, and the stop sequence where that is it."""
+        if last.end == "length" or self._only_reads:
+            return "max_tokens", None
+        if last.end == "tool_calls":
+            return "tool_use", None
+        if last.delta.stop is not None:
+            return "stop_sequence", last.delta.stop
+        return "end_turn", None

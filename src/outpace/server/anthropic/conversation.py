@@ -9,7 +9,9 @@ from outpace.server.anthropic.schema import Block, CountRequest, Message, Result
 from outpace.server.conversation import AnswerFormat, Conversation, ToolUse, check_tool_names
 from outpace.server.errors import APIError, unsupported
 
-_NO_IMAGE = "[an image, left out: this model reads text only]"
+_NOT_TEXT = {"image": "an image", "document": "a document"}
+_SERVICE_ONLY = ("server_tool_use", "mcp_tool_use", "container_upload")
+"""Parts of an earlier turn of the model's that tools of the API's own service left, beside their results."""
 
 
 def read_conversation(request: CountRequest) -> Conversation:
@@ -98,8 +100,7 @@ class _Turns:
     def _tool_result(self, block: Block, where: str) -> None:
         if block.tool_use_id is None:
             raise _missing(f"{where}: a tool_result", "tool_use_id")
-        parts = _as_parts(block.content)
-        text = "\n".join(_NO_IMAGE if part.type == "image" else _part_text(part, where) for part in parts)
+        text = "\n".join(_result_text(part, where) for part in _as_parts(block.content))
         result = {"role": "tool", "tool_call_id": block.tool_use_id, "content": text}
         if block.is_error:
             result["content"] = f"Error: {text}"
@@ -109,7 +110,7 @@ class _Turns:
 
     def assistant(self, blocks: Sequence[Block], where: str) -> None:
         """The model's own turn: thoughts, text, calls of tools."""
-        texts = [block for block in blocks if block.type not in {"tool_use", "thinking", "redacted_thinking"}]
+        texts = [block for block in blocks if not _is_no_text(block.type)]
         message = self.add("assistant", _text(texts, where))
         thoughts = [block.thinking or "" for block in blocks if block.type == "thinking"]
         if any(thoughts):
@@ -151,13 +152,32 @@ def _text(parts: Iterable[Block | ResultPart], where: str) -> str:
 
 def _part_text(part: Block | ResultPart, where: str) -> str:
     """The text of a block. Raises `APIError` for one that has none."""
+    text = _text_in(part, where)
+    if text is None:
+        message = f"{where}: a block of type {part.type[:40]!r} cannot be read; this model reads text only"
+        raise unsupported(where, message)
+    return text
+
+
+def _result_text(part: ResultPart, where: str) -> str:
+    """A part of a tool's result. What is no text is named: a refusal would come again with every turn."""
+    text = _text_in(part, where)
+    return _left_out(part.type) if text is None else text
+
+
+def _left_out(kind: str) -> str:
+    return f"[{_NOT_TEXT.get(kind, kind[:40])}, left out: this model reads text only]"
+
+
+def _text_in(part: Block | ResultPart, where: str) -> str | None:
+    """The text that a block is or stands for; None where it is no text."""
     match part.type:
         case "text":
             if part.text is None:
                 raise _missing(f"{where}: a text block", "text")
             return part.text
-        case "document" if (text := _document_text(part)) is not None:
-            return text
+        case "document":
+            return _document_text(part)
         case "search_result":
             contents = [part.content] if isinstance(part.content, str) else part.content or ()
             texts = [each if isinstance(each, str) else each.text for each in contents]
@@ -165,18 +185,27 @@ def _part_text(part: Block | ResultPart, where: str) -> str:
             return "\n".join(text for text in (part.title, source, *texts) if text)
         case "tool_reference":
             return f"tool: {part.tool_name}"
-        case kind:
-            raise unsupported(
-                where, f"{where}: a block of type {kind[:40]!r} cannot be read; this model reads text only"
-            )
+        case _:
+            return None
+
+
+def _is_no_text(kind: str) -> bool:
+    """Whether a block of the model's own turn is a call, a thought, or of a tool of the service's own."""
+    calls = kind in {"tool_use", "thinking", "redacted_thinking", *_SERVICE_ONLY}
+    return calls or kind.endswith("_tool_result")
 
 
 def _document_text(part: Block | ResultPart) -> str | None:
-    """The text of a document that is given as text; None for files."""
+    """The text of a document that is given as text, or in blocks; None for files."""
     source = part.source
-    if source is None or isinstance(source, str) or source.type != "text" or source.data is None:
+    if source is None or isinstance(source, str):
         return None
-    return f"{part.title}\n{source.data}" if part.title else source.data
+    text = source.data if source.type == "text" else None
+    if source.type == "content" and source.content is not None:
+        parts = [source.content] if isinstance(source.content, str) else source.content
+        texts = (part if isinstance(part, str) else part.text or _left_out(part.type) for part in parts)
+        text = "\n".join(texts)
+    return f"{part.title}\n{text}" if part.title and text is not None else text
 
 
 def _tool_use(request: CountRequest) -> ToolUse | None:
@@ -204,7 +233,11 @@ def _tool_use(request: CountRequest) -> ToolUse | None:
 
 def _tool(tool: Tool, where: str) -> dict[str, Any]:
     if tool.type is not None and tool.type != "custom":
-        raise unsupported(where, f"{where}: the tool {tool.type[:40]!r} runs in the API's own service only")
+        message = (
+            f"{where}: only Anthropic's own models know the tool {tool.type[:40]!r}; "
+            "give one of your own with an 'input_schema'"
+        )
+        raise unsupported(where, message)
     if tool.input_schema is None:
         raise _missing(where, "input_schema")
     function = {"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema}
@@ -212,15 +245,16 @@ def _tool(tool: Tool, where: str) -> dict[str, Any]:
 
 
 def _answer_format(request: CountRequest) -> AnswerFormat | None:
-    said = request.output_config.format if request.output_config else None
+    said, where = request.output_config.format if request.output_config else None, "output_config.format"
+    if said is None:
+        said, where = request.output_format, "output_format"
     if said is None:
         return None
     if said.type != "json_schema":
-        message = f"'output_config.format' is of type {said.type[:40]!r}; only 'json_schema' is supported"
-        raise unsupported("output_config.format", message)
+        raise unsupported(where, f"'{where}' is of type {said.type[:40]!r}; only 'json_schema' is supported")
     if said.schema_ is None:
-        raise _missing("output_config.format", "schema")
-    return AnswerFormat.of_schema(said.schema_, "output_config.format.schema")
+        raise _missing(where, "schema")
+    return AnswerFormat.of_schema(said.schema_, f"{where}.schema")
 
 
 def _missing(where: str, field: str) -> APIError:

@@ -15,9 +15,14 @@ _RENAMED = {"stop": "stop_sequences"}
 
 
 def message_params(request: MessageRequest, defaults: Mapping[str, float]) -> SamplingParams:
-    """The sampling parameters of a message; `defaults` where it says none."""
+    """The sampling parameters of a message; `defaults` where it says none.
+
+    Where it wants no token there is one all the same, which ends the prompt's last step and nobody sees.
+    """
     given: dict[str, Any] = {**defaults, **request.said("temperature", "top_p", "top_k")}
-    return SamplingParams(max_tokens=request.max_tokens, stop=tuple(request.stop_sequences or ()), **given)
+    return SamplingParams(
+        max_tokens=request.max_tokens or 1, stop=tuple(request.stop_sequences or ()), **given
+    )
 
 
 def explain(error: Exception) -> APIError:

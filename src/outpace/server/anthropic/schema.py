@@ -14,11 +14,19 @@ from pydantic import Field
 from outpace.server.wire import FirstError, Wire
 
 
+class SourcePart(Wire):
+    """One block of a document's content."""
+
+    type: str
+    text: str | None = None
+
+
 class Source(Wire):
     """Where a document's content is."""
 
     type: str
     data: str | None = None
+    content: str | Annotated[list[SourcePart], FirstError()] | None = None  # of type content
 
 
 class TextBlock(Wire):
@@ -106,13 +114,14 @@ class CountRequest(Wire):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None  # an older place of the same
     cache_control: Any = None
 
 
 class MessageRequest(CountRequest):
     """The body of `POST /v1/messages`."""
 
-    max_tokens: int
+    max_tokens: int  # 0: read the prompt into the cache, and answer nothing
     stream: bool | None = None
     temperature: float | None = None
     top_p: float | None = None

@@ -6,13 +6,13 @@ from typing import Any
 
 from outpace.server.conversation import AnswerFormat, Conversation, ToolUse, check_tool_names
 from outpace.server.errors import APIError, unsupported
-from outpace.server.ollama.schema import ChatRequest, Common, GenerateRequest, Message, Tool
+from outpace.server.ollama.schema import ChatRequest, Common, GenerateRequest, Message, Tool, ToolCall
 
 
 def read_chat(request: ChatRequest) -> Conversation:
     """The conversation of a chat. Raises `APIError` for what this model cannot be given."""
     turns = _Turns()
-    for index, message in enumerate(request.messages):
+    for index, message in enumerate(request.messages or ()):
         if message.images:
             raise unsupported(f"messages[{index}].images", "this model reads text only")
         turns.add(message)
@@ -26,7 +26,7 @@ def read_prompt(request: GenerateRequest) -> Conversation:
     if request.images:
         raise unsupported("images", "this model reads text only")
     system = [{"role": "system", "content": request.system}] if request.system else []
-    messages = [*system, {"role": "user", "content": request.prompt}]
+    messages = [*system, {"role": "user", "content": request.prompt or ""}]
     return Conversation(messages, format=answer_format(request), template=_template(request))
 
 
@@ -38,7 +38,7 @@ def answer_format(request: Common) -> AnswerFormat | None:
     if wanted == "json":
         return AnswerFormat.of_schema({"type": "object"}, "format")
     if isinstance(wanted, dict):
-        return AnswerFormat.of_schema(wanted, "format")
+        return AnswerFormat.of_schema(wanted, "format", strict=False)  # Ollama passes over what it knows not
     raise APIError(400, "'format' must be \"json\" or a JSON schema", param="format", code="invalid_value")
 
 
@@ -53,41 +53,40 @@ class _Turns:
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
         self._num_calls = 0
-        self._open: list[tuple[str, str]] = []  # (id, name) of calls without a result yet
+        self._open: dict[str, str] = {}  # the tools' names of calls without a result yet, by id
 
     def add(self, message: Message) -> None:
+        text = message.content or ""
         if message.role == "tool":
-            self.messages.append({"role": "tool", **self._answered(message), "content": message.content})
+            self.messages.append({"role": "tool", **self._answered(message), "content": text})
             return
-        said: dict[str, Any] = {"role": message.role, "content": message.content}
+        said: dict[str, Any] = {"role": message.role, "content": text}
         if message.role == "assistant":
             if message.thinking:
                 said["reasoning_content"] = message.thinking
             if message.tool_calls:
-                self._open = []
-                said["tool_calls"] = [
-                    self._call(call.function.name, call.function.arguments) for call in message.tool_calls
-                ]
+                self._open = {}
+                said["tool_calls"] = [self._call(call) for call in message.tool_calls]
         self.messages.append(said)
 
-    def _call(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    def _call(self, call: ToolCall) -> dict[str, Any]:
         self._num_calls += 1
-        call_id = f"call_{self._num_calls}"
-        self._open.append((call_id, name))
-        return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+        call_id = call.id or f"call_{self._num_calls}"
+        self._open[call_id] = call.function.name
+        function = {"name": call.function.name, "arguments": call.function.arguments or {}}
+        return {"id": call_id, "type": "function", "function": function}
 
     def _answered(self, message: Message) -> dict[str, str]:
-        """The call that a result is of: the first open one of its tool, else the first open one."""
-        name = message.tool_name or ""
-        known = next((call for call in self._open if call[1] == name), None)
-        if known is None and not name and self._open:
-            known = self._open[0]
-        if known is None:
+        """The call of a result: the one it names, or the first open one, of its tool if it names that."""
+        call_id, name = message.tool_call_id, message.tool_name or ""
+        if call_id not in self._open:
+            same = (known for known, tool in self._open.items() if tool == name or not name)
+            call_id = next(same, None)
+        if call_id is None:
             self._num_calls += 1
-            known = (f"call_{self._num_calls}", name)
-        else:
-            self._open.remove(known)
-        return {"tool_call_id": known[0], **({"name": known[1]} if known[1] else {})}
+            call_id = f"call_{self._num_calls}"
+        name = self._open.pop(call_id, name)
+        return {"tool_call_id": call_id, **({"name": name} if name else {})}
 
 
 def _tool_use(tools: list[Tool] | None) -> ToolUse | None:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from outpace.server.body import read_json
 from outpace.server.deadlines import deadline_of
-from outpace.server.embedding import embed
+from outpace.server.embedding import Embeddings, embed
 from outpace.server.encoding import json_response
 from outpace.server.model_pool import ModelPool
 from outpace.server.ollama.params import plain_name
@@ -30,11 +30,13 @@ def embed_router(models: ModelPool) -> APIRouter:
         start = perf_counter_ns()
         body = await read_json(request, EmbedRequest, models.settings)
         deadline = deadline_of(request, None)
-        inputs = [body.input] if isinstance(body.input, str) else body.input
+        inputs = list(filter(None, [body.input])) if isinstance(body.input, str) else body.input
         async with models.lease(plain_name(body.model), body.keep_alive, deadline=deadline) as (served, name):
             # One token is left for the answer that nobody reads.
-            most = served.llm.loop.engine.max_context - 1 if body.truncate else None
-            found = await embed(served, request, inputs, dimensions=body.dimensions, most_tokens=most)
+            most = served.llm.loop.engine.max_context - 1 if body.truncate is not False else None
+            found = Embeddings([], 0)
+            if inputs:
+                found = await embed(served, request, inputs, dimensions=body.dimensions, most_tokens=most)
         answer = {
             "model": name,
             "embeddings": [vector.tolist() for vector in found.vectors],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -41,12 +42,12 @@ def ollama_router(models: ModelPool) -> APIRouter:
     """The dialect's routes over `models`."""
     router = APIRouter(prefix="/api", responses=OLLAMA_ERRORS)
 
-    @router.get("/version", openapi_extra=described("version"))
+    @router.api_route("/version", methods=["GET", "HEAD"], openapi_extra=described("version"))
     async def version() -> dict[str, str]:  # pyright: ignore[reportUnusedFunction] - a route
         """The version of the dialect."""
         return {"version": _VERSION}
 
-    @router.get("/tags", openapi_extra=described("models"))
+    @router.api_route("/tags", methods=["GET", "HEAD"], openapi_extra=described("models"))
     async def tags() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction] - a route
         """List the models, in memory or not, then their aliases."""
         return {"models": [_model(models, name, entry) for name, entry in models.named]}
@@ -126,14 +127,15 @@ def _is_raw(served: ServedModel, body: GenerateRequest) -> bool:
 async def _complete(served: ServedModel, name: str, request: Request, body: GenerateRequest) -> Response:
     def encode() -> list[int]:
         if body.suffix:
-            return fill_in_middle(served.llm.tokenizer, body.prompt, body.suffix)
-        return served.llm.encode_prompt(body.prompt)
+            return fill_in_middle(served.llm.tokenizer, prompt_text, body.suffix)
+        return served.llm.encode_prompt(prompt_text)
 
+    prompt_text = body.prompt or ""
     params = sampling(body, served.settings.sampling)
     if body.images:
         raise unsupported("images", "this model reads text only")
     try:
-        prompt = await served.encode(len(body.prompt) + len(body.suffix or ""), encode)
+        prompt = await served.encode(len(prompt_text) + len(body.suffix or ""), encode)
         params = replace(params, grammar=await compiled_format(served, answer_format(body)))
         generation = await served.start([prompt], params, _hints(request, body))
     except Exception as error:
@@ -188,7 +190,7 @@ def _model(models: ModelPool, name: str, entry: Entry) -> dict[str, Any]:
         "model": name,
         "modified_at": wire_time(datetime.fromtimestamp(models.created, UTC)),
         "size": entry.source.footprint.weight_bytes,
-        "digest": "",
+        "digest": hashlib.sha256(name.encode()).hexdigest(),  # clients show its beginning
         "details": _details(entry.served.llm.spec.architecture if entry.served else ""),
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, WithJsonSchema
 
 from outpace.server.keep_alive import parse_keep_alive
 from outpace.server.wire import FirstError, Wire
@@ -22,18 +22,26 @@ KeepAlive = Annotated[
 """How long the model stays in memory afterwards: seconds, or "5m"; 0: not at all; below 0: for ever."""
 
 
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int | None, BeforeValidator(_whole), WithJsonSchema({"type": ["integer", "null"]})]
+"""A whole number, which may be written with a point, as Ollama takes it."""
+
+
 class Options(Wire):
     """How tokens are chosen."""
 
-    num_predict: int | None = None  # below 0: to the end
+    num_predict: Whole = None  # below 0: to the end
     temperature: float | None = None
-    top_k: int | None = None
+    top_k: Whole = None
     top_p: float | None = None
     min_p: float | None = None
     repeat_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    seed: int | None = None
+    seed: Whole = None
     stop: list[str] | str | None = None
 
 
@@ -53,12 +61,13 @@ class CalledFunction(Wire):
     """Which function a call is of, and its arguments."""
 
     name: str
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    arguments: dict[str, Any] | None = None
 
 
 class ToolCall(Wire):
     """A call that an earlier answer made."""
 
+    id: str | None = None
     function: CalledFunction
 
 
@@ -66,11 +75,12 @@ class Message(Wire):
     """One message of a chat."""
 
     role: Literal["system", "user", "assistant", "tool"]
-    content: str = ""
+    content: str | None = None
     thinking: str | None = None
     images: list[Any] | None = None
     tool_calls: Annotated[list[ToolCall], FirstError()] | None = None
     tool_name: str | None = None  # of a tool's message: the tool whose call it answers
+    tool_call_id: str | None = None  # or the call itself
 
 
 class Function(Wire):
@@ -82,23 +92,22 @@ class Function(Wire):
 
 
 class Tool(Wire):
-    """A tool."""
+    """A tool; there are no others than functions."""
 
-    type: Literal["function"] = "function"
     function: Function
 
 
 class ChatRequest(Common):
     """The body of `POST /api/chat`."""
 
-    messages: Annotated[list[Message], FirstError()] = Field(default_factory=list[Message])
+    messages: Annotated[list[Message], FirstError()] | None = None
     tools: Annotated[list[Tool], FirstError()] | None = None
 
 
 class GenerateRequest(Common):
     """The body of `POST /api/generate`."""
 
-    prompt: str = ""
+    prompt: str | None = None
     suffix: str | None = None
     system: str | None = None
     raw: bool | None = None
@@ -117,7 +126,7 @@ class EmbedRequest(Wire):
 
     model: str
     input: str | Annotated[list[str], FirstError()]
-    truncate: bool | None = None  # cut what is too long; None: refuse it
+    truncate: bool | None = None  # false: refuse what is too long, instead of cutting it
     dimensions: int | None = None
     keep_alive: KeepAlive = None
 
