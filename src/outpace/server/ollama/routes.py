@@ -42,12 +42,14 @@ def ollama_router(models: ModelPool) -> APIRouter:
     """The dialect's routes over `models`."""
     router = APIRouter(prefix="/api", responses=OLLAMA_ERRORS)
 
-    @router.api_route("/version", methods=["GET", "HEAD"], openapi_extra=described("version"))
+    @router.head("/version", include_in_schema=False)
+    @router.get("/version", openapi_extra=described("version"))
     async def version() -> dict[str, str]:  # pyright: ignore[reportUnusedFunction] - a route
         """The version of the dialect."""
         return {"version": _VERSION}
 
-    @router.api_route("/tags", methods=["GET", "HEAD"], openapi_extra=described("models"))
+    @router.head("/tags", include_in_schema=False)
+    @router.get("/tags", openapi_extra=described("models"))
     async def tags() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction] - a route
         """List the models, in memory or not, then their aliases."""
         return {"models": [_model(models, name, entry) for name, entry in models.named]}
