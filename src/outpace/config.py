@@ -27,6 +27,8 @@ from outpace.types import (
     WeightFormat,
 )
 
+_YES, _NO = ("1", "ON", "YES", "TRUE", "Y", "T"), ("0", "OFF", "NO", "FALSE", "N", "F")  # in any case
+
 # --- folders and the hub ------------------------------------------------------------------------
 
 
@@ -85,8 +87,14 @@ def step_costs_dir() -> Path:
 
 
 def draft_persist() -> bool:
-    """Whether text is kept across restarts unless told otherwise: `$OUTPACE_DRAFT_PERSIST`, yes."""
-    return os.environ.get("OUTPACE_DRAFT_PERSIST", "").upper() not in ("0", "OFF", "NO", "FALSE")
+    """Whether text is kept across restarts unless told otherwise: `$OUTPACE_DRAFT_PERSIST`, yes.
+
+    Raises `UsageError` for a value that is neither yes nor no.
+    """
+    text = os.environ.get("OUTPACE_DRAFT_PERSIST", "")
+    if text.upper() not in ("", *_YES, *_NO):  # whoever wants nothing kept shall not be misunderstood
+        raise UsageError(f"OUTPACE_DRAFT_PERSIST is {text!r}; 0 keeps no text on disk, 1 does")
+    return text.upper() not in _NO
 
 
 def serve_environment() -> dict[str, str]:
@@ -174,7 +182,7 @@ def _path(variable: str) -> Path | None:
 
 
 def _flag(variable: str) -> bool:
-    return os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE")
+    return os.environ.get(variable, "").upper() in _YES
 
 
 # --- the engine ----------------------------------------------------------------------------------

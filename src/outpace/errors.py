@@ -62,15 +62,18 @@ class ContextLengthError(InvalidParameterError):
     """The prompt is longer than the context. Outpace never cuts a prompt.
 
     Attributes: `num_tokens` of the prompt, `max_context`. `model_context`, the model's own limit, decides
-    whether a larger context is a remedy.
+    whether a larger context is a remedy. `estimated`: the tokens were not counted to the end.
     """
 
-    def __init__(self, num_tokens: int, max_context: int, *, model_context: int) -> None:
+    def __init__(
+        self, num_tokens: int, max_context: int, *, model_context: int, estimated: bool = False
+    ) -> None:
         remedy = "shorten the prompt"
         if max_context < model_context:
             remedy += f" or raise --max-context (the model's own limit is {model_context})"
+        counted = f"about {num_tokens}" if estimated else str(num_tokens)
         super().__init__(
-            f"the prompt has {num_tokens} tokens, but the context holds {max_context} "
+            f"the prompt has {counted} tokens, but the context holds {max_context} "
             f"(one of them must be left for the answer); {remedy}",
             "messages",
         )

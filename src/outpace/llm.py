@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Unpack, cast
 
 from outpace import backends
 from outpace.config import EngineOptions, resolve_engine_config
-from outpace.errors import InvalidParameterError, OverloadedError
+from outpace.errors import ContextLengthError, InvalidParameterError, OverloadedError
 from outpace.models.checkpoint import Checkpoint, open_checkpoint
 from outpace.models.hub import DEFAULT_MODEL, locate, resolve
 from outpace.types import (
@@ -82,6 +82,9 @@ class Footprint:
     def num_bytes(self) -> int:
         """Memory in all."""
         return self.weight_bytes + self.kv_cache_bytes
+
+
+_CHARACTERS = 16  # for each token of the context: a text of more is looked at from its beginning first
 
 
 class LLM:
@@ -188,10 +191,11 @@ class LLM:
         return _iterate(self.loop.submit(token_ids, params or SamplingParams(), hints=hints))
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
-        """A prompt's token ids: text is encoded, special tokens in it recognised; ids pass unchanged."""
-        if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt, parse_special=True)
-        return list(prompt)
+        """A prompt's token ids: text is encoded, special tokens in it recognised; ids pass unchanged.
+
+        Raises `ContextLengthError` for a text so long that its beginning says that it can't fit.
+        """
+        return self.encode_text(prompt, add_special=True) if isinstance(prompt, str) else list(prompt)
 
     def encode_chat(
         self,
@@ -205,7 +209,23 @@ class LLM:
         text = self.tokenizer.render_chat(
             messages, tools=tools, add_generation_prompt=add_generation_prompt, **template
         )
-        return self.tokenizer.encode(text, add_special=False, parse_special=True)
+        return self.encode_text(text, add_special=False)
+
+    def encode_text(self, text: str, *, add_special: bool) -> list[int]:
+        """A text's token ids, special tokens in it recognised, those around it with `add_special`.
+
+        Of a text that is far too long only the beginning is encoded: the whole would hold up everything else
+        for seconds, and be refused then. Raises `ContextLengthError` for such a one.
+        """
+        limit = self.config.max_context
+        beginning = text[: _CHARACTERS * limit]
+        if len(beginning) < len(text):
+            found = len(self.tokenizer.encode(beginning, add_special=False, parse_special=True))
+            if found > 2 * limit:  # more by far than the cut can have made
+                about = round(found * len(text) / len(beginning))
+                own = self.spec.max_context
+                raise ContextLengthError(about, limit, model_context=own, estimated=True)
+        return self.tokenizer.encode(text, add_special=add_special, parse_special=True)
 
     def _encode(self, prompt_or_messages: Prompt | Messages) -> list[int]:
         first = None if isinstance(prompt_or_messages, str) else next(iter(prompt_or_messages), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import threading
 import time
@@ -20,6 +21,13 @@ from outpace.server.settings import ServerSettings, is_loopback
 
 KEY = "sk-correct-horse"
 PROMPT = {"prompt": "a", "max_tokens": 2}
+
+
+@pytest.mark.parametrize("name", ["request_timeout", "shutdown_grace", "read_timeout"])
+def test_what_is_no_number_is_no_setting(name: str) -> None:
+    """It passes every limit, and then every answer takes longer."""
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}: this is no number"):
+        ServerSettings(**{name: math.nan})
 
 
 def test_api_key(

@@ -6,6 +6,7 @@ import gc
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,13 @@ from pathlib import Path
 import pytest
 
 from outpace import LLM, SamplingParams
-from outpace.errors import InvalidParameterError, ModelNotFoundError, OutpaceError, UsageError
+from outpace.errors import (
+    ContextLengthError,
+    InvalidParameterError,
+    ModelNotFoundError,
+    OutpaceError,
+    UsageError,
+)
 from outpace.types import FinishReason
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -31,6 +38,19 @@ def test_says_what_it_is(llm: LLM, model_135m: Path) -> None:
     assert llm.config.backend == "null"
     assert llm.load_seconds > 0
     assert llm.chat_template is llm.tokenizer.chat_template
+
+
+def test_a_text_that_is_far_too_long_is_refused_by_its_beginning(llm: LLM) -> None:
+    """Reading all of it would hold up everything else for seconds."""
+    begin = time.process_time()
+    with pytest.raises(ContextLengthError, match=r"the prompt has about 4[0-9]{6} tokens") as refused:
+        llm.generate("the quick brown fox " * 1_000_000, GREEDY)
+    assert time.process_time() - begin < 2
+    assert refused.value.max_context == llm.config.max_context
+    with pytest.raises(ContextLengthError, match=r"has [0-9]+ tokens"):
+        llm.generate("fox " * (llm.config.max_context + 9), GREEDY)
+    few = "a" + " " * (20 * llm.config.max_context)  # many characters, few tokens
+    assert llm.encode_prompt(few) == llm.tokenizer.encode(few)
 
 
 def test_one_prompt_and_many(llm: LLM) -> None:

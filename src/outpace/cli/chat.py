@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,13 +14,15 @@ import typer
 
 from outpace.cli.drafts import DraftPainter
 from outpace.cli.loading import open_llm
-from outpace.cli.options import EngineFlags, SamplingFlags, ShowDraftsFlag, flatten
+from outpace.cli.options import EngineFlags, SamplingFlags, ShowDraftsFlag, flatten, utf8
 from outpace.cli.run import checked, probe_bandwidth, speed_lines
-from outpace.cli.status_line import StatusLine
+from outpace.cli.status_line import StatusLine, dimmed
 from outpace.errors import InvalidParameterError, UsageError
 from outpace.types import SamplingParams
 
 if TYPE_CHECKING:
+    from prompt_toolkit.history import History
+
     from outpace.llm import LLM
 
 HELP = """\
@@ -50,6 +53,8 @@ def chat(
     from outpace.engine.sampling import validate
     from outpace.models.hub import DEFAULT_MODEL
 
+    if system is not None:
+        utf8(system, "--system")
     params = sampling.as_params(temperature=TEMPERATURE)
     with open_llm(model or DEFAULT_MODEL, engine) as llm:
         if llm.chat_template is None:
@@ -78,7 +83,8 @@ class Conversation:
     def answer(self, text: str) -> None:
         """Stream the answer to `text`. Ctrl-C ends it; what has come so far stays in the conversation.
 
-        Raises what `EngineLoop.submit` raises; the conversation is then as it was before.
+        A question that was stopped before anything came is dropped. Raises what `EngineLoop.submit` raises;
+        the conversation is then as it was before.
         """
         from outpace.bench.timing import StreamTiming
 
@@ -88,6 +94,7 @@ class Conversation:
         painter = DraftPainter(self.llm.tokenizer) if self.show_drafts else None
         pieces: list[str] = []
         with StatusLine(sys.stdout) as status:
+            status.update("reading")
             try:
                 for delta in checked(stream, timing):
                     pieces.append(delta.text)
@@ -96,10 +103,13 @@ class Conversation:
             except KeyboardInterrupt:
                 stream.cancel()
         print(flush=True)
+        if not pieces:
+            print("Stopped before an answer; the question is dropped.")
+            return
         self.messages += [question, {"role": "assistant", "content": "".join(pieces)}]
         if sys.stdout.isatty():
             self._bandwidth = self._bandwidth or probe_bandwidth(self.llm)
-            print(f"\x1b[2m{speed_lines(self.llm, timing, self._bandwidth)}\x1b[0m")
+            print(dimmed(speed_lines(self.llm, timing, self._bandwidth)))
         if painter and painter.legend():
             print(painter.legend())
 
@@ -151,18 +161,30 @@ def _save(conversation: Conversation, argument: str) -> str:
     return f"Saved {len(conversation.all_messages)} messages to {path}."
 
 
+def _history() -> History:
+    """The lines of earlier chats, for their owner alone to read; of this chat where no file can be."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    from outpace.config import state_dir
+
+    path = state_dir() / "chat_history"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        path.chmod(0o600)
+    except OSError as error:
+        print(f"outpace: lines are not kept for later: {error}", file=sys.stderr)
+        return InMemoryHistory()
+    return FileHistory(path)
+
+
 def _asker(model_name: str) -> Ask:
     """How the user's lines come in: from a prompt with history, or plainly where stdin is no terminal."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return lambda: sys.stdin.readline() or None
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import FileHistory
 
-    from outpace.config import state_dir
-
-    folder = state_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    session: PromptSession[str] = PromptSession(history=FileHistory(folder / "chat_history"))
+    session: PromptSession[str] = PromptSession(history=_history())
     print(f"{model_name}. /help lists the commands, Ctrl-D leaves.")
 
     def ask() -> str | None:

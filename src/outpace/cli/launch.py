@@ -68,7 +68,7 @@ def launch(
 def find_target(url: str, model: str | None, api_key: str) -> Target:
     """The server's model to use. Raises `ServerError` where there is no server, or not this model."""
     server = Server(url, api_key)
-    models = server.get("/v1/models")["data"]
+    models = server.listed("/v1/models", "data", "id")
     chosen = next((each for each in models if model in {None, each["id"]}), None)
     if chosen is None:
         names = ", ".join(each["id"] for each in models)

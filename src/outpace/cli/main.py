@@ -5,6 +5,7 @@ Only the verb that was asked for is imported, so that `outpace --help` stays qui
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -12,6 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -21,6 +23,7 @@ from outpace.errors import OutpaceError
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 INTERNAL_ERROR = 1
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ def main(argv: Sequence[str] | None = None, verbs: Sequence[Verb] = VERBS) -> No
     """Run the command line and exit; `argv` is without the program's name."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = _take_debug(arguments)
+    _open_closed_streams()
     _tolerate_odd_characters(sys.stdout, sys.stderr)
     verb = next((argument for argument in arguments if not argument.startswith("-")), None)
     try:
@@ -134,6 +138,10 @@ def _report_errors(verb: Callable[..., None], *, debug: bool) -> Callable[..., N
         except BrokenPipeError:
             _stop_writing()
             raise typer.Exit(INTERNAL_ERROR) from None
+        except OSError as error:
+            if error.errno in _DISK_FULL:
+                _stop_writing()
+            raise typer.Exit(_report(error, debug=debug)) from None
         except Exception as error:
             raise typer.Exit(_report(error, debug=debug)) from None
 
@@ -152,6 +160,8 @@ def _report(error: Exception, *, debug: bool) -> int:
 def _one_line(error: Exception) -> str:
     if isinstance(error, OutpaceError):
         return f"outpace: error: {error}"
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        return f"outpace: error: {error.filename or 'the output'} cannot be written: {error.strerror}"
     return (
         f"outpace: internal error: {type(error).__name__}: {error} "
         "(a defect; add --debug for the traceback to report)"
@@ -165,6 +175,13 @@ def _take_debug(arguments: list[str]) -> bool:
     if found:
         arguments[:end] = [argument for argument in arguments[:end] if argument != "--debug"]
     return found
+
+
+def _open_closed_streams() -> None:
+    """A program that was started with closed streams (`>&-`) reads nothing there and writes nowhere."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _tolerate_odd_characters(*streams: TextIO) -> None:

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args, get_type_hints
 
 import typer
 
 from outpace.errors import UsageError
-from outpace.types import Grammar, SamplingParams
+from outpace.types import EngineConfig, Grammar, SamplingParams
 
 if TYPE_CHECKING:
+    from typer.models import OptionInfo
+
     from outpace.config import EngineOptions
 
 ENGINE_PANEL = "Engine"
@@ -34,6 +36,15 @@ def parse_size(text: str) -> int:
     number, prefix, binary = match.groups()
     power = " kmgt".index(prefix.lower() or " ")
     return int(float(number) * (1024 if binary else 1000) ** power)
+
+
+def utf8(text: str, what: str) -> str:
+    """The text as it is. Raises `UsageError` where the shell passed bytes that are no text."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} is not UTF-8; convert it, for instance with iconv") from None
+    return text
 
 
 ShowDraftsFlag = Annotated[
@@ -63,7 +74,11 @@ class EngineFlags:
     ] = None
     isa: Annotated[
         str | None,
-        typer.Option(help="Force an instruction set tier, e.g. portable.", rich_help_panel=ENGINE_PANEL),
+        typer.Option(
+            help="Force an instruction set tier: portable, avx2, avxvnni, avx512vnni, amx, neon, "
+            "neon-dotprod or neon-i8mm.",
+            rich_help_panel=ENGINE_PANEL,
+        ),
     ] = None
     weight_format: Annotated[
         Literal["keep", "q8_0", "q4_0"] | None,
@@ -140,7 +155,7 @@ class EngineFlags:
     prefix_sharing: Annotated[
         Literal["scope", "all"] | None,
         typer.Option(
-            help="Reuse for the same client key, or for all.",
+            help="Reuse for the same client key (scope), or for all.",
             rich_help_panel=ENGINE_PANEL,
         ),
     ] = None
@@ -186,7 +201,7 @@ class EngineFlags:
         bool | None,
         typer.Option(
             "--draft-persist/--no-draft-persist",
-            help="Keep them on disk, across restarts.",
+            help="Keep them on disk, across restarts (OUTPACE_DRAFT_PERSIST).",
             rich_help_panel=ENGINE_PANEL,
         ),
     ] = None
@@ -204,23 +219,37 @@ class SamplingFlags:
 
     max_tokens: Annotated[
         int | None,
-        typer.Option("--max-tokens", "-n", help="Longest answer.", rich_help_panel=SAMPLING_PANEL),
+        typer.Option(
+            "--max-tokens",
+            "-n",
+            help="Longest answer; default: as the context allows.",
+            rich_help_panel=SAMPLING_PANEL,
+        ),
     ] = None
     temperature: Annotated[
-        float | None, typer.Option("--temperature", "-t", help="0: greedy.", rich_help_panel=SAMPLING_PANEL)
+        float | None,
+        typer.Option(
+            "--temperature", "-t", help="0: greedy; default: 0, in chat 0.7.", rich_help_panel=SAMPLING_PANEL
+        ),
     ] = None
-    top_k: Annotated[int | None, typer.Option(help="0: off.", rich_help_panel=SAMPLING_PANEL)] = None
-    top_p: Annotated[float | None, typer.Option(help="1: off.", rich_help_panel=SAMPLING_PANEL)] = None
-    min_p: Annotated[float | None, typer.Option(help="0: off.", rich_help_panel=SAMPLING_PANEL)] = None
+    top_k: Annotated[
+        int | None, typer.Option(help="0: off, the default.", rich_help_panel=SAMPLING_PANEL)
+    ] = None
+    top_p: Annotated[
+        float | None, typer.Option(help="1: off, the default.", rich_help_panel=SAMPLING_PANEL)
+    ] = None
+    min_p: Annotated[
+        float | None, typer.Option(help="0: off, the default.", rich_help_panel=SAMPLING_PANEL)
+    ] = None
     repetition_penalty: Annotated[
         float | None,
-        typer.Option(help="1: off; over prompt and answer.", rich_help_panel=SAMPLING_PANEL),
+        typer.Option(help="Over prompt and answer; 1: off, the default.", rich_help_panel=SAMPLING_PANEL),
     ] = None
     presence_penalty: Annotated[
-        float | None, typer.Option(help="0: off.", rich_help_panel=SAMPLING_PANEL)
+        float | None, typer.Option(help="0: off, the default.", rich_help_panel=SAMPLING_PANEL)
     ] = None
     frequency_penalty: Annotated[
-        float | None, typer.Option(help="0: off.", rich_help_panel=SAMPLING_PANEL)
+        float | None, typer.Option(help="0: off, the default.", rich_help_panel=SAMPLING_PANEL)
     ] = None
     seed: Annotated[
         int | None,
@@ -246,13 +275,17 @@ class SamplingFlags:
     grammar: Annotated[
         str | None,
         typer.Option(
-            metavar="LARK|@FILE", help="Answer by this Lark grammar.", rich_help_panel=SAMPLING_PANEL
+            metavar="GRAMMAR|@FILE",
+            help="Answer by this grammar, in Lark's form or GBNF.",
+            rich_help_panel=SAMPLING_PANEL,
         ),
     ] = None
 
     def as_params(self, *, temperature: float) -> SamplingParams:
         """The sampling parameters; `temperature` is the verb's default."""
         values: dict[str, Any] = {"temperature": temperature, "grammar": self._grammar()}
+        for text in self.stop or ():
+            utf8(text, "--stop")
         for spec in fields(self):
             if spec.name not in _GRAMMAR_OPTIONS and (value := getattr(self, spec.name)) is not None:
                 values[spec.name] = tuple(value) if spec.name == "stop" else value
@@ -263,15 +296,20 @@ class SamplingFlags:
         if len(given) > 1:
             raise UsageError("--json-schema, --regex and --grammar exclude each other; give one of them")
         for name, value in given.items():
-            return Grammar(_GRAMMAR_OPTIONS[name], value if name == "regex" else _text_or_file(value))
+            text = utf8(value, f"--{name.replace('_', '-')}")
+            match name:
+                case "json_schema":
+                    return Grammar("json_schema", _text_or_file(text))
+                case "regex":
+                    return Grammar("regex", text)
+                case _:
+                    from outpace.text.grammar import any_lark
+
+                    return any_lark(_text_or_file(text))
         return None
 
 
-_GRAMMAR_OPTIONS: dict[str, Literal["json_schema", "regex", "lark"]] = {
-    "json_schema": "json_schema",
-    "regex": "regex",
-    "grammar": "lark",
-}
+_GRAMMAR_OPTIONS = ("json_schema", "regex", "grammar")
 
 
 def _text_or_file(value: str) -> str:
@@ -293,6 +331,15 @@ class _Group:
     fields: tuple[str, ...] = field(default=())
 
 
+def _show_defaults(hints: Mapping[str, Any]) -> None:
+    """Say in the help of each engine option what holds where it is not given, as `EngineConfig` has it."""
+    for spec in fields(EngineConfig):
+        option = cast("OptionInfo", get_args(hints[spec.name])[1])
+        if option.help and "default" not in option.help.lower() and spec.default != "":
+            shown = ("no", "yes")[spec.default] if isinstance(spec.default, bool) else spec.default
+            option.help += f" Default: {shown}."
+
+
 def flatten(verb: Callable[..., None]) -> Callable[..., None]:
     """Replace each parameter of `verb` whose type is a dataclass by that dataclass's fields."""
     hints = get_type_hints(verb, include_extras=True)
@@ -304,6 +351,8 @@ def flatten(verb: Callable[..., None]) -> Callable[..., None]:
             parameters.append(parameter.replace(annotation=hint))
             continue
         group_hints = get_type_hints(hint, include_extras=True)
+        if hint is EngineFlags:
+            _show_defaults(group_hints)
         groups.append(_Group(parameter.name, hint, tuple(spec.name for spec in fields(hint))))
         parameters += [
             inspect.Parameter(

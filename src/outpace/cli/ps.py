@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -25,7 +25,7 @@ def ps(
 
     Sizes are those of weights and KV cache together.
     """
-    models = Server(url, api_key).get("/api/ps")["models"]
+    models = Server(url, api_key).listed("/api/ps", "models", "name", "size", "expires_at")
     if as_json:
         typer.echo(json.dumps(models))
         return
@@ -54,8 +54,9 @@ def stop(
 ) -> None:
     """Have a server unload a model. Running answers are finished first; the next request loads it again."""
     server = Server(url, api_key)
-    name = server.post("/api/generate", {"model": model, "keep_alive": 0, "stream": False})["model"]
-    if any(each["name"] == name for each in server.get("/api/ps")["models"]):
+    answer = server.post("/api/generate", {"model": model, "keep_alive": 0, "stream": False})
+    name: str = cast("dict[str, Any]", answer).get("model", model) if isinstance(answer, dict) else model
+    if any(each["name"] == name for each in server.listed("/api/ps", "models", "name")):
         typer.echo(f"{name} goes when its running requests have ended")
     else:
         typer.echo(f"{name} is not in memory any more")

@@ -27,5 +27,7 @@ def rm(
         freed = hub.remove(model) + remove_orphans(drafts_dir(), own) + remove_orphans(prefixes_dir(), own)
         if own is None:
             typer.echo(f"removed {model}: {size_text(freed)}")
+        elif freed == 0:
+            typer.echo(f"nothing was kept for {model}")
         else:
             typer.echo(f"removed what was kept for {model}: {size_text(freed)}; the model itself stays")

@@ -13,7 +13,7 @@ import typer
 
 from outpace.cli.drafts import DraftPainter, drafts_line
 from outpace.cli.loading import open_llm
-from outpace.cli.options import EngineFlags, SamplingFlags, ShowDraftsFlag, flatten
+from outpace.cli.options import EngineFlags, SamplingFlags, ShowDraftsFlag, flatten, utf8
 from outpace.errors import BackendError, UsageError
 from outpace.types import FinishReason, TokenDelta
 
@@ -56,7 +56,11 @@ def run(
     it); or outpace run -m MODEL PROMPT. Greedy unless --temperature is given.
     """
     name, prompt = split_arguments(model, prompt, model_option)
-    text = _utf8(prompt) if prompt not in (None, FROM_STDIN) else _read_stdin(keep_end=raw)
+    text = utf8(prompt, "the prompt") if prompt not in (None, FROM_STDIN) else _read_stdin(keep_end=raw)
+    if not text.strip():
+        raise UsageError("the prompt is empty")
+    if system is not None:
+        utf8(system, "--system")
     if raw and system is not None:
         raise UsageError("--system needs the chat template, which --raw leaves out; give one of them")
     with open_llm(name, engine, one_prompt=True) as llm:
@@ -179,14 +183,6 @@ def split_arguments(model: str | None, prompt: str | None, option: str | None) -
 def _is_prompt(argument: str) -> bool:
     """Whether a single argument is a prompt: no model's name has white space in it, but a path may."""
     return any(character.isspace() for character in argument) and not Path(argument).exists()
-
-
-def _utf8(argument: str) -> str:
-    try:
-        argument.encode("utf-8")
-    except UnicodeEncodeError as error:  # the shell passed bytes that are no text
-        raise UsageError("the prompt is not UTF-8; convert it, for instance with iconv") from error
-    return argument
 
 
 def _read_stdin(*, keep_end: bool) -> str:

@@ -388,5 +388,5 @@ def _welcome(url: str, model: str, *, has_key: bool) -> str:
     return (
         f"serving {model} at {url}/v1 (Ctrl-C stops)\n"
         f"try: curl {url}/v1/chat/completions -H 'Content-Type: application/json'{authorization} "
-        """-d '{"messages": [{"role": "user", "content": "Hello!"}]}'"""
+        """-d '{"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 100}'"""
     )

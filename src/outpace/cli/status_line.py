@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from time import monotonic
 from types import TracebackType
@@ -15,6 +16,11 @@ SCROLL_ALL = "\x1b[r"
 CLEAR_LINE = "\x1b[2K"
 CURSOR_UP = "\x1b[A"
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
+
+
+def dimmed(text: str) -> str:
+    """The text as a terminal dims it, unless colours are not wanted (no-color.org)."""
+    return text if os.environ.get("NO_COLOR") else f"{DIM}{text}{PLAIN}"
 
 
 class StatusLine:
@@ -31,7 +37,8 @@ class StatusLine:
 
     def __enter__(self) -> StatusLine:
         """Take the last line."""
-        self._active = self._terminal.isatty() and shutil.get_terminal_size().lines > 2
+        able = self._terminal.isatty() and os.environ.get("TERM") != "dumb"
+        self._active = able and shutil.get_terminal_size().lines > 2
         if self._active:
             self._terminal.write("\n" + CURSOR_UP)  # if the cursor is on the last line, scroll
             self._set_region()
@@ -54,7 +61,7 @@ class StatusLine:
         columns, lines = shutil.get_terminal_size()
         if lines != self._height:
             self._set_region()
-        self._draw(DIM + status[: columns - 1] + PLAIN)
+        self._draw(dimmed(status[: columns - 1]))
 
     def _set_region(self) -> None:
         self._height = shutil.get_terminal_size().lines

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -18,16 +20,20 @@ class ServerError(OutpaceError):
 
 
 class Server:
-    """A server's address, with the key that it asks for ("" for none)."""
+    """A server's address, with the key that it asks for ("" for none).
+
+    An address without `http://` is taken as one with it, and `/v1`, where OpenAI's clients look, is left out.
+    """
 
     def __init__(self, url: str, api_key: str = "", *, timeout: float = 60.0) -> None:
-        self.url = url.rstrip("/")
+        url = url if "://" in url else f"http://{url}"
+        self.url = url.rstrip("/").removesuffix("/v1")
         self.api_key = api_key
         self._timeout = timeout
 
     def get(self, path: str, headers: Mapping[str, str] | None = None) -> Any:
         """The JSON that an address answers. Raises `ServerError`."""
-        return json.loads(self._ask("GET", path, None, headers or {}))
+        return self._json(path, self._ask("GET", path, None, headers or {}))
 
     def head(self, path: str) -> None:
         """Whether an address is there. Raises `ServerError` where it is not."""
@@ -35,7 +41,7 @@ class Server:
 
     def post(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Any:
         """The JSON that a request is answered with. Raises `ServerError`."""
-        return json.loads(self.post_text(path, body, headers))
+        return self._json(path, self.post_text(path, body, headers))
 
     def post_text(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> str:
         """The whole of an answer, a stream's too. Raises `ServerError`."""
@@ -63,20 +69,51 @@ class Server:
             raise ServerError(f"{address}: {error}") from None
         return events
 
+    def listed(self, path: str, field: str, *keys: str) -> list[dict[str, Any]]:
+        """The objects that an address lists in a field, each with these keys. Raises `ServerError`."""
+        answer = self.get(path)
+        try:
+            found: list[dict[str, Any]] = list(answer[field])
+            for each in found:
+                for key in keys:
+                    each[key]
+        except (KeyError, TypeError):
+            raise self._no_api(path, json.dumps(answer)) from None
+        return found
+
+    def _json(self, path: str, text: str) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise self._no_api(path, text) from None
+
+    def _no_api(self, path: str, text: str) -> ServerError:
+        return ServerError(f"{self.url}{path}: what answers there is no server of models: {text[:100]!r}")
+
     def _ask(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> str:
         head = {"content-type": "application/json", **headers}
         if self.api_key:
             head["authorization"] = f"Bearer {self.api_key}"
-        request = urllib.request.Request(self.url + path, body, head, method=method)  # noqa: S310 - checked below
-        if not self.url.startswith(("http://", "https://")):
-            raise ServerError(f"{self.url}: the address must begin with http:// or https://")
+        address = urllib.parse.urlsplit(self.url)
+        if address.scheme not in {"http", "https"} or not address.netloc:
+            raise ServerError(f"{self.url}: this is no address; write for instance http://127.0.0.1:8000")
+        request = urllib.request.Request(self.url + path, body, head, method=method)  # noqa: S310 - checked above
         try:
             with urllib.request.urlopen(request, timeout=self._timeout) as answer:  # noqa: S310
                 return answer.read().decode()
         except urllib.error.HTTPError as error:
-            said = error.read().decode(errors="replace")[:300]
+            said = _message(error.read().decode(errors="replace"))
             raise ServerError(f"{method} {path}: status {error.code}: {said}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise ServerError(
                 f"{self.url} cannot be reached: {error}; is `outpace serve` running there?"
             ) from None
+
+
+def _message(body: str) -> str:
+    """What an error says, in OpenAI's form, in Ollama's, or as it came."""
+    try:
+        said = json.loads(body)["error"]
+        return str(said if isinstance(said, str) else said["message"])[:300]
+    except (ValueError, KeyError, TypeError):
+        return body[:300]

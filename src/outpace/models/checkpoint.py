@@ -64,7 +64,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if path.is_dir():
         return _open_safetensors(path)
     if not path.is_file():
-        raise ModelNotFoundError(f"{path}: no such file or directory")
+        kind = "neither a file nor a folder" if path.exists() else "no such file or directory"
+        raise ModelNotFoundError(f"{path}: {kind}")
     try:
         gguf = is_gguf(path)
     except OSError as error:

@@ -91,9 +91,9 @@ def encode_conversation(served: ServedModel, conversation: Conversation) -> Prom
         messages, tools = told_in_text(messages, tools), None
     if served.form.family.short_ids:
         messages = [_with_short_ids(message) for message in messages]
-    tokenizer = served.llm.tokenizer
-    text = tokenizer.render_chat(messages, tools=tools, **conversation.template) + conversation.prefill
-    return Prompt(text, tokenizer.encode(text, add_special=False, parse_special=True))
+    rendered = served.llm.tokenizer.render_chat(messages, tools=tools, **conversation.template)
+    text = rendered + conversation.prefill
+    return Prompt(text, served.llm.encode_text(text, add_special=False))
 
 
 def answer_params(

@@ -46,8 +46,10 @@ async def embed(
         message = f"'dimensions' must be from 1 to {size}, this model's hidden size, not {dimensions}"
         raise APIError(400, message, param="dimensions", code="invalid_value")
 
-    def encode() -> list[list[int]]:
-        return [served.llm.encode_prompt(each)[:most_tokens] for each in inputs]
+    def encode() -> list[Sequence[int]]:
+        if most_tokens is None:
+            return [served.llm.encode_prompt(each) for each in inputs]
+        return [_token_ids(served, each)[:most_tokens] for each in inputs]
 
     try:
         prompts = await served.encode(sum(map(len, inputs)), encode)
@@ -58,7 +60,13 @@ async def embed(
     return Embeddings(vectors, sum(map(len, prompts)))
 
 
-async def _means(served: ServedModel, request: Request, prompts: list[list[int]]) -> list[tuple[float, ...]]:
+def _token_ids(served: ServedModel, text: str | Sequence[int]) -> Sequence[int]:
+    return served.llm.tokenizer.encode(text, parse_special=True) if isinstance(text, str) else text
+
+
+async def _means(
+    served: ServedModel, request: Request, prompts: Sequence[Sequence[int]]
+) -> list[tuple[float, ...]]:
     hints = DraftHints(client_scope(request), drafts=False)
     try:
         generation = await served.start(prompts, _PARAMS, hints)

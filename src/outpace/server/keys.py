@@ -25,6 +25,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from outpace.config import keys_file
 from outpace.errors import OutpaceError, UsageError
 from outpace.server.limits import KeyLimits
 
@@ -72,7 +73,7 @@ def read_keys(path: Path) -> tuple[NamedKey, ...]:
             mode = os.fstat(file.fileno()).st_mode
             text = file.read()
     except OSError as error:
-        remedy = "outpace keys add NAME --file makes it"
+        remedy = f"outpace keys add NAME{'' if path == keys_file() else f' --file {path}'} makes it"
         raise UsageError(f"{path}: the keys can't be read: {error.strerror or error}; {remedy}") from None
     if mode & 0o022:
         raise UsageError(f"{path}: others may write to it, and so let themselves in; chmod 600 it")

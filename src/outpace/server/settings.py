@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -62,6 +62,9 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         """Raises `UsageError` where settings can't be, or are unsafe together."""
+        for spec in fields(self):
+            if getattr(self, spec.name) != getattr(self, spec.name):  # NaN, which passes every limit
+                raise UsageError(f"--{spec.name.replace('_', '-')}: this is no number")
         for origin in self.cors_origins:
             _check_origin(origin)
         _check_tls(self.tls_cert, self.tls_key)

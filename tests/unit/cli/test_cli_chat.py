@@ -15,6 +15,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from prompt_toolkit.history import InMemoryHistory
 from typer.testing import Result
 
 from outpace import LLM, SamplingParams
@@ -147,6 +148,50 @@ def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(terminal: Terminal, tmp_path:
     terminal.type("\x04")  # Ctrl-D
     assert terminal.process.wait(timeout=60) == 0
     assert "+Hello" in (tmp_path / "outpace" / "chat_history").read_text()
+
+
+def test_the_history_is_its_owners_alone(terminal: Terminal, tmp_path: Path) -> None:
+    terminal.wait_for(PROMPT)
+    history = tmp_path / "outpace" / "chat_history"
+    assert history.stat().st_mode & 0o777 == 0o600
+    assert history.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_history_that_cannot_be_kept_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "outpace").write_text("no folder")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert isinstance(chat._history(), InMemoryHistory)
+    assert "not kept" in capsys.readouterr().err
+
+
+def test_a_question_that_was_stopped_before_an_answer_is_dropped(
+    model_135m: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> Iterator[object]:
+        raise KeyboardInterrupt
+        yield
+
+    with LLM(model_135m, backend="null", kv_cache_bytes=8 << 20, max_context=1024) as llm:
+        conversation = chat.Conversation(llm, SamplingParams(max_tokens=4))
+        with monkeypatch.context() as patched:
+            patched.setattr(chat, "checked", interrupted)
+            conversation.answer("A long text")
+        assert conversation.messages == []
+        assert "dropped" in capsys.readouterr().out
+        conversation.answer("Hello")
+    assert [message["role"] for message in conversation.messages] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize(("variable", "value"), [("TERM", "dumb"), ("NO_COLOR", "1")])
+def test_terminals_that_want_no_sequences(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    monkeypatch.setenv(variable, value)
+    shown = FakeTerminal()
+    with StatusLine(shown) as status:
+        status.update("5 tokens")
+    assert "\x1b[2m" not in shown.getvalue()
+    assert variable != "TERM" or shown.getvalue() == ""
 
 
 class FakeTerminal(StringIO):

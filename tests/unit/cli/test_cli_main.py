@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -12,6 +13,7 @@ import pytest
 import outpace
 from outpace.cli.main import VERBS, Verb, build_app, main
 
+OUTPACE = (sys.executable, "-m", "outpace.cli.main")
 BOOM = """
 from outpace.errors import DownloadError, UsageError
 import sys
@@ -215,3 +217,25 @@ main(["flood"], [Verb("flood", "flood_verb", "flood", "")])
     with process.stderr:
         assert process.stderr.read() == b""
     assert process.wait(timeout=60) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_no_defect() -> None:
+    for arguments in (["list", "--available"], ["--help"]):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [*OUTPACE, *arguments], stdout=full, stderr=subprocess.PIPE, check=False, timeout=60
+            )
+        assert done.returncode == 1, arguments
+        assert b"No space left on device" in done.stderr
+        assert b"defect" not in done.stderr
+        assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("closed", "code"), [(">&-", 0), ("<&-", 2), (">&- 2>&- <&-", 2)])
+def test_closed_streams(closed: str, code: int) -> None:
+    verb = "list --available" if code == 0 else "run"
+    command = f"{shlex.join(OUTPACE)} {verb} {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, check=False, timeout=60)
+    assert done.returncode == code
+    assert b"internal error" not in done.stderr

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import pytest
 import typer
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from outpace.cli.options import EngineFlags, SamplingFlags, flatten, parse_size
 from outpace.errors import UsageError
+from outpace.text.grammar import any_lark
 from outpace.types import EngineConfig, Grammar, SamplingParams
+
+Invoke = Callable[..., Result]
 
 
 @pytest.mark.parametrize(
@@ -35,6 +40,16 @@ def test_every_engine_setting_is_an_option() -> None:
     assert {field.name for field in dataclasses.fields(EngineFlags)} == settings
 
 
+def test_the_help_of_every_engine_option_says_what_holds_without_it(invoke: Invoke) -> None:
+    text = " ".join(invoke("run", "--help").stdout.split())
+    assert "Requests that run at once; more wait. Default: 64." in text
+    assert "Reuse the KV cache of equal prompt beginnings. Default: yes." in text
+    engine = text[text.index("--backend") : text.index("-h, --help")]
+    without = {"--draft-model", "--draft-head"}
+    for option in re.split(r"(?<!/) (?=--[a-z])", engine):
+        assert option.split()[0] in without or "efault" in option, option
+
+
 def test_every_sampling_option_is_a_parameter() -> None:
     parameters = {field.name for field in dataclasses.fields(SamplingParams)}
     options = {field.name for field in dataclasses.fields(SamplingFlags)}
@@ -47,6 +62,7 @@ def test_a_grammar_is_given_as_text_or_as_a_file(tmp_path: Path) -> None:
         ("--json-schema", f"@{tmp_path}/schema.json", Grammar("json_schema", '{"type": "integer"}')),
         ("--regex", "@[a-z]+", Grammar("regex", "@[a-z]+")),
         ("--grammar", 'start: "x"', Grammar("lark", 'start: "x"')),
+        ("--grammar", 'root ::= "x"', any_lark('root ::= "x"')),
     ):
         params = call(option, value)["params"]
         assert isinstance(params, SamplingParams)

@@ -121,6 +121,8 @@ def test_drafts_are_shown_and_counted(invoke: Invoke, model_135m: Path) -> None:
     [
         ((), b"\xff\xfe bytes", "stdin: not UTF-8 at byte 0"),
         ((), b" \n", "stdin: the prompt is empty"),
+        ((" \n",), b"", "the prompt is empty"),
+        (("",), b"", "the prompt is empty"),
         (("--raw", "--system", "x", "Hello"), b"", "--system"),
         (("--temperature", "-1", "Hello"), b"", "temperature"),
         (("--top-p", "2", "Hello"), b"", "top_p"),
@@ -148,9 +150,10 @@ def test_an_unknown_model_is_2(program: Program) -> None:
 
 def test_a_prompt_that_is_not_utf8_is_2(null_model: tuple[str, ...]) -> None:
     command = [os.fsencode(part) for part in (*OUTPACE, "run", *null_model)]
-    done = subprocess.run([*command, b"caf\xe9"], capture_output=True, check=False, timeout=60)
-    assert done.returncode == 2
-    assert b"not UTF-8" in done.stderr
+    for odd in ([b"caf\xe9"], *([b"Hi", option, b"caf\xe9"] for option in (b"--stop", b"--regex", b"-s"))):
+        done = subprocess.run([*command, *odd], capture_output=True, check=False, timeout=60)
+        assert done.returncode == 2
+        assert b"not UTF-8" in done.stderr
 
 
 def test_without_a_prompt_a_terminal_gets_an_error(null_model: tuple[str, ...]) -> None:
