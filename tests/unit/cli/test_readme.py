@@ -1,4 +1,4 @@
-"""The README's examples, run as they are written."""
+"""The examples of README and docs, run as they are written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[3] / "README.md"
+_ROOT = Path(__file__).parents[3]
+PAGES = (_ROOT / "README.md", _ROOT / "docs" / "BENCHMARKS.md")
 OUTPACE = f"{shlex.quote(sys.executable)} -m outpace.cli.main"
 SLOW_OR_ENDLESS = (
     "outpace ps",
@@ -28,14 +29,15 @@ SLOW_OR_ENDLESS = (
 
 def blocks(language: str) -> list[str]:
     """The code blocks of one language."""
-    found = re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    text = "\n".join(page.read_text() for page in PAGES)
+    found = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert found
     return found
 
 
 def commands() -> list[str]:
     lines = [re.split(r"\s#\s", line)[0].strip() for block in blocks("sh") for line in block.splitlines()]
-    return [line for line in lines if "outpace " in line and not line.startswith("pip ")]
+    return [line for line in dict.fromkeys(lines) if "outpace " in line and not line.startswith("pip ")]
 
 
 @pytest.mark.parametrize("command", [line for line in commands() if not line.startswith(SLOW_OR_ENDLESS)])
@@ -115,3 +117,9 @@ def test_the_openai_client_is_served(model_135m: Path) -> None:
         )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
