@@ -203,8 +203,10 @@ class DiskTier:
             block = self._cache.block_of(digest)
             if block is None:
                 return i
+            # The order counts: an eviction forgets the digest, then raises the epoch, and only then may the
+            # block change. If the digest is there after the epoch was read, every later eviction raises it.
             epoch = self._cache.epoch(block)
-            if self._cache.block_of(digest) != block:  # evicted before the epoch was read
+            if self._cache.block_of(digest) != block:  # evicted meanwhile
                 return i
             np.copyto(self._copies[i], self._memory[block])
             if self._cache.epoch(block) != epoch:

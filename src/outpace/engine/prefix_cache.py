@@ -72,7 +72,11 @@ class PrefixCache:
         return self._block_of.get(digest)
 
     def epoch(self, block: int) -> int:
-        """A number that grows before a cached block's content may change. Any thread may ask."""
+        """A number that grows before a cached block's content may change. Any thread may ask.
+
+        It grows after the block's digest was forgotten: of a block that `block_of` gives for a digest after
+        the epoch was read, the content is that digest's until the epoch has changed.
+        """
         return self._epochs.get(block, 0)
 
     def insert(self, digest: bytes, block: int, *, after: bytes = b"", proven: bool = False) -> None:
@@ -122,11 +126,12 @@ class PrefixCache:
         if block is None:
             return None
         self.num_evicted += 1
-        self._epochs[block] = self._epochs.get(block, 0) + 1
         self._continued.discard(block)
         digest = self._digest_of.pop(block)
         del self._block_of[digest]
         self._gone[digest] = None
         if len(self._gone) > len(self._block_of) + 1:  # as many as there are blocks
             self._gone.popitem(last=False)
+        # After its digest is gone: who finds the digest once it has read the epoch has read the one before.
+        self._epochs[block] = self._epochs.get(block, 0) + 1
         return block

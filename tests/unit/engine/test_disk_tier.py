@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,6 +183,58 @@ def test_a_block_that_is_evicted_while_it_is_copied_is_not_written(start: Start)
     assert engine.disk.store.num_written == 2
     engine.close()
     assert answer(start())[1] == 64
+
+
+class HeldMemory:
+    """A KV cache whose reader stands still until it is let go."""
+
+    def __init__(self, blocks: np.ndarray) -> None:
+        self.blocks = blocks
+        self.reached, self.go = threading.Event(), threading.Event()
+
+    def __getitem__(self, block: int) -> np.ndarray:
+        self.reached.set()
+        self.go.wait()
+        return self.blocks[block]
+
+
+@pytest.mark.parametrize("line", range(1, 14))
+def test_a_copy_that_begins_amid_an_eviction_is_right_or_dropped(start: Start, line: int) -> None:
+    """The interpreter may change threads at each line of it."""
+    cache = PrefixCache()
+    cache.insert(b"a", 0)
+    cache.release(0)
+    blocks = np.zeros((1, 64), np.uint8)
+    tier = start().disk
+    tier._cache, tier._copies = cache, np.zeros_like(blocks)
+    memory = tier._memory = HeldMemory(blocks)
+    copied: list[int] = []
+    writer = threading.Thread(target=lambda: copied.append(tier._copy([b"a"])))
+    lines = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal lines
+        if frame.f_code is not PrefixCache.evict.__code__:
+            return None
+        lines += event == "line"
+        if event == "line" and lines == line:
+            writer.start()
+            while writer.is_alive() and not memory.reached.wait(0.01):
+                pass
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        assert cache.evict() == 0
+    finally:
+        sys.settrace(before)
+    if lines < line:
+        writer.start()
+    blocks[0] = 1  # another prefix
+    memory.go.set()
+    writer.join()
+    assert copied == [0] or not tier._copies.any()
 
 
 def test_blocks_that_are_evicted_before_their_turn_are_not_written(start: Start) -> None:
