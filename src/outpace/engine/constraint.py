@@ -48,10 +48,8 @@ def _constrain(request: Request, draft: Draft, room: int, num_known: int) -> tup
     masks: UInt32Array = np.zeros((room + 1, -(-num_known // 32)), np.uint32)
     token_ids: list[int] = []
     num_forced = 0
-    while True:
-        state.fill_mask(masks[len(token_ids)])
-        if len(token_ids) == room:
-            break
+    state.fill_mask(masks[0])
+    while len(token_ids) < room:
         forced = state.forced()
         if forced:
             token_id = forced[0]
@@ -63,8 +61,10 @@ def _constrain(request: Request, draft: Draft, room: int, num_known: int) -> tup
             guesses = []  # they led elsewhere
         if token_id in request.stop_ids or not state.fits(token_id):
             break
+        if not state.fill_mask(masks[len(token_ids) + 1]):
+            break
         token_ids.append(token_id)
         num_forced += bool(forced)
-    state.rewind(len(token_ids))
+    state.rewind()
     proposer = PROPOSER if 2 * num_forced > len(token_ids) else draft.proposer
     return Draft(token_ids, None, proposer), masks[: len(token_ids) + 1]

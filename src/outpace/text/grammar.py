@@ -54,10 +54,17 @@ def any_lark(source: str) -> Grammar:
 
 
 class AnswerState:
-    """How far one answer has come in its grammar. Not for several threads at once."""
+    """How far one answer has come in its grammar. Not for several threads at once.
+
+    The parser has limits, and stays in error once it has met one. So a copy is made before tokens are looked
+    at which may not become the answer's (about 30 microseconds): it takes the parser's place where they led
+    it there.
+    """
 
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
+        self._before: LLMatcher | None = None  # a copy of it, without the tokens that were only looked at
+        self._num_ahead = 0  # those
 
     def accept(self, token_ids: Sequence[int]) -> None:
         """The answer goes on with these. Raises `GrammarError` where they lead the parser to a limit."""
@@ -71,18 +78,29 @@ class AnswerState:
         """The tokens that must come next, as far as there is no choice."""
         return self._matcher.compute_ff_tokens()
 
-    def fill_mask(self, mask: UInt32Array) -> None:
-        """Write the tokens that may come next, a bit each, lowest first; at the end those that end it."""
+    def fill_mask(self, mask: UInt32Array) -> bool:
+        """Write the tokens that may come next, a bit each, lowest first; at the end those that end it.
+
+        Returns whether it could: a parser that meets a limit has none.
+        """
         self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        return not self._matcher.is_error()
 
     def fits(self, token_id: int) -> bool:
         """Go on with a token where it fits; returns whether it did."""
-        return self._matcher.try_consume_tokens([token_id]) == 1
+        if self._before is None:
+            self._before = self._matcher.deep_copy()
+        fits = self._matcher.try_consume_tokens([token_id]) == 1
+        self._num_ahead += fits
+        return fits
 
-    def rewind(self, num_tokens: int) -> None:
-        """Take back the last tokens."""
-        if num_tokens:
-            self._matcher.rollback(num_tokens)
+    def rewind(self) -> None:
+        """Take back what `fits` went on with."""
+        if self._before is not None and self._matcher.is_error():
+            self._matcher = self._before
+        elif self._num_ahead:
+            self._matcher.rollback(self._num_ahead)
+        self._before, self._num_ahead = None, 0
 
 
 class GrammarCompiler:

@@ -6,14 +6,26 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from engine_harness import drain, make_engine, null_backend
+from engine_harness import WatchedBackend, drain, make_engine, null_backend
+from oracle_drafter import EachAlone
 from outpace import draft
 from outpace.draft.step_costs import StepCosts
 from outpace.errors import InvalidParameterError
 from outpace.llm import LLM
-from outpace.types import DraftCount, EngineConfig, FinishReason, Grammar, SamplingParams
+from outpace.types import (
+    Draft,
+    DraftCount,
+    EngineConfig,
+    FinishReason,
+    Grammar,
+    Int32Array,
+    SamplingParams,
+    StepBatch,
+    StepOutput,
+)
 
 SCHEMA = {
     "type": "object",
@@ -96,3 +108,40 @@ def test_guesses_that_do_not_fit_are_cut() -> None:
     assert answers[0].token_ids == answers[1].token_ids
     text = bytes(token for token in answers[0].token_ids if token).decode()
     assert text in {"abcababcab", "abcabxyzzy", "xyzzyabcab", "xyzzyxyzzy"}
+
+
+class Scripted(WatchedBackend):
+    """Says what it was told to, and takes no guesses."""
+
+    def __init__(self, text: list[int]) -> None:
+        super().__init__(null_backend())
+        self.text = text  # prompt and answer
+
+    def step(self, batch: StepBatch) -> StepOutput:
+        out = super().step(batch)
+        ends = batch.num_computed_tokens + np.diff(batch.row_start) - batch.num_draft_tokens
+        out.token_ids[:, 0] = [self.text[end] for end in ends]
+        out.num_accepted[:] = 0
+        return out
+
+
+class OneGuess(EachAlone):
+    """Guesses one token, after so many others."""
+
+    def __init__(self, num_tokens: int, token_id: int) -> None:
+        super().__init__()
+        self.num_tokens, self.token_id = num_tokens, token_id
+
+    def guess(self, key: str, token_ids: Int32Array, max_tokens: int) -> Draft | None:
+        return Draft([self.token_id], None, "guess") if len(token_ids) == self.num_tokens else None
+
+
+def test_a_guess_that_leads_the_parser_to_its_limit_harms_nothing() -> None:
+    """One more "a" would be too many for it, but the answer goes on with "b"."""
+    counts = " | ".join(" ".join(["e"] * count) for count in range(2, 25))
+    grammar = Grammar("lark", f'start: (e | "b")*\ne: "a" | "" | {counts}')
+    drafter = OneGuess(1 + 5, ord("a"))
+    engine = make_engine(Scripted([1, *b"aaaaabab", 0]), drafter=drafter)
+    engine.submit([1], SamplingParams(temperature=0, grammar=grammar), "one")
+    got = drain(engine)["one", 0]
+    assert (got.text, got.finish_reason, got.error) == ("aaaaabab", FinishReason.STOP, None)

@@ -83,8 +83,23 @@ def test_rewinding_takes_tokens_back(compiler: GrammarCompiler) -> None:
     assert state.fits(ord("a"))
     assert not state.fits(ord("a"))
     assert state.fits(ord("b"))
-    state.rewind(2)
+    state.rewind()
     assert allowed(state) == {ord("a"), ord("b")}
+
+
+def test_a_look_ahead_that_meets_a_limit_leaves_the_answer_alone(compiler: GrammarCompiler) -> None:
+    counts = " | ".join(" ".join(["e"] * count) for count in range(2, 25))
+    state = compiler.start(Grammar("lark", f'start: (e | "b")*\ne: "a" | "" | {counts}'))
+    state.accept(list(b"aaaa"))
+    for _ in range(2):
+        assert state.fits(ord("a"))
+        assert not state.fits(ord("a")), "that is too much for the parser"
+        state.rewind()
+        assert allowed(state) == {0, ord("a"), ord("b")}
+    state.accept(list(b"ab"))
+    assert allowed(state) == {0, ord("a"), ord("b")}
+    with pytest.raises(GrammarError, match="items"):
+        state.accept(list(b"aaaaaa"))
 
 
 def test_a_grammar_of_lark_may_nest(compiler: GrammarCompiler) -> None:
