@@ -19,6 +19,8 @@ _LEAST_ROWS = 8
 _FIRST_ROWS = 32  # where nothing is known yet
 _SMALL = 4  # a chunk of less than one in so many of the rows it might have had is small
 _RATE = 0.3  # of a cheaper observation
+_MANY_ROWS = 64  # of prompts: at least half of what such a step takes is theirs
+_AGE = 1.01  # of the cheapest row, with each step that has dearer ones: it was cheap long ago
 _NEAR = 1024  # tokens; the costs are kept for contexts up to this, up to twice of it, and so on
 
 
@@ -31,7 +33,7 @@ class Pacing:
         self._per_row: dict[int, float] = {}  # by `_bucket`
         self._decode = 0.0  # of a step without prompt rows
         self.row_seconds = 0.0  # the cheapest row of all; 0: not known yet
-        self._least: dict[int, float] = {}  # the cheapest row that was ever seen, by `_bucket`
+        self._least: dict[int, float] = {}  # the cheapest row that was seen, by `_bucket`
 
     def max_rows(self, context: int) -> int:
         """Prompt rows that keep the bound where each sees up to `context` tokens, beside streams."""
@@ -56,11 +58,7 @@ class Pacing:
             self._decode = seconds if not self._decode else self._decode + _RATE * (seconds - self._decode)
             return
         rows = sum(chunk[0] for chunk in chunks)
-        for bucket in {_bucket(context) for _, context in chunks}:
-            self._least[bucket] = min(
-                self._least.get(bucket, seconds), max(seconds - self._decode, 1e-9) / rows
-            )
-        self.row_seconds = min(self._least.values())
+        self._observe_least(chunks, seconds, rows)
         known = {_bucket(context): self._cost(_bucket(context)) for _, context in chunks}
         kept = seconds <= self._max_stall * _SHARE
         seconds = max(seconds - self._decode, 1e-9)
@@ -74,6 +72,17 @@ class Pacing:
             return  # reading the weights is most of it: that says little of a row
         for bucket, cost in known.items():
             self._per_row[bucket] = (cost or 0.0) * (ratio if ratio > 1.0 else 1.0 + _RATE * (ratio - 1.0))
+
+    def _observe_least(self, chunks: Sequence[tuple[int, int]], seconds: float, rows: int) -> None:
+        """See whether the step's rows of prompts, `rows` of them, were the cheapest so far."""
+        own = seconds - self._decode
+        # A few rows take about as long as none, so the difference is chance unless it is large.
+        if rows < _MANY_ROWS and (not self._decode or own < self._decode):
+            return
+        cost = max(own, seconds / 2) / rows
+        for bucket in {_bucket(context) for _, context in chunks}:
+            self._least[bucket] = min(cost, self._least.get(bucket, cost) * _AGE)
+        self.row_seconds = min(self._least.values())
 
     def _cost(self, bucket: int) -> float | None:
         """Seconds of a row; of a context that was never met, twice as much as half of it, to be safe."""

@@ -58,6 +58,40 @@ def test_a_few_rows_say_little_of_what_a_row_costs() -> None:
     assert pacing.max_rows(200) == before
 
 
+def test_a_short_prompt_beside_streams_does_not_look_free() -> None:
+    pacing = Pacing(0.25)
+    for _ in range(20):
+        pacing.observe([], 0.050)
+    pacing.observe([(512, 512)], 1.0)
+    pacing.observe([(6, 700)], 0.0499)  # as long as without them
+    pacing.observe([(6, 700)], 0.0506)
+    assert pacing.row_seconds == pytest.approx(0.95 / 512)
+    assert pacing.least_seconds(0, 512) == pytest.approx(0.95)
+
+
+def test_a_short_prompt_alone_says_nothing_of_long_ones() -> None:
+    """What is read of it are the weights."""
+    pacing = Pacing(0.25)
+    pacing.observe([(2, 2)], 0.050)
+    assert pacing.least_seconds(0, 8000) == 0.0
+    pacing.observe([], 0.050)
+    pacing.observe([(100, 100)], 0.060)
+    assert 0.010 < pacing.least_seconds(0, 100) <= 0.060
+
+
+def test_the_best_speed_is_that_of_today() -> None:
+    pacing = Pacing(0.25)
+    pacing.observe([], 0.050)
+    for seconds in (0.5, 1.0):
+        for _ in range(100):
+            pacing.observe([(512, 512)], 0.050 + seconds)
+        assert pacing.least_seconds(0, 512) == pytest.approx(seconds)
+        pacing.observe([(512, 512)], 1.5)
+        assert pacing.least_seconds(0, 512) == pytest.approx(seconds, rel=0.02), (
+            "one slow step is not the machine"
+        )
+
+
 class SlowRows(WatchedBackend):
     """Takes at least 2 ms for each row."""
 
