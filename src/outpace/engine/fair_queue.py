@@ -60,13 +60,12 @@ class FairQueue:
         assert request.queue_place is not None
         self._now = max(self._now, request.queue_place[0])
 
-    def remove(self, request: Request) -> bool:
-        """Remove a request that has ended; whether it waited."""
+    def remove(self, request: Request) -> None:
+        """Remove a request that has ended, if it waits."""
         for index, (_, _, other) in enumerate(self._queue):
             if other is request:
                 del self._queue[index]
-                return True
-        return False
+                return
 
 
 def party_of(request: Request) -> tuple[str, Lane]:

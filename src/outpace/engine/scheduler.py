@@ -59,12 +59,12 @@ class Scheduler:
         self._max_rows = config.max_batch_tokens
         self._max_running = min(config.max_num_seqs, config.max_batch_tokens)  # a row for everyone
         self._max_draft_tokens = max_draft_tokens
-        self._refused_at = -1  # pool.num_releases when the first in the queue last found no room
+        # Who found no room last, and pool.num_releases then: until that grows it would find none again.
+        self._refused: tuple[Request, int] | None = None
 
     def add(self, request: Request) -> None:
         """Queue a new request."""
         self.waiting.add(request)
-        self._refused_at = -1  # it may be the first in the queue
 
     def least_seconds(self, request: Request) -> float:
         """What a new request's prompt takes at the best speed seen; 0 where that is not known.
@@ -193,14 +193,14 @@ class Scheduler:
         One block for each running request is left free, so that admission does not lead to preemption.
         """
         pool = self.pool
-        if self.running and self._refused_at == pool.num_releases:
+        if self.running and self._refused == (request, pool.num_releases):
             return False
         cached = self._find_cached(request)
         pool.share(cached)
         missing = request.num_blocks_needed - len(cached)
         if pool.num_free < missing + len(self.running):
             pool.release(cached)
-            self._refused_at = pool.num_releases
+            self._refused = request, pool.num_releases
             return False
         if pool.cache is not None and not request.prompt_counted and request.index == 0:
             request.continues = pool.cache.reuse(cached)
@@ -317,5 +317,5 @@ class Scheduler:
         if request.block_ids:
             self.running.remove(request)
             self._give_back(request)
-        elif self.waiting.remove(request):
-            self._refused_at = -1  # another one may be the first in the queue now
+        else:
+            self.waiting.remove(request)

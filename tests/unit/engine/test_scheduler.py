@@ -48,6 +48,15 @@ def test_max_num_seqs_makes_others_wait_in_order() -> None:
     assert ends == ["a", "b", "c", "d"]
 
 
+def test_who_waited_for_anothers_blocks_is_tried_though_one_behind_was_refused() -> None:
+    """The second choice needs one block more than the first, which is there; the big one finds no room."""
+    engine = make_engine(draft="off")
+    engine.submit(prompt_of(20 * 32 + 5), replace(GREEDY, max_tokens=600, n=2), "choices")
+    engine.submit(prompt_of(50 * 32, 9), GREEDY, "big")
+    began = {(delta.request_id, delta.index) for _ in range(4) for delta in engine.step()}
+    assert began == {("choices", 0), ("choices", 1)}
+
+
 def test_a_full_kv_cache_preempts_the_youngest_and_loses_nothing() -> None:
     long = replace(GREEDY, max_tokens=60)
     prompts = {name: prompt_of(20, seed) for seed, name in enumerate("abc")}
