@@ -1,12 +1,15 @@
 """The blocks of one model on disk, by digest: which there are, which go, what may be written.
 
 One thread reads and writes (`disk_tier.py`); any may ask what there is. Nothing here raises for what the
-disk does: a block that cannot be read is not there, and where writing fails there is one warning and no more.
+disk does: a block that cannot be read is not there, and where writing fails there is one warning, and another
+try after a minute, then after two, and so on up to an hour.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
+import math
 import shutil
 import time
 from collections.abc import Iterable, Sequence
@@ -24,6 +27,8 @@ _log = logging.getLogger(__name__)
 _MOST_SEGMENTS = 32  # that a budget is divided into: what is evicted at a time
 _FREE_BYTES = 1 << 30  # what is left free on the disk, at the least
 _FREE_SHARE = 20  # and one part in so many of the disk
+_FIRST_PAUSE = 60.0  # seconds after writing has failed; twice as many each time
+_LONGEST_PAUSE = 3600.0
 _LONGEST_TURNOVER = 30 * 86400.0  # seconds that a file's time is believed to be past
 
 
@@ -46,7 +51,8 @@ class BlockStore:
         self._index: dict[bytes, Place] = {}
         self._segments: dict[Path, Segment] = {}
         self._active: Segment | None = None  # the one that is appended to
-        self._can_write = True
+        self._writes_from = 0.0  # time.monotonic() seconds
+        self._pause = _FIRST_PAUSE  # after the next failure
         self._turnover = 0.0  # seconds from a segment's writing to its going, where nobody uses it
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -66,8 +72,8 @@ class BlockStore:
 
     @property
     def can_write(self) -> bool:
-        """False once writing has failed."""
-        return self._can_write
+        """False for a time after writing has failed, and once closed."""
+        return time.monotonic() >= self._writes_from
 
     def find(self, digests: Sequence[bytes], start: int, limit: int) -> int:
         """How many blocks from `start` on, and before `limit`, are there one after the other."""
@@ -99,8 +105,9 @@ class BlockStore:
             try:
                 got = segment.read(places, blocks[done : done + len(places)])
             except OSError as error:
-                _log.info("%s: is gone: %s", segment.path, error)
-                self._forget(segment)
+                _log.info("%s: a prefix is not read: %s", segment.path, error)
+                if error.errno in (errno.ENOENT, errno.ESTALE):  # else it is sound, for all that is known
+                    self._forget(segment)
                 break
             segment.touch(self._turnover)
             done += got
@@ -131,7 +138,7 @@ class BlockStore:
         """Write `blocks` [n, bytes of a block], none of which is there yet."""
         at = 0
         try:
-            while at < len(digests) and self._can_write:
+            while at < len(digests) and self.can_write:
                 segment = self._appendable()
                 if segment is None:
                     return
@@ -139,6 +146,7 @@ class BlockStore:
                 places = segment.append(digests[at:end], blocks[at:end])
                 self._index.update(zip(digests[at:end], places, strict=True))
                 self.num_written += end - at
+                self._pause = _FIRST_PAUSE
                 at = end
         except OSError as error:
             self._stop_writing(error)
@@ -163,9 +171,14 @@ class BlockStore:
         return self._active
 
     def _stop_writing(self, error: OSError) -> None:
-        self.close()
+        """Do not try again for a time. What is appended to stays so: an empty segment takes room too."""
+        level = logging.WARNING if self._pause == _FIRST_PAUSE else logging.INFO
+        _log.log(
+            level, "%s: prefixes are not written to disk for %.0f s: %s", self.folder, self._pause, error
+        )
         self.num_errors += 1
-        _log.warning("%s: prefixes are no longer written to disk: %s", self.folder, error)
+        self._writes_from = time.monotonic() + self._pause
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
     # --- what there is, and what goes ---------------------------------------------------------------
 
@@ -181,7 +194,7 @@ class BlockStore:
             segment, places = opened
             self._segments[path] = segment
             self._index.update(places)
-        for segment in reversed(self._segments.values()) if self._can_write else ():
+        for segment in reversed(self._segments.values()) if self.can_write else ():
             places = segment.lock()
             if places is not None:
                 self._index.update(places)  # somebody may have appended meanwhile, and gone
@@ -221,11 +234,11 @@ class BlockStore:
                 del self._index[digest]
 
     def close(self) -> None:
-        """Give the lock back. Safe to call twice."""
+        """Give the lock back, and write nothing more. Safe to call twice."""
         if self._active is not None:
             self._active.close()
         self._active = None
-        self._can_write = False
+        self._writes_from = math.inf
 
 
 def _by_use(paths: Iterable[Path]) -> list[tuple[float, int, Path]]:

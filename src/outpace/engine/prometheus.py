@@ -134,7 +134,7 @@ def _prefix_families(model: str, metrics: EngineMetrics) -> Iterator[Metric]:
     counters = (
         ("prefix_disk_written_blocks", "Blocks written to disk.", store.num_written),
         ("prefix_disk_damaged_blocks", "Blocks found damaged on disk, and dropped.", store.num_damaged),
-        ("prefix_disk_write_errors", "Failures after which nothing more is written.", store.num_errors),
+        ("prefix_disk_write_errors", "Failures after which nothing is written for a time.", store.num_errors),
         ("prefix_disk_load_seconds", "Time in reading blocks from disk.", disk.load_seconds),
     )
     yield from _counters(model, counters)

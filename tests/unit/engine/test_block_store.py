@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import shutil
 import signal
 import stat
@@ -206,12 +207,69 @@ def test_a_file_that_vanishes_is_a_miss(tmp_path: Path) -> None:
     assert read(open_store(tmp_path), 4) == 1
 
 
+def test_what_cannot_be_opened_just_now_is_not_forgotten(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    write(store, 1, 2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        assert read(store, 1, 2) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert read(store, 1, 2) == 2
+
+
+def test_writing_goes_on_when_there_is_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(block_store, "_FIRST_PAUSE", 0.3)
+    store = open_store(tmp_path)
+    with monkeypatch.context() as short:
+        short.setattr(block_store, "_FREE_BYTES", 1 << 60)
+        for number in range(2):
+            write(store, number)
+            assert not store.can_write
+            write(store, 9)
+            assert store.num_errors == number + 1, "it is not tried again at once"
+            time.sleep(0.3 * 2**number)
+            assert store.can_write
+    assert caplog.text.count("are not written") == 1
+    write(store, 1)
+    assert read(store, 1) == 1
+    assert store.can_write
+    store.close()
+    assert not store.can_write
+
+
+def test_a_segment_that_could_not_be_written_to_is_used_when_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block_store, "_FIRST_PAUSE", 0.0)
+    store = open_store(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    write(store, 1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        for _ in range(3):
+            write(store, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert store.num_errors == 3
+    write(store, 2)
+    assert read(store, 1, 2) == 2
+    store.close()
+    assert len(segments(tmp_path)) == 1
+    assert read(open_store(tmp_path), 1, 2) == 2
+
+
 def test_a_folder_that_cannot_be_made_keeps_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
     store = BlockStore(tmp_path / "file" / "model", KEY, BLOCK, PLENTY)
     write(store, 1)
     assert (store.num_blocks, store.can_write, store.num_errors) == (0, False, 1)
-    assert caplog.text.count("no longer written") == 1
+    assert caplog.text.count("are not written") == 1
     store.close()
     store.close()
 
@@ -241,7 +299,7 @@ def test_a_full_disk_is_one_warning_and_no_more_writes(
     store = open_store(small_disk, budget=1 << 23)
     for number in range(0, 600, 20):
         write(store, *range(number, number + 20))
-    assert caplog.text.count("no longer written") == 1
+    assert caplog.text.count("are not written") == 1
     assert ("No space left" in caplog.text) is not checked
     assert store.num_errors == 1
     assert (store.num_written == 0) is checked
