@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from outpace.engine.engine import Engine
 from outpace.engine.request import Request
 from outpace.errors import InvalidParameterError, OutpaceError
-from outpace.types import DraftHints, SamplingParams, TokenDelta
+from outpace.types import DraftHints, FinishReason, SamplingParams, TokenDelta
 
 if TYPE_CHECKING:  # who iterates in a thread starts sooner without it
     import asyncio
@@ -46,7 +46,7 @@ class RequestStream:
         self.finished_at: float | None = None
         self._cancel = cancel
         self._deltas: deque[TokenDelta] = deque()
-        self.num_open = params.n  # choices that have not ended
+        self.open_choices = set(range(params.n))  # those that have not ended
         self._lock = threading.Lock()
         self._wake: Callable[[], object] | None = None
         self._quiet_until = 0.0  # until then only the end wakes the consumer
@@ -54,7 +54,7 @@ class RequestStream:
     @property
     def finished(self) -> bool:
         """Whether every choice has ended (there may still be deltas to read)."""
-        return self.num_open == 0
+        return not self.open_choices
 
     def cancel(self) -> None:
         """End the request; its open choices get a delta with `FinishReason.ABORT`. Safe to call twice."""
@@ -63,15 +63,15 @@ class RequestStream:
 
     def push(self, delta: TokenDelta) -> None:
         """Add a delta and wake the consumer if it waits. The loop's thread calls this."""
-        now = time.perf_counter()
         wake = None
-        if self.first_token_at is None and delta.token_ids:
-            self.first_token_at = now
         with self._lock:
+            now = time.perf_counter()  # here, so that a consumer who came before has not read a later time
+            if self.first_token_at is None and delta.token_ids:
+                self.first_token_at = now
             self._deltas.append(delta)
             if delta.finish_reason is not None:
-                self.num_open -= 1
-                if self.num_open == 0:
+                self.open_choices.discard(delta.index)
+                if self.finished:
                     self.finished_at = now
             if now >= self._quiet_until or self.finished:
                 wake, self._wake = self._wake, None
@@ -136,31 +136,43 @@ class RequestStream:
         due = 0.0
         while True:
             arrived: asyncio.Future[None] = loop.create_future()
-            batch = self._take_or_wait(partial(_wake_task, loop, arrived), due)
+            now = time.perf_counter()
+            batch = self._take_or_wait(partial(_wake_task, loop, arrived), now, due)
             if batch:
                 yield batch
                 due = time.perf_counter() + interval
                 continue
             if batch is not None:
                 return
-            wait = due - time.perf_counter()
-            timer = loop.call_later(wait, _resolve, arrived) if wait > 0 else None
+            timer = loop.call_later(due - now, _resolve, arrived) if now < due else None
             await arrived
             if timer is not None:
                 timer.cancel()
 
-    def _take_or_wait(self, wake: Callable[[], object], due: float) -> list[TokenDelta] | None:
+    def _take_or_wait(self, wake: Callable[[], object], now: float, due: float) -> list[TokenDelta] | None:
         """What has come; empty after the end; None before `due` or where nothing has: then `wake` is called.
 
         Before `due` it is called at the end alone.
         """
         with self._lock:
-            if self.finished or (self._deltas and time.perf_counter() >= due):
+            if self.finished or (self._deltas and now >= due):
                 batch = list(self._deltas)
                 self._deltas.clear()
                 return batch
             self._wake, self._quiet_until = wake, due
             return None
+
+
+def _failure(stream: RequestStream, index: int, error: str) -> TokenDelta:
+    return TokenDelta(
+        stream.request_id,
+        index,
+        (),
+        "",
+        finish_reason=FinishReason.ERROR,
+        error=error,
+        num_prompt_tokens=stream.num_prompt_tokens,
+    )
 
 
 def _resolve(arrived: asyncio.Future[None]) -> None:
@@ -261,8 +273,21 @@ class EngineLoop:
     def _run(self) -> None:
         try:
             self._work()
+        except BaseException as error:
+            _log.exception("the engine's thread has failed")
+            self._fail(f"{type(error).__name__}: {error}")
         finally:
             self._ended.set()
+
+    def _fail(self, error: str) -> None:
+        """Accept nothing more, and end every open choice."""
+        with self._wakeup:
+            self._closing = True
+            streams = list(self._streams.values())
+            self._streams.clear()
+        for stream in streams:
+            for index in sorted(stream.open_choices):
+                stream.push(_failure(stream, index, error))
 
     def _work(self) -> None:
         engine = self.engine
@@ -293,6 +318,6 @@ class EngineLoop:
             if delta.finish_reason is not None:
                 with self._wakeup:  # before its reader knows, who may submit the next one at once
                     self._num_open -= 1
-                    if stream.num_open == 1:
+                    if len(stream.open_choices) == 1:
                         del self._streams[delta.request_id]
             stream.push(delta)

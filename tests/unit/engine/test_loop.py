@@ -9,12 +9,14 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from engine_harness import FailingBackend, make_engine, null_backend, prompt_of, run
-from outpace.engine.loop import EngineLoop
+from outpace.engine import loop as loop_module
+from outpace.engine.loop import EngineLoop, RequestStream
 from outpace.engine.output import join_deltas
 from outpace.errors import (
     ContextLengthError,
@@ -22,7 +24,7 @@ from outpace.errors import (
     OutpaceError,
     OverloadedError,
 )
-from outpace.types import Backend, FinishReason, SamplingParams, StepBatch, StepOutput
+from outpace.types import Backend, FinishReason, SamplingParams, StepBatch, StepOutput, TokenDelta
 
 GREEDY = SamplingParams(temperature=0, ignore_eos=True, max_tokens=20)
 ENDLESS = SamplingParams(temperature=0, ignore_eos=True, max_tokens=None)
@@ -134,6 +136,34 @@ def test_batches_do_not_hold_back_slow_tokens(plain: list[int]) -> None:
 
     with EngineLoop(make_engine(SlowBackend(0.02))) as loop:
         assert sum(size == 1 for size in asyncio.run(read(loop))) > len(plain) // 2
+
+
+class Clock:
+    """Goes on by so much each time that it is read."""
+
+    def __init__(self, tick: float) -> None:
+        self.now, self.tick = 0.0, tick
+
+    def perf_counter(self) -> float:
+        self.now += self.tick
+        return self.now
+
+
+@pytest.mark.parametrize("tick", [0.001, 0.004, 0.006, 0.009, 0.011, 0.02])
+def test_a_batch_comes_whenever_the_clock_passes_its_time(
+    tick: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def read() -> list[str]:
+        stream = RequestStream("r", SamplingParams(seed=1), 1, print)
+        batches = stream.batches(0.01)
+        said: list[str] = []
+        for text in "abc":
+            stream.push(TokenDelta("r", 0, (1,), text))
+            said += [delta.text for delta in await asyncio.wait_for(anext(batches), 5)]
+        return said
+
+    monkeypatch.setattr(loop_module, "time", Clock(tick))
+    assert asyncio.run(read()) == ["a", "b", "c"]
 
 
 def test_joined_deltas_say_what_theirs_said(loop: EngineLoop) -> None:
@@ -322,6 +352,29 @@ def test_a_defect_in_the_engine_leaves_nobody_waiting(
         assert last.finish_reason is FinishReason.ERROR
         assert last.error == "ZeroDivisionError: a defect"
         assert [token for delta in loop.submit(PROMPT, GREEDY) for token in delta.token_ids] == plain
+
+
+def test_a_defect_beside_the_steps_leaves_nobody_waiting_either(
+    loop: EngineLoop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: object) -> None:
+        raise MemoryError("a defect")
+
+    running = loop.submit(PROMPT, replace(ENDLESS, n=2))
+    next(running)
+    monkeypatch.setattr(loop.engine, "enqueue", broken)
+    with caplog.at_level(logging.CRITICAL):
+        new = loop.submit(PROMPT, GREEDY)
+        for stream, indices in ((running, [0, 1]), (new, [0])):
+            ends = [delta for delta in stream if delta.finish_reason]
+            assert [end.index for end in ends] == indices
+            assert {(end.finish_reason, end.error) for end in ends} == {
+                (FinishReason.ERROR, "MemoryError: a defect")
+            }
+    with pytest.raises(OutpaceError, match="closed"):
+        loop.submit(PROMPT, GREEDY)
+    loop.close()
+    assert not loop.is_running
 
 
 def test_an_idle_loop_takes_no_cpu(loop: EngineLoop) -> None:
