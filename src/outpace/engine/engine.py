@@ -21,7 +21,7 @@ from outpace.engine.drafting import finish, observe, propose
 from outpace.engine.metrics import EngineMetrics
 from outpace.engine.output import take_tokens, terminal_delta, token_delta, token_logprobs
 from outpace.engine.packer import BatchPacker
-from outpace.engine.prefix_cache import PrefixCache
+from outpace.engine.prefix_cache import PrefixCache, extend_digests
 from outpace.engine.request import Request, as_prompt
 from outpace.engine.scheduler import Scheduler, StepPlan
 from outpace.errors import ContextLengthError, InvalidParameterError, OutOfMemoryError, OverloadedError
@@ -124,6 +124,10 @@ class Engine:
         stop_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             stop_ids |= self.tokenizer.eos_ids
+        scope = self._prefix_scope(hints)
+        digests: list[bytes] = []
+        if self.pool.cache is not None and not params.embed:  # once for all choices, and not within a step
+            extend_digests(digests, prompt, len(prompt) // BLOCK_SIZE, scope)
         return [
             Request(
                 request_id,
@@ -136,7 +140,8 @@ class Engine:
                 detokenizer=Detokenizer(self.tokenizer, shown=params.shown_token_ids),
                 hints=hints or DraftHints(),
                 answer_state=None if params.grammar is None else self.grammars.start(params.grammar),
-                prefix_scope=self._prefix_scope(hints),
+                prefix_scope=scope,
+                prompt_digests=digests,
             )
             for index in range(params.n)
         ]

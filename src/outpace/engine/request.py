@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +81,7 @@ class Request:
         hints: DraftHints,
         answer_state: AnswerState | None = None,
         prefix_scope: bytes = b"",
+        prompt_digests: Iterable[bytes] = (),
     ) -> None:
         self.request_id = request_id
         self.index = index  # which of the n choices
@@ -120,7 +121,7 @@ class Request:
         self.block_version = 0  # changes when block_ids is emptied
         self.load: Load | None = None  # what comes from disk just now; until then it does not run
         self.num_registered_blocks = 0  # full blocks that the prefix cache has been told of
-        self._digests: list[bytes] = []
+        self._digests = list(prompt_digests)  # of its full blocks, as far as they are known
         self._token_buffer: Int32Array = np.empty(self.num_prompt_tokens + 64, np.int32)
         self._token_buffer[: self.num_prompt_tokens] = prompt_token_ids
 

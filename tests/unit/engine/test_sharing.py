@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_harness import collect, drain, make_engine, null_backend, prompt_of
+from outpace.engine import engine as engine_module
+from outpace.engine import request as request_module
 from outpace.engine.fair_queue import share_rows
-from outpace.types import DraftHints, FinishReason, Lane, SamplingParams
+from outpace.engine.prefix_cache import extend_digests
+from outpace.types import BLOCK_SIZE, DraftHints, FinishReason, Int32Array, Lane, SamplingParams
 
 GREEDY = SamplingParams(temperature=0, ignore_eos=True, max_tokens=1)
 
@@ -132,6 +136,22 @@ def test_an_equal_prompt_waits_for_the_one_that_is_computed_just_now() -> None:
     rows = sum(rows for _, rows in engine.backend.batches)
     assert rows == 300 + 3 * (300 - 288), "only what fills no block is computed again"
     assert [answers[f"again-{number}", 0].last.num_cached_tokens for number in range(3)] == [288] * 3
+
+
+def test_the_choices_of_a_prompt_hash_it_once_and_no_step_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[int] = []
+
+    def counted(digests: list[bytes], token_ids: Int32Array, num_blocks: int, scope: bytes = b"") -> None:
+        hashed.append(num_blocks - len(digests))
+        extend_digests(digests, token_ids, num_blocks, scope)
+
+    for module in (engine_module, request_module):
+        monkeypatch.setattr(module, "extend_digests", counted)
+    engine = make_engine()
+    engine.submit(prompt_of(600), replace(GREEDY, n=8, max_tokens=2), "choices")
+    assert hashed == [600 // BLOCK_SIZE]
+    drain(engine)
+    assert hashed == [600 // BLOCK_SIZE]
 
 
 def test_a_common_beginning_is_computed_once_and_others_go_past_who_waits() -> None:
