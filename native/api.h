@@ -235,6 +235,10 @@ class Model {
   uint8_t* kv_blocks() const;
   int64_t num_kv_blocks() const;
   int64_t kv_block_bytes() const;
+  // The hidden states that the draft head reads, hidden_bytes_per_block for each of these blocks; nullptr
+  // without a head. Whoever writes a block into the KV cache sets its states to zeros.
+  uint8_t* state_blocks() const;
+  int64_t state_block_bytes() const;
 
   uint64_t weight_bytes() const;  // read by one decode step
   uint64_t memory_bytes() const;  // of weights as they lie in memory, embeddings included

@@ -146,6 +146,15 @@ nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>> kv_blocks_of(nb::handle_t<Model> mo
           model};
 }
 
+// The hidden states of the same blocks, [blocks, bytes of a block]; None without a draft head.
+nb::object state_blocks_of(nb::handle_t<Model> model) {
+  const auto& m = nb::cast<const Model&>(model);
+  if (m.state_blocks() == nullptr) return nb::none();
+  return nb::cast(nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>>(
+      m.state_blocks(), {static_cast<size_t>(m.num_kv_blocks()), static_cast<size_t>(m.state_block_bytes())},
+      model));
+}
+
 // (seconds, [(operation, seconds, bytes, multiply-accumulates)]) of the last traced step.
 nb::tuple trace_of(const Model& model) {
   const StepTrace& trace = model.trace();
@@ -326,6 +335,7 @@ NB_MODULE(_native, m) {
   nb::exception<MemoryError>(m, "NativeMemoryError", error);
   nb::class_<Model>(m, "Model")
       .def_prop_ro("kv_blocks", &kv_blocks_of)
+      .def_prop_ro("state_blocks", &state_blocks_of)
       .def_prop_ro("weight_bytes", &Model::weight_bytes)
       .def_prop_ro("memory_bytes", &Model::memory_bytes)
       .def_prop_ro("packed_state", &Model::packed_state)

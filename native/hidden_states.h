@@ -1,7 +1,8 @@
 // The final hidden states, after the output norm, of the tokens in the KV cache: what a draft head reads.
 //
-// A token's lies where its keys do, so it is valid exactly as long as they are, whoever shares the block. The
-// norm bounds it, so bfloat16, two bytes for an element, is enough for guesses.
+// A token's lies where its keys do, so it is valid exactly as long as they are, whoever shares the block. It
+// is zeros where the keys were brought from elsewhere (Model::state_blocks). The norm bounds it, so bfloat16,
+// two bytes for an element, is enough for guesses.
 #pragma once
 
 #include <cstring>
@@ -34,6 +35,8 @@ class HiddenStates {
       std::memcpy(state + i, &bits, sizeof bits);
     }
   }
+
+  uint8_t* data() const { return memory_.data(); }
 
  private:
   uint16_t* at(int64_t block, int64_t slot) const {

@@ -295,6 +295,10 @@ std::array<double, kNumOps> Model::product_seconds() const {
 uint8_t* Model::kv_blocks() const { return impl_->cache.memory.data(); }
 int64_t Model::num_kv_blocks() const { return impl_->cache.num_blocks; }
 int64_t Model::kv_block_bytes() const { return impl_->cache.block_stride(); }
+uint8_t* Model::state_blocks() const { return impl_->head ? impl_->head->states.data() : nullptr; }
+int64_t Model::state_block_bytes() const {
+  return static_cast<int64_t>(hidden_bytes_per_block(impl_->spec.hidden_size));
+}
 uint64_t Model::weight_bytes() const { return impl_->weights.step_bytes; }
 uint64_t Model::memory_bytes() const { return impl_->weights.tiles.size(); }
 std::string Model::packed_state() const { return impl_->weights.packed_state; }

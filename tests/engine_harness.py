@@ -87,6 +87,7 @@ class WatchedBackend:
         self.weight_bytes = inner.weight_bytes
         self.description = inner.description
         self.kv_blocks = inner.kv_blocks
+        self.state_blocks = inner.state_blocks
         self.batches: list[tuple[int, int]] = []  # (requests, rows) of each step
         self.max_rows = 1 << 30
 

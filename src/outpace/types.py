@@ -384,6 +384,14 @@ class Backend(Protocol):
         ...
 
     @property
+    def state_blocks(self) -> NDArray[np.uint8] | None:
+        """What is kept beside these blocks for a draft head, [num_blocks or more, bytes]; None: nothing.
+
+        Whoever copies a block into the KV cache sets these bytes to zeros: they are of what was there before.
+        """
+        ...
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of weights that one decode step reads."""
         ...

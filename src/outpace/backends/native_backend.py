@@ -117,6 +117,11 @@ class NativeBackend:
         return self._loaded.kv_blocks
 
     @property
+    def state_blocks(self) -> NDArray[np.uint8] | None:
+        """The hidden states that the draft head reads, [num_blocks, bytes of a block]; None without one."""
+        return self._loaded.state_blocks
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of weights that one decode step reads."""
         return self._loaded.weight_bytes

@@ -71,6 +71,10 @@ class NullBackend:
         return self._kv.view(np.uint8)
 
     @property
+    def state_blocks(self) -> None:
+        """Nothing else is kept."""
+
+    @property
     def weight_bytes(self) -> int:
         """None are read."""
         return 0

@@ -88,6 +88,11 @@ class TorchBackend:
         return
 
     @property
+    def state_blocks(self) -> None:
+        """Nothing else is kept."""
+        return
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of float32 weights that one decode step reads."""
         read = (

@@ -49,17 +49,25 @@ class Load:
 class DiskTier:
     """Reads and writes a store for the KV cache in `memory`, [num_blocks, bytes of a block].
 
-    The methods are called from one thread, the engine's. Attributes: `min_blocks`, how many full blocks of
-    prompt and output make a request worth writing; `num_loads`, those that were not taken back yet;
-    `load_seconds`, what all of them took.
+    What is kept beside a block in `states`, [num_blocks, bytes], becomes zeros where the block is read. The
+    methods are called from one thread, the engine's. Attributes: `min_blocks`, how many full blocks of prompt
+    and output make a request worth writing; `num_loads`, those that were not taken back yet; `load_seconds`,
+    what all of them took.
     """
 
-    def __init__(self, store: BlockStore, cache: PrefixCache, memory: NDArray[np.uint8]) -> None:
+    def __init__(
+        self,
+        store: BlockStore,
+        cache: PrefixCache,
+        memory: NDArray[np.uint8],
+        states: NDArray[np.uint8] | None = None,
+    ) -> None:
         self.store = store
         self.min_blocks = _MIN_BLOCKS
         self.load_seconds = 0.0
         self._cache = cache
         self._memory: NDArray[np.uint8] | None = memory
+        self._states = states  # nobody else touches those of a block that is being read
         self._slice = max(1, min(_SLICE, _SLICE_BYTES // memory.shape[1]))
         self._copies = np.empty((self._slice, memory.shape[1]), np.uint8)
         self._loads: deque[Load] = deque()
@@ -134,7 +142,7 @@ class DiskTier:
             self._wakeup.notify_all()
         self._thread.join()
         self.store.close()
-        self._memory = None
+        self._memory = self._states = None
 
     # --- the thread ---------------------------------------------------------------------------------
 
@@ -173,6 +181,8 @@ class DiskTier:
 
     def _read(self, load: Load) -> None:
         assert self._memory is not None
+        if self._states is not None:
+            self._states[load.block_ids] = 0
         try:
             load.num_loaded = self.store.read(load.digests, [self._memory[i] for i in load.block_ids])
         except Exception:  # the prefix is computed instead

@@ -82,10 +82,9 @@ class Engine:
         self.max_context = min(self._context, backend.num_blocks * BLOCK_SIZE)
         cache = PrefixCache(backend.num_blocks // 2) if config.prefix_cache else None
         self.pool = BlockPool(backend.num_blocks, cache)
-        memory = None if store is None else backend.kv_blocks
-        self.disk = (
-            None if cache is None or store is None or memory is None else DiskTier(store, cache, memory)
-        )
+        self.disk: DiskTier | None = None
+        if cache is not None and store is not None and (memory := backend.kv_blocks) is not None:
+            self.disk = DiskTier(store, cache, memory, backend.state_blocks)
         self.scheduler = Scheduler(self.pool, config, config.max_draft_tokens if drafts else 0, self.disk)
         self.grammars = GrammarCompiler(tokenizer, None if store is None else store.folder / _GRAMMARS)
         self.metrics = EngineMetrics(self.scheduler, self.grammars)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from engine_harness import Answers, WatchedBackend, byte_tokenizer, drain, make_engine, with_blocks
+from engine_harness import Answer, Answers, WatchedBackend, byte_tokenizer, drain, make_engine, with_blocks
 from invariant import Scenario, check_invariant, scenarios
 from outpace import LLM, backends
 from outpace.backends.native_backend import NativeBackend
@@ -23,6 +23,9 @@ from outpace.config import cache_bytes_per_block, kv_bytes_per_block, resolve_en
 from outpace.draft.controller import DraftController
 from outpace.draft.draft_head import HeadProposer
 from outpace.draft.step_costs import StepCosts
+from outpace.engine.block_store import BlockStore
+from outpace.engine.engine import Engine
+from outpace.engine.prefix_cache import extend_digests
 from outpace.engine.sampling import pack
 from outpace.errors import BackendError, UsageError
 from outpace.models.checkpoint import open_checkpoint
@@ -143,6 +146,11 @@ def run(
     return drain(engine)
 
 
+def run_one(engine: Engine, prompt: Sequence[int]) -> Answer:
+    engine.submit(prompt, GREEDY, "r")
+    return drain(engine)["r", 0]
+
+
 def token_ids(answers: Answers) -> dict[tuple[str, int], list[int]]:
     return {key: answer.token_ids for key, answer in answers.items()}
 
@@ -150,6 +158,31 @@ def token_ids(answers: Answers) -> dict[tuple[str, int], list[int]]:
 def accepted(answers: Answers) -> tuple[int, int]:
     lasts = [answer.last for answer in answers.values() if answer.last]
     return sum(last.num_accepted for last in lasts), sum(last.num_drafted for last in lasts)
+
+
+def test_blocks_from_disk_bring_no_other_texts_states(trained: Trained, tmp_path: Path) -> None:
+    backend = load(trained.checkpoint, trained.folder)
+    store = BlockStore(tmp_path / "model", b"k" * 32, backend.kv_blocks.shape[1], 1 << 24)
+    watched = WatchedBackend(backend, num_blocks=8)
+    drafter = Always(proposer(backend))
+    engine = make_engine(watched, byte_tokenizer(VOCAB), drafter, store=store, max_batch_tokens=64)
+    wanted, other = random_texts(2, 200)
+    assert engine.disk is not None
+    for prompt in (wanted, other):
+        run_one(engine, prompt)
+        engine.disk.flush()
+    assert backend.state_blocks is not None
+    assert backend.state_blocks[:8].any(axis=1).sum() > 6
+    answer = run_one(engine, wanted)
+    digests: list[bytes] = []
+    extend_digests(digests, np.array(wanted, np.int32), 6)
+    blocks = [engine.pool.cache.block_of(digest) for digest in digests]
+    assert answer.last is not None
+    assert answer.last.num_cached_tokens == 6 * BLOCK_SIZE
+    assert not backend.state_blocks[blocks].any()
+    assert token_ids({("r0", 0): answer}) == token_ids(run(backend, [wanted]))
+    engine.close()
+    backend.close()
 
 
 # --- what it computes -----------------------------------------------------------------------------------
