@@ -64,6 +64,7 @@ class TokenLog:
         self._vocabulary = vocabulary
         self._capacity = capacity
         self._file: int | None = None  # descriptor, with the lock
+        self._is_new = False  # there was no file; what is appended first makes one
         self._num_tokens = 0
 
     @property
@@ -73,12 +74,21 @@ class TokenLog:
 
     def read(self) -> list[Int32Array]:
         """Lock the log if nobody else has, and read its records: the newest `capacity` tokens."""
+        return self._open(make=False)
+
+    def _open(self, *, make: bool) -> list[Int32Array]:
+        self._is_new = False
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._file = _locked(self._path)
+            if make:
+                self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._file = _locked(self._path, make=make)
             if self._file is None:
                 _log.info("%s: another process writes it; it is only read here", self._path)
-            data = self._path.read_bytes() if self._path.exists() else b""
+            data = self._path.read_bytes()
+        except FileNotFoundError:
+            self.close()
+            self._is_new = not make
+            return []
         except OSError as error:
             _log.info("%s: earlier text is not read: %s", self._path, error)
             return []
@@ -95,6 +105,8 @@ class TokenLog:
 
     def append(self, records: Sequence[Int32Array]) -> None:
         """Write records to the end, if this process has the lock."""
+        if self._is_new:
+            self._open(make=True)
         if self._file is None:
             return
         data = b"".join(_encoded(record) for record in records)
@@ -144,7 +156,7 @@ class TokenLog:
 
     def close(self) -> None:
         """Give the lock back. Safe to call twice."""
-        file, self._file = self._file, None
+        file, self._file, self._is_new = self._file, None, False
         if file is not None:
             with suppress(OSError):
                 os.close(file)
@@ -182,10 +194,10 @@ def newest(records: Sequence[Int32Array], num_tokens: int) -> list[Int32Array]:
     return kept[::-1]
 
 
-def _locked(path: Path) -> int | None:
-    """A descriptor of the file, made where there is none, with its lock; None where another has that."""
+def _locked(path: Path, *, make: bool) -> int | None:
+    """A descriptor of the file, with `make` of a new one, with its lock; None where another has that."""
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        file = os.open(path, os.O_RDWR | os.O_APPEND | (os.O_CREAT if make else 0), 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(file), path.stat()):
@@ -219,24 +231,35 @@ def model_folder(folder: Path, model: Path) -> Path:
 def tidy(folder: Path, most_tokens: int) -> int:
     """Remove the logs that were not written for longest until the folder holds at most so many tokens.
 
-    Logs that a process writes stay. Returns the tokens that are still too many.
+    Empty ones go in any case, those that a process writes stay. Returns the tokens that are still too many.
     """
     found: list[tuple[float, int, Path]] = []
     for path in folder.glob("*" + _SUFFIX):
         with suppress(OSError):
             status = path.stat()
             found.append((status.st_mtime, status.st_size, path))
+    found.sort()
     excess = sum(size for _, size, _ in found) - 4 * most_tokens
-    for _, size, path in sorted(found)[:-1]:
-        if excess <= 0:
-            break
-        with suppress(OSError):
-            file = _locked(path)
-            if file is not None:
-                path.unlink()
-                os.close(file)
-                excess -= size
+    for number, (_, size, path) in enumerate(found, 1):
+        too_much = excess > 0 and number < len(found)  # the newest one stays
+        if (too_much or size == 0) and _removed(path, size):
+            excess -= size
     return max(0, -(-excess // 4))
+
+
+def _removed(path: Path, num_bytes: int) -> bool:
+    """Remove a log of so many bytes that no process writes; whether it could be."""
+    with suppress(OSError):
+        file = _locked(path, make=False)
+        if file is None:
+            return False
+        try:
+            if os.fstat(file).st_size == num_bytes:  # nobody has written meanwhile
+                path.unlink()
+                return True
+        finally:
+            os.close(file)
+    return False
 
 
 def remove_orphans(folder: Path, own: Path | None = None) -> int:

@@ -21,6 +21,7 @@ from outpace.types import Lane
 
 __all__ = ["FairQueue", "party_of", "share_rows"]
 
+_FEW_TAGS = 64  # of clients: so many are not looked through for those of the past
 _WEIGHTS: dict[Lane, float] = {"priority": 4.0, "default": 1.0, "flex": 0.25}
 
 
@@ -30,6 +31,7 @@ class FairQueue:
     def __init__(self) -> None:
         self._queue: list[tuple[float, int, Request]] = []  # sorted; the number keeps equal tags in order
         self._last_tags: dict[tuple[str, Lane], float] = {}  # client and lane -> of its latest request
+        self._most_tags = _FEW_TAGS  # before those of the past are dropped
         self._now = 0.0  # virtual time: the highest tag that has left
         self._num_added = 0
 
@@ -50,6 +52,9 @@ class FairQueue:
                 self._last_tags.clear()
             tag = max(self._now, self._last_tags.get(client, 0.0)) + request.num_tokens / _WEIGHTS[lane]
             self._last_tags[client] = tag
+            if len(self._last_tags) > self._most_tags:
+                self._last_tags = {each: last for each, last in self._last_tags.items() if last > self._now}
+                self._most_tags = max(_FEW_TAGS, 2 * len(self._last_tags))
             self._num_added += 1
             request.queue_place = tag, self._num_added
         insort(self._queue, (*request.queue_place, request))

@@ -132,6 +132,33 @@ def test_a_log_that_was_removed_meanwhile_is_not_written_to(tmp_path: Path) -> N
     assert read(path) == [text_of(60, 2)]
 
 
+def test_who_says_nothing_has_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "x.tokens"
+    first, second = (TokenLog(path, VOCABULARY, 1 << 16) for _ in range(2))
+    assert first.read() == second.read() == []
+    assert not path.parent.exists()
+    first.append([np.array(text_of(50, 1), np.int32)])
+    second.append([np.array(text_of(50, 2), np.int32)])
+    assert (first.num_tokens, second.num_tokens) == (50, 0), "who comes first has the lock"
+    first.close()
+    first.append([np.array(text_of(50, 3), np.int32)])
+    second.close()
+    assert read(path) == [text_of(50, 1)]
+
+
+def test_empty_files_are_removed_unless_somebody_writes_them(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.tokens").write_bytes(b"")
+    path = log_with(tmp_path, text_of(50))
+    held = TokenLog(tmp_path / "b.tokens", VOCABULARY, 1 << 16)
+    held.read()
+    assert tidy(tmp_path, 2000) == 0
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "b.tokens", path]
+    held.append([np.array(text_of(60), np.int32)])
+    held.close()
+    assert read(tmp_path / "b.tokens") == [text_of(60)]
+
+
 @pytest.mark.parametrize("length", [100, 5000])
 def test_a_log_is_cut_to_its_newest_tokens(tmp_path: Path, length: int) -> None:
     """Even where the newest record alone is too long."""

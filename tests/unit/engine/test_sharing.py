@@ -35,6 +35,16 @@ def test_one_request_does_not_wait_for_another_clients_fifty() -> None:
     assert [name for name in ends if name != "one"] == [f"many-{number}" for number in range(50)]
 
 
+def test_clients_of_the_past_are_forgotten_though_somebody_always_waits() -> None:
+    engine = make_engine(max_num_seqs=1)
+    for number in range(1000):
+        engine.submit([1, 2, 3], GREEDY, f"r{number}", DraftHints(f"client {number}"))
+        if number:
+            engine.step()
+            assert engine.scheduler.waiting
+    assert len(engine.scheduler.waiting._last_tags) <= 64
+
+
 def test_lanes_pass_each_other_and_nobody_starves() -> None:
     engine = make_engine(max_num_seqs=1)
     for lane in ("flex", "default", "priority"):
