@@ -216,18 +216,22 @@ std::vector<Text> texts_of(const nb::tuple& strings) {
   return texts;
 }
 
+// Nothing is converted: an array of another type would become one that is freed before it is read.
 template <class T>
-void spans(const nb::object& list, size_t num_requests, std::vector<Span<T>>& out) {
+void spans(const nb::object& list, size_t num_requests, std::vector<Span<T>>& out, const char* name) {
   if (list.is_none()) return;
   for (const nb::handle item : nb::cast<nb::list>(list)) {
     if (item.is_none()) {
       out.push_back({});
       continue;
     }
-    const auto array = nb::cast<Array<const T>>(item);
+    Array<const T> array;
+    if (!nb::try_cast(item, array, false))
+      throw Error(std::string("an array in '") + name + "' has another type, or gaps");
     out.push_back({array.data(), static_cast<int64_t>(array.size())});  // the caller's list keeps it alive
   }
-  if (out.size() != num_requests) throw Error("a per-request list has another length than the batch");
+  if (out.size() != num_requests)
+    throw Error(std::string("the list '") + name + "' has another length than the batch");
 }
 
 void step(Model& model, const Array<const int32_t>& token_ids, const Array<const int32_t>& row_start,
@@ -255,10 +259,10 @@ void step(Model& model, const Array<const int32_t>& token_ids, const Array<const
   b.block_tables = block_tables.data();
   b.block_table_width = static_cast<int64_t>(block_tables.shape(1));
   b.sampling = reinterpret_cast<const Sampling*>(pointer(sampling, requests * sizeof(Sampling), "sampling"));
-  spans(history, requests, b.history);
-  spans(bias_token_ids, requests, b.bias_token_ids);
-  spans(bias_values, requests, b.bias_values);
-  spans(token_masks, requests, b.token_masks);
+  spans(history, requests, b.history, "history");
+  spans(bias_token_ids, requests, b.bias_token_ids, "bias_token_ids");
+  spans(bias_values, requests, b.bias_values, "bias_values");
+  spans(token_masks, requests, b.token_masks, "token_masks");
   b.num_output_tokens = num_output_tokens;
   StepOutput out;
   out.width = static_cast<int64_t>(out_token_ids.shape(1));

@@ -28,7 +28,8 @@ void HugeBuffer::place(uint64_t num_bytes) {
   data_ = reinterpret_cast<uint8_t*>(whole_pages(reinterpret_cast<uintptr_t>(mapping_)));
 }
 
-HugeBuffer::HugeBuffer(uint64_t num_bytes, const char* purpose) {
+// It is whole once the default constructor has run: what throws after that gives the addresses back.
+HugeBuffer::HugeBuffer(uint64_t num_bytes, const char* purpose) : HugeBuffer() {
   if (num_bytes == 0) return;
   place(num_bytes);
   if (mapping_ == nullptr || mprotect(data_, whole_pages(num_bytes), PROT_READ | PROT_WRITE) != 0) {

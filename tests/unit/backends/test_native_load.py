@@ -178,3 +178,16 @@ def test_an_output_of_the_first_tokens_alone(
     with pytest.raises(BackendError, match="num_output_tokens"):
         step(0.0, vocab_size + 1)
     backend.close()
+
+
+@pytest.mark.parametrize("other", [np.array(TOKENS, np.int64), np.repeat(np.array(TOKENS, np.int32), 2)[::2]])
+def test_a_history_of_another_type_is_refused(tiny_checkpoint: TinyFactory, other: np.ndarray) -> None:
+    """Converted, it would be freed before it is read."""
+    backend = load(open_checkpoint(tiny_checkpoint("qwen2", "gguf", "Q8_0").path))
+    record = greedy()
+    record["repetition_penalty"] = 1.1
+    batch = make_batch([Rows(TOKENS, 0, range(2), sampling=record)])
+    batch.history = [other]
+    with pytest.raises(BackendError, match="'history' has another type, or gaps"):
+        backend.step(batch)
+    backend.close()
