@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -112,9 +113,12 @@ HugeBuffer copy_tiles(int fd, const std::vector<uint64_t>& sums, uint64_t num_by
 // A file under construction: locked, and removed unless it was kept.
 class PartialFile {
  public:
-  explicit PartialFile(const std::string& target)
-      : name_(target + ".XXXXXX.partial"), fd_(mkostemps(name_.data(), 8, O_CLOEXEC)) {
-    if (fd_ >= 0) flock(fd_, LOCK_EX | LOCK_NB);  // whoever sweeps takes what is not locked
+  explicit PartialFile(const std::string& target) {
+    do {
+      if (fd_ >= 0) close(fd_);
+      name_ = target + ".XXXXXX.partial";
+      fd_ = mkostemps(name_.data(), 8, O_CLOEXEC);
+    } while (fd_ >= 0 && !lock());
   }
   ~PartialFile() {
     if (fd_ < 0) return;
@@ -136,8 +140,16 @@ class PartialFile {
   }
 
  private:
+  // Whoever sweeps holds the lock while he removes a file that nobody else had locked: perhaps this one, just
+  // made. False then.
+  bool lock() const {
+    if (flock(fd_, LOCK_EX) != 0) return true;  // a file system without locks
+    struct stat file{};
+    return fstat(fd_, &file) != 0 || file.st_nlink > 0;
+  }
+
   std::string name_;
-  int fd_;
+  int fd_ = -1;
   bool kept_ = false;
 };
 

@@ -5,9 +5,12 @@
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <csignal>
+#include <fstream>
+#include <functional>
 #include <string>
 
 #include "check.h"
@@ -17,6 +20,8 @@ using namespace outpace;
 namespace {
 
 const Pause kNoPause = [] {};
+
+std::function<void()> before_lock = [] {};  // what another process does just then
 
 // A folder that goes away with its files.
 struct Folder {
@@ -64,6 +69,12 @@ void flip(const std::string& path, uint64_t at) {
 }
 
 }  // namespace
+
+// Takes the place of the C library's.
+extern "C" int flock(int fd, int operation) noexcept {
+  before_lock();
+  return static_cast<int>(syscall(SYS_flock, fd, operation));
+}
 
 TEST(a_flipped_bit_changes_the_checksum) {
   std::vector<uint8_t> data(211);
@@ -139,6 +150,35 @@ TEST(another_key_layout_or_size_is_not_taken) {
   note.clear();
   flip(cache_in(folder).path, offsetof(PackedHeader, layout));
   CHECK(read_packed(cache_in(folder), tiles.size(), pool, kNoPause, note).data() == nullptr && note.empty());
+}
+
+TEST(memory_that_cannot_be_had_takes_no_addresses) {
+  const auto num_pages = [] {
+    std::ifstream file("/proc/self/statm");
+    uint64_t pages = 0;
+    file >> pages;
+    return pages;
+  };
+  const uint64_t before = num_pages(), far_too_much = uint64_t{1} << 45;
+  try {
+    const HugeBuffer buffer(far_too_much, "a test");  // some systems promise anything
+  } catch (const MemoryError&) {
+  }
+  CHECK(num_pages() < before + far_too_much / 4096);
+}
+
+TEST(a_file_that_is_swept_as_it_is_made_is_made_again) {
+  ThreadPool pool(1);
+  const Folder folder;
+  const HugeBuffer tiles = random_tiles(64);
+  int sweeps = 2;
+  before_lock = [&] {
+    if (sweeps-- > 0) unlink((folder.path + "/" + folder.names().at(0)).c_str());
+  };
+  std::string note;
+  CHECK(write_packed(cache_in(folder), tiles, pool, kNoPause, note), "%s", note.c_str());
+  before_lock = [] {};
+  CHECK(sweeps == -1 && folder.names() == std::vector<std::string>{"m.packed"});
 }
 
 TEST(an_interrupted_write_leaves_nothing) {

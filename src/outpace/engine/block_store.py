@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import logging
 import math
-import shutil
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,15 +17,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from outpace.engine.segment import MAX_SLOTS, SUFFIX, Place, Segment, is_held
+from outpace.disk import remove_unheld, writable_bytes
+from outpace.engine.segment import MAX_SLOTS, SUFFIX, Place, Segment
 
 __all__ = ["BlockStore"]
 
 _log = logging.getLogger(__name__)
 
 _MOST_SEGMENTS = 32  # that a budget is divided into: what is evicted at a time
-_FREE_BYTES = 1 << 30  # what is left free on the disk, at the least
-_FREE_SHARE = 20  # and one part in so many of the disk
 _FIRST_PAUSE = 60.0  # seconds after writing has failed; twice as many each time
 _LONGEST_PAUSE = 3600.0
 _LONGEST_TURNOVER = 30 * 86400.0  # seconds that a file's time is believed to be past
@@ -209,16 +207,13 @@ class BlockStore:
         total = sum(size for _, size, _ in found)
         if found:
             self._turnover = min(max(0.0, time.time() - found[0][0]), _LONGEST_TURNOVER)
-        disk = shutil.disk_usage(self.folder)
-        spare = max(_FREE_BYTES, disk.total // _FREE_SHARE)
-        limit = min(self._budget, total + disk.free - spare) if num_bytes else self._budget
+        limit = min(self._budget, total + writable_bytes(self.folder)) if num_bytes else self._budget
         if num_bytes > limit:
             return False
         for _, size, path in found:
             if total + num_bytes <= limit:
                 break
-            if not is_held(path):
-                path.unlink(missing_ok=True)
+            if remove_unheld(path):
                 total -= size
                 segment = self._segments.get(path)
                 if segment is not None:

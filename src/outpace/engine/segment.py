@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from outpace import _native
 
-__all__ = ["MAX_SLOTS", "SUFFIX", "Place", "Segment", "is_held"]
+__all__ = ["MAX_SLOTS", "SUFFIX", "Place", "Segment"]
 
 SUFFIX = ".blocks"
 MAX_SLOTS = 4096
@@ -229,18 +229,6 @@ class Segment:
         file, self._file = self._file, None
         if file is not None:
             os.close(file)
-
-
-def is_held(path: Path) -> bool:
-    """Whether a process appends to the segment in this file."""
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass
-    return False
 
 
 def _run_length(places: Sequence[Place]) -> int:

@@ -8,12 +8,10 @@ its key (a digest of all that decides the tiles' bytes), the room for it, and th
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
-import shutil
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from outpace.config import cache_dir, packed_cache_bytes
+from outpace.disk import is_held, remove_unheld, writable_bytes
 from outpace.types import WeightFormat
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ MIN_BYTES = 16 << 20
 """Models with fewer bytes of weights are packed sooner than a file is worth."""
 
 _DATA_OFFSET = 2 << 20  # bytes before the tiles, as kPackedData of native/packed_cache.h
-_FREE_BYTES = 1 << 30  # what is left free on the disk, at the least
-_FREE_SHARE = 20  # and one part in so many of the disk
 _HEADER = struct.Struct("<8sII64sQQQ")  # PackedHeader of native/packed_cache.h
 _MAGIC = b"OUTPACKD"
 _MAX_PATH_BYTES = 4096
@@ -94,7 +91,8 @@ def remove_orphans(own: Path | None = None) -> int:
     unwanted = None if own is None else own.resolve()
     freed = 0
     for path in _files("*.partial"):
-        freed += 0 if _is_held(path) else _remove(path)
+        size = _size(path)
+        freed += size if remove_unheld(path) else 0
     for path in _files("*.packed"):
         header = _header(path)
         if header is None or Path(header[1]) == unwanted or not Path(header[1]).exists():
@@ -122,14 +120,13 @@ def _make_room(path: Path, num_bytes: int, budget: int) -> bool:
         _log.info("%s: cannot be written", path.parent)
         return False
     remove_orphans()
-    if any(_is_held(partial) for partial in _files(f"{path.name}.*.partial")):
+    if any(is_held(partial) for partial in _files(f"{path.name}.*.partial")):
         _log.info("%s: another process is writing it", path)
         return False
     if not _keep_budget(path, num_bytes, budget):
         return False
-    disk = shutil.disk_usage(path.parent)
-    if disk.free - num_bytes < max(_FREE_BYTES, disk.total // _FREE_SHARE):
-        _log.info("%s: is not written, the disk has only %d MB free", path, disk.free >> 20)
+    if num_bytes > (room := writable_bytes(path.parent)):
+        _log.info("%s: is not written, there is room on the disk for %d MB only", path, max(0, room) >> 20)
         return False
     return True
 
@@ -139,7 +136,7 @@ def _keep_budget(path: Path, num_bytes: int, budget: int) -> bool:
 
     False, and `path` is removed too, where they can't: alone, or beside what others write just now.
     """
-    written = sum(_size(partial) for partial in _files("*.partial") if _is_held(partial))
+    written = sum(_size(partial) for partial in _files("*.partial") if is_held(partial))
     others = sorted((_last_use(p), _size(p), p) for p in _files("*.packed") if p != path)
     total = written + sum(size for _, size, _ in others)
     if num_bytes + written > budget:
@@ -174,18 +171,6 @@ def _header(path: Path) -> tuple[str, str] | None:
     except (OSError, ValueError, struct.error):
         pass
     return None
-
-
-def _is_held(path: Path) -> bool:
-    """Whether a process is writing this file: it keeps a lock for as long."""
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass
-    return False
 
 
 def _files(pattern: str) -> Iterable[Path]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from outpace import disk
 from outpace.backends.native_backend import NativeBackend
 from outpace.config import resolve_engine_config
 from outpace.errors import UsageError
@@ -312,8 +313,8 @@ def test_a_full_disk_costs_the_file_and_nothing_else(
     model_135m: Path, small_disk: Path, checked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not checked:  # it fills up between the check and the write
-        monkeypatch.setattr(packed_cache, "_FREE_BYTES", -(1 << 40))
-        monkeypatch.setattr(packed_cache, "_FREE_SHARE", 1 << 62)
+        monkeypatch.setattr(disk, "_FREE_BYTES", -(1 << 40))
+        monkeypatch.setattr(disk, "_FREE_SHARE", 1 << 62)
     try:
         assert load(model_135m)[0] == "missed"
         assert not list(small_disk.iterdir())

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from outpace import disk
 from outpace.draft.log import model_folder, remove_orphans
 from outpace.engine import block_store
 from outpace.engine.block_store import BlockStore
@@ -225,7 +226,7 @@ def test_writing_goes_on_when_there_is_room_again(
     monkeypatch.setattr(block_store, "_FIRST_PAUSE", 0.3)
     store = open_store(tmp_path)
     with monkeypatch.context() as short:
-        short.setattr(block_store, "_FREE_BYTES", 1 << 60)
+        short.setattr(disk, "_FREE_BYTES", 1 << 60)
         for number in range(2):
             write(store, number)
             assert not store.can_write
@@ -294,8 +295,8 @@ def test_a_full_disk_is_one_warning_and_no_more_writes(
     small_disk: Path, checked: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     if not checked:  # it fills up between the check and the write
-        monkeypatch.setattr(block_store, "_FREE_BYTES", -(1 << 40))
-        monkeypatch.setattr(block_store, "_FREE_SHARE", -1)
+        monkeypatch.setattr(disk, "_FREE_BYTES", -(1 << 40))
+        monkeypatch.setattr(disk, "_FREE_SHARE", -1)
     store = open_store(small_disk, budget=1 << 23)
     for number in range(0, 600, 20):
         write(store, *range(number, number + 20))
