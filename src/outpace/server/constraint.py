@@ -74,12 +74,11 @@ def _explain(served: ServedModel, conversation: Conversation, error: InvalidPara
     use, wanted = conversation.tool_use, conversation.format
     if wanted is not None and (said := _problem(served, wanted.grammar)):
         return _refusal(wanted.where, said)
-    for index, call in enumerate(_calls(use)):
+    for call in _calls(use):
         text = call.text
         said = _problem(served, text.grammar if text else json_grammar(call.schema, strict=call.strict))
         if said and use is not None:
-            place = index if not use.named else list(use.schemas).index(use.named)
-            return _refusal((use.where_text if text else use.where).format(place), said)
+            return _refusal((use.where_text if text else use.where).format(use.place(call.name)), said)
     return _refusal(wanted.where if wanted is not None else "tools", str(error))
 
 

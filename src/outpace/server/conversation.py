@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
@@ -21,7 +21,9 @@ from outpace.text.tool_calls.thought_tokens import ThoughtTokens
 from outpace.text.tool_calls.tool_prompt import told_in_text
 from outpace.types import Grammar, SamplingParams
 
-_TOOL_NAME = re.compile(r"[\w.:/-]{1,128}", re.ASCII)
+MAX_TOOL_NAME = 128
+"""Characters of a tool's name."""
+_TOOL_NAME = re.compile(rf"[\w.:/-]{{1,{MAX_TOOL_NAME}}}", re.ASCII)
 _SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
 
 
@@ -38,13 +40,19 @@ class ToolUse:
     parallel: bool = True  # more than one call in an answer
     strict: frozenset[str] = frozenset()  # tools whose arguments must be what their schemas say
     texts: Mapping[str, TextArgument] = field(default_factory=dict[str, TextArgument])  # of what tools
-    where: str = "tools[{}]"  # a schema's place in the request, {} for the tool's index
-    where_text: str = "tools[{}]"  # the place of a text's grammar
+    where: str = "{}"  # a schema's place in the request, {} for the tool's
+    where_text: str = "{}"  # the place of a text's grammar
+    places: Sequence[str] = ()  # the tools' in the request, where they are not tools[0], tools[1] and so on
 
     @property
     def schemas(self) -> dict[str, dict[str, Any]]:
         """The schema of each tool's arguments."""
         return {tool["function"]["name"]: tool["function"]["parameters"] for tool in self.tools}
+
+    def place(self, name: str) -> str:
+        """The place of a tool in the request."""
+        index = list(self.schemas).index(name)
+        return self.places[index] if self.places else f"tools[{index}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,16 +144,16 @@ def call_arguments(text: str) -> Any:
     return cast("dict[str, Any]", arguments) if isinstance(arguments, dict) else text
 
 
-def check_tool_names(names: Sequence[str], where: str) -> None:
+def check_tool_names(names: Iterable[str], params: Iterable[str]) -> None:
     """Raise `APIError` for names that a model cannot write, or that stand for two tools.
 
-    `where` is a tool's name in the request, with `{}` for its index.
+    `params` are the places of the names in the request.
     """
     seen: set[str] = set()
-    for index, name in enumerate(names):
-        param = where.format(index)
+    for name, param in zip(names, params, strict=True):
         if not _TOOL_NAME.fullmatch(name):
-            message = f"'{param}' must be 1 to 128 letters, digits and any of _ - . : /, not {name[:130]!r}"
+            size = f"1 to {MAX_TOOL_NAME} letters, digits"
+            message = f"'{param}' must be {size} and any of _ - . : /, not {name[:130]!r}"
             raise APIError(400, message, param=param, code="invalid_value")
         if name in seen:
             message = f"'{param}': there are two tools named {name!r}; names must be unique"

@@ -72,6 +72,19 @@ def unsupported(param: str, message: str) -> APIError:
     return APIError(400, message, param=param, code="unsupported_parameter")
 
 
+def missing(where: str, field: str) -> APIError:
+    """A request without a field that it needs; `where` is the field's owner."""
+    param = f"{where}.{field}"
+    return APIError(400, f"{where} has no '{field}'", param=param, code="missing_required_parameter")
+
+
+def given(value: str | None, where: str, field: str) -> str:
+    """A text that must be there, and not empty. Raises `APIError`; `where` is the field's owner."""
+    if not value:
+        raise missing(where, field)
+    return value
+
+
 def from_exception(error: Exception, renamed: Mapping[str, str] | None = None) -> APIError:
     """Translate what the engine raised.
 

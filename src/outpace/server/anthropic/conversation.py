@@ -212,7 +212,7 @@ def _tool_use(request: CountRequest) -> ToolUse | None:
     """The tools that the model may call; None where it may call none. Raises `APIError`."""
     choice = request.tool_choice
     tools = request.tools or ()
-    check_tool_names([tool.name for tool in tools], "tools[{}].name")
+    check_tool_names([tool.name for tool in tools], [f"tools[{i}].name" for i in range(len(tools))])
     shown = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
     if choice is not None and choice.type in {"any", "tool"}:
         names = {tool.name for tool in tools}
@@ -227,7 +227,7 @@ def _tool_use(request: CountRequest) -> ToolUse | None:
         named=(choice.name or "") if choice is not None and choice.type == "tool" else "",
         parallel=choice is None or not choice.disable_parallel_tool_use,
         strict=frozenset(tool.name for tool in tools if tool.strict),
-        where="tools[{}].input_schema",
+        where="{}.input_schema",
     )
 
 

@@ -93,7 +93,9 @@ def _tool_use(tools: list[Tool] | None) -> ToolUse | None:
     """The tools that the model may call; None where it may call none. Raises `APIError`."""
     if not tools:
         return None
-    check_tool_names([tool.function.name for tool in tools], "tools[{}].function.name")
+    check_tool_names(
+        [tool.function.name for tool in tools], [f"tools[{i}].function.name" for i in range(len(tools))]
+    )
     shown = [
         {
             "type": "function",
@@ -105,4 +107,4 @@ def _tool_use(tools: list[Tool] | None) -> ToolUse | None:
         }
         for tool in tools
     ]
-    return ToolUse(shown, where="tools[{}].function.parameters")
+    return ToolUse(shown, where="{}.function.parameters")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from outpace.server.conversation import Conversation, ToolUse, call_arguments, check_tool_names
-from outpace.server.errors import APIError, unsupported
+from outpace.server.errors import APIError, missing, unsupported
 from outpace.server.openai.response_format import answer_format
 from outpace.server.openai.schema import ChatRequest, Message, Tool, ToolCall, ToolChoice
 
@@ -30,7 +30,7 @@ def _message(message: Message, where: str, names: dict[str, str]) -> dict[str, A
     if message.role == "tool":
         call_id = message.tool_call_id
         if call_id is None:
-            raise _missing(where, "tool_call_id")
+            raise missing(where, "tool_call_id")
         result = {"role": "tool", "tool_call_id": call_id, "content": text_of(message.content, where)}
         return result if call_id not in names else {**result, "name": names[call_id]}
     # Templates of open models do not know the newer name.
@@ -57,7 +57,10 @@ def _call(call: ToolCall) -> dict[str, Any]:
 def _tool_use(request: ChatRequest) -> ToolUse | None:
     """The tools that the model may call; None where it may call none. Raises `APIError`."""
     tools = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(request.tools or ())]
-    check_tool_names([tool["function"]["name"] for tool in tools], "tools[{}].function.name")
+    check_tool_names(
+        [tool["function"]["name"] for tool in tools],
+        [f"tools[{index}].function.name" for index in range(len(tools))],
+    )
     named = _named(request.tool_choice)
     choice = "required" if named else request.tool_choice or "auto"
     names = {tool["function"]["name"] for tool in tools}
@@ -73,7 +76,7 @@ def _tool_use(request: ChatRequest) -> ToolUse | None:
         named=named,
         parallel=request.parallel_tool_calls is not False,
         strict=frozenset(function.name for function in functions if function.strict),
-        where="tools[{}].function.parameters",
+        where="{}.function.parameters",
     )
 
 
@@ -92,7 +95,7 @@ def _tool(tool: Tool, where: str) -> dict[str, Any]:
         raise unsupported(where, f"{where} is of type {tool.type[:40]!r}; only functions are supported")
     function = tool.function
     if function is None:
-        raise _missing(where, "function")
+        raise missing(where, "function")
     shown: dict[str, Any] = {"name": function.name}
     if function.description is not None:
         shown["description"] = function.description
@@ -100,27 +103,18 @@ def _tool(tool: Tool, where: str) -> dict[str, Any]:
     return {"type": "function", "function": shown}
 
 
-def _missing(where: str, field: str) -> APIError:
-    param = f"{where}.{field}"
-    return APIError(400, f"{where} has no '{field}'", param=param, code="missing_required_parameter")
-
-
 def text_of(content: Any, where: str) -> str:
     """The text of a `content`, given as such or in parts; `where` is its owner's place in the request."""
     if isinstance(content, str):
         return content
     if content is None:
-        raise APIError(
-            400, f"{where} has no 'content'", param=f"{where}.content", code="missing_required_parameter"
-        )
+        raise missing(where, "content")
     texts: list[str] = []
     for index, part in enumerate(content):
         param = f"{where}.content[{index}]"
         if part.type != "text":
             raise unsupported(param, f"{param} is of type {part.type[:40]!r}; this model reads text only")
         if part.text is None:
-            raise APIError(
-                400, f"{param} has no 'text'", param=f"{param}.text", code="missing_required_parameter"
-            )
+            raise missing(param, "text")
         texts.append(part.text)
     return "\n".join(texts)

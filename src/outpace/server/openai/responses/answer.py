@@ -11,9 +11,9 @@ from outpace.server.answer import EndReason, Progress
 from outpace.server.errors import APIError
 from outpace.server.generation import Generation, Usage
 from outpace.server.lanes import lane_of
-from outpace.server.openai.responses.conversation import custom_tools
 from outpace.server.openai.responses.items import ItemWriter
 from outpace.server.openai.responses.schema import ResponseRequest
+from outpace.server.openai.responses.tools import ShownTools
 from outpace.server.served import ServedModel
 
 
@@ -25,12 +25,13 @@ class ResponseAnswer:
         name: str,
         request: ResponseRequest,
         served: ServedModel,
+        tools: ShownTools,
         read: Callable[[Generation], AsyncIterator[Progress]],
         on_end: Callable[[dict[str, Any]], None],
     ) -> None:
         self._read = read
         self._on_end = on_end
-        self._writer = ItemWriter(custom_tools(request), short_ids=served.form.family.short_ids)
+        self._writer = ItemWriter(tools, short_ids=served.form.family.short_ids)
         self._head = _head(name, request, served)
 
     async def whole(self, generation: Generation) -> dict[str, Any]:

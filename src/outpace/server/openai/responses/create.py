@@ -16,6 +16,7 @@ from outpace.server.openai.responses.conversation import conversation_of, read_i
 from outpace.server.openai.responses.items import as_message
 from outpace.server.openai.responses.schema import ResponseRequest
 from outpace.server.openai.responses.store import StoredResponse
+from outpace.server.openai.responses.tools import ShownTools
 from outpace.server.served import ServedModel
 from outpace.types import DraftHints, SamplingParams
 
@@ -49,8 +50,9 @@ async def start_response(
     earlier: list[dict[str, Any]] = []
     if body.previous_response_id is not None:
         earlier = found(memory, body.previous_response_id, "previous_response_id").messages
-    messages = read_items(body, earlier)
-    conversation = conversation_of(body, messages)
+    tools = ShownTools(body.tools or ())
+    messages = read_items(body, earlier, tools)
+    conversation = conversation_of(body, messages, tools)
     try:
         prompt = await served.encode(num_chars, lambda: encode_conversation(served, conversation))
         grammar = await compiled_grammar(served, conversation, prompt)
@@ -61,10 +63,11 @@ async def start_response(
         raise from_exception(error, _RENAMED) from error
 
     def on_end(response: dict[str, Any]) -> None:
-        said = [as_message(response["output"])] if response["output"] else []
+        said = [as_message(response["output"], tools)] if response["output"] else []
         memory.keep(response, [*messages, *said])
 
-    return ResponseAnswer(name, body, served, answer_reader(served, conversation, prompt), on_end), generation
+    read = answer_reader(served, conversation, prompt)
+    return ResponseAnswer(name, body, served, tools, read, on_end), generation
 
 
 def found(memory: Memory, response_id: str, param: str) -> StoredResponse:

@@ -6,7 +6,7 @@ import json
 import re
 from typing import cast
 
-from outpace.server.openai.responses.conversation import CUSTOM_INPUT
+from outpace.server.openai.responses.tools import CUSTOM_INPUT
 from outpace.text.tool_calls.sink import load
 
 _BEGIN = re.compile(rf'\s*\{{\s*"{CUSTOM_INPUT}"\s*:\s*"')

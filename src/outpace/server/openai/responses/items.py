@@ -7,20 +7,20 @@ from typing import Any
 from outpace.server.answer import new_call_id
 from outpace.server.conversation import call_arguments
 from outpace.server.encoding import to_json
-from outpace.server.openai.responses.conversation import CUSTOM_INPUT
 from outpace.server.openai.responses.custom_input import CustomInput
+from outpace.server.openai.responses.tools import CUSTOM_INPUT, ShownTools
 from outpace.text.tool_calls.pieces import CallArguments, CallBegin, CallEnd, Piece, Text, Thinking
 
 
 class ItemWriter:
     """Writes the events of one answer's items. At any time at most one item is open.
 
-    `items` are those that are whole. `custom` tools take text, which the model writes as an object.
+    `items` are those that are whole. Custom `tools` take text, which the model writes as an object.
     """
 
-    def __init__(self, custom: frozenset[str], *, short_ids: bool) -> None:
+    def __init__(self, tools: ShownTools, *, short_ids: bool) -> None:
         self.items: list[dict[str, Any]] = []
-        self._custom = custom
+        self._tools = tools
         self._short_ids = short_ids
         self._open: dict[str, Any] | None = None
         self._text: list[str] = []  # of the open item
@@ -108,9 +108,15 @@ class ItemWriter:
         at = {"item_id": item["id"], "output_index": len(self.items), "content_index": 0}
         return events + self.event("response.content_part.added", **at, part=_text_part(""))
 
-    def _begin_call(self, name: str) -> str:
-        call = {"call_id": new_call_id("call_", short=self._short_ids), "name": name}
-        if name in self._custom:
+    def _begin_call(self, shown_name: str) -> str:
+        tool = self._tools.get(shown_name)
+        call = {
+            "call_id": new_call_id("call_", short=self._short_ids),
+            "name": shown_name if tool is None else tool.name,
+        }
+        if tool is not None and tool.namespace:
+            call["namespace"] = tool.namespace
+        if tool is not None and tool.is_custom:
             self._input = CustomInput()
             return self._begin(
                 {"id": new_call_id("ctc_", short=False), "type": "custom_tool_call", **call, "input": ""}
@@ -124,7 +130,7 @@ class ItemWriter:
         return self.event("response.output_item.added", output_index=len(self.items), item=self._open)
 
 
-def as_message(items: list[dict[str, Any]]) -> dict[str, Any]:
+def as_message(items: list[dict[str, Any]], tools: ShownTools) -> dict[str, Any]:
     """An answer's items as the message that chat templates read, for the response that goes on from it."""
     message: dict[str, Any] = {"role": "assistant", "content": ""}
     for item in items:
@@ -137,7 +143,8 @@ def as_message(items: list[dict[str, Any]]) -> dict[str, Any]:
                 arguments: Any = {CUSTOM_INPUT: item.get("input", "")}
                 if kind == "function_call":
                     arguments = call_arguments(item["arguments"])
-                call = {"name": item["name"], "arguments": arguments}
+                name = tools.shown_name(item.get("namespace"), item["name"])
+                call = {"name": name, "arguments": arguments}
                 calls = message.setdefault("tool_calls", [])
                 calls.append({"id": item["call_id"], "type": "function", "function": call})
     return message

@@ -25,6 +25,7 @@ class Item(Wire):
     id: str | None = None
     call_id: str | None = None  # of a call and of its output
     name: str | None = None  # of a call
+    namespace: str | None = None  # of a call: that of its tool
     arguments: str | None = None  # of a function's call, JSON text
     input: str | None = None  # of a custom tool's call
     output: str | Annotated[list[Part], FirstError()] | None = None
@@ -38,8 +39,8 @@ class TextFormat(Wire):
     definition: str | None = None
 
 
-class Tool(Wire):
-    """A function (`parameters` is a schema), a custom tool that takes text, or a service of the API's own."""
+class ClientTool(Wire):
+    """A function (`parameters` is a schema), or a custom tool that takes text."""
 
     type: str
     name: str | None = None
@@ -49,11 +50,18 @@ class Tool(Wire):
     format: TextFormat | None = None  # of a custom tool's text
 
 
+class Tool(ClientTool):
+    """A tool that the client runs, a namespace of such, or a service of the API's own."""
+
+    tools: Annotated[list[ClientTool], FirstError()] | None = None  # of a namespace
+
+
 class ToolChoice(Wire):
     """The tool that must be called."""
 
     type: str
     name: str | None = None
+    namespace: str | None = None
 
 
 class Format(Wire):
