@@ -130,7 +130,7 @@ def test_stored_responses_can_be_read_and_dropped(client: openai.OpenAI, http: h
     for response_id in (kept.id, dropped.id, "resp_nothing"):
         with pytest.raises(openai.NotFoundError, match="no response"):
             client.responses.retrieve(response_id)
-    with pytest.raises(openai.NotFoundError, match="no response"):
+    with pytest.raises(openai.BadRequestError, match="no response"):
         ask(client, previous_response_id=dropped.id)
     other = http.get(f"/v1/responses/{ask(client).id}", headers={"authorization": "Bearer another"})
     assert other.status_code == 404, "another client's"
@@ -155,7 +155,9 @@ def test_the_store_is_bounded() -> None:
     ("fields", "param"),
     [
         ({"input": []}, "input"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].id"),
+        ({"input": [{"type": "item_reference"}]}, "input[0].id"),
+        ({"input": [{"type": "robot"}]}, "input[0]"),
         ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role"),
         ({"input": [{"role": "user"}]}, "input[0].content"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]"),

@@ -85,7 +85,7 @@ def test_turns_go_on_from_each_other(server: RunningServer, served_llm: LLM) -> 
     assert second["usage"]["input_tokens"] > first["usage"]["input_tokens"]
     with connected(server) as other:
         status, code, param = refused(other, previous_response_id=first["id"])
-    assert (status, code, param) == (404, "previous_response_not_found", "previous_response_id")
+    assert (status, code, param) == (400, "previous_response_not_found", "previous_response_id")
 
 
 def test_what_is_stored_is_found_elsewhere(server: RunningServer) -> None:

@@ -69,7 +69,7 @@ class _Turns:
 
     def item(self, item: Item, where: str) -> None:
         """Add an item."""
-        match item.type:
+        match item.kind:
             case "message":
                 # Templates of open models do not know the newer name.
                 role = "system" if item.role == "developer" else item.role or ""

@@ -13,6 +13,7 @@ from outpace.server.generation import Generation
 from outpace.server.lanes import lane_of
 from outpace.server.openai.responses.answer import ResponseAnswer
 from outpace.server.openai.responses.conversation import conversation_of, read_items
+from outpace.server.openai.responses.input_items import with_items_found
 from outpace.server.openai.responses.items import as_message
 from outpace.server.openai.responses.schema import ResponseRequest
 from outpace.server.openai.responses.store import StoredResponse
@@ -24,13 +25,18 @@ _RENAMED = {"max_tokens": "max_output_tokens", "messages": "input"}
 """The engine's names for parameters that the wire spells differently."""
 
 
+Keep = Callable[[dict[str, Any], list[dict[str, Any]], ResponseRequest], None]
+"""Takes a response, the messages up to its end, and its request."""
+
+
 @dataclass(frozen=True, slots=True)
 class Memory:
     """Where a client's responses are kept: what `find` knows, requests may go on from."""
 
     scope: str  # the client's
     find: Callable[[str], StoredResponse | None]
-    keep: Callable[[dict[str, Any], list[dict[str, Any]]], None]  # (response, messages up to its end)
+    find_item: Callable[[str], dict[str, Any] | None]
+    keep: Keep
 
 
 async def start_response(
@@ -50,6 +56,7 @@ async def start_response(
     earlier: list[dict[str, Any]] = []
     if body.previous_response_id is not None:
         earlier = found(memory, body.previous_response_id, "previous_response_id").messages
+    body = with_items_found(body, memory.find_item)
     tools = ShownTools(body.tools or ())
     messages = read_items(body, earlier, tools)
     conversation = conversation_of(body, messages, tools)
@@ -64,21 +71,22 @@ async def start_response(
 
     def on_end(response: dict[str, Any]) -> None:
         said = [as_message(response["output"], tools)] if response["output"] else []
-        memory.keep(response, [*messages, *said])
+        memory.keep(response, [*messages, *said], body)
 
     read = answer_reader(served, conversation, prompt)
     return ResponseAnswer(name, body, served, tools, read, on_end), generation
 
 
 def found(memory: Memory, response_id: str, param: str) -> StoredResponse:
-    """A stored response. Raises `APIError` 404, which names `param`."""
+    """A stored response. Raises `APIError`, which names `param`: 404, or 400 for one to go on from."""
     stored = memory.find(response_id)
     if stored is None:
         message = (
             f"no response {response_id[:80]!r} is stored here; it may have been dropped, or 'store' was false"
         )
-        code = "previous_response_not_found" if param == "previous_response_id" else "response_not_found"
-        raise APIError(404, message, param=param, code=code)
+        if param == "previous_response_id":
+            raise APIError(400, message, param=param, code="previous_response_not_found")
+        raise APIError(404, message, param=param, code="response_not_found")
     return stored
 
 

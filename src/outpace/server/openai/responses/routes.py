@@ -14,6 +14,7 @@ from outpace.server.deadlines import deadline_of
 from outpace.server.encoding import json_response
 from outpace.server.model_pool import ModelPool
 from outpace.server.openai.responses.create import Memory, found, start_response
+from outpace.server.openai.responses.input_items import listed_items
 from outpace.server.openai.responses.schema import ResponseRequest
 from outpace.server.openai.responses.socket import ResponseSocket
 from outpace.server.openai.responses.store import ResponseStore
@@ -29,11 +30,16 @@ def responses_router(models: ModelPool) -> APIRouter:
     def memory(connection: HTTPConnection, *, keeps: bool = True) -> Memory:
         scope = client_scope(connection)
 
-        def keep(response: dict[str, Any], messages: list[dict[str, Any]]) -> None:
+        def keep(response: dict[str, Any], messages: list[dict[str, Any]], body: ResponseRequest) -> None:
             if keeps:
-                store.put(response, messages, scope)
+                store.put(response, messages, scope, listed_items(body))
 
-        return Memory(scope, lambda response_id: store.get(response_id, scope), keep)
+        return Memory(
+            scope,
+            lambda response_id: store.get(response_id, scope),
+            lambda item_id: store.item(item_id, scope),
+            keep,
+        )
 
     fields = ("id", "object", "created_at", "status", "model", "output")
     extra = described(*fields, body=ResponseRequest, stream=EVENTS)

@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
+from outpace.server.encoding import to_json
 from outpace.server.wire import FirstError, Wire
 
 
-class Part(Wire):
+def _finite(value: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object that can be written again: numbers too large for a float cannot."""
+    try:
+        to_json(value)
+    except ValueError:
+        raise ValueError("numbers must be finite") from None
+    return value
+
+
+JSONObject = Annotated[dict[str, Any], AfterValidator(_finite)]
+
+
+class Echoed(Wire):
+    """What the answer shows as it was sent, the fields that are not named here included."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="after")
+    def _check_others(self) -> Self:
+        _finite(self.model_extra or {})
+        return self
+
+
+class Part(Echoed):
     """One part of a content: text of some kind."""
 
     type: str
     text: str | None = None
 
 
-class Item(Wire):
-    """One item of the input. Which fields count depends on its type."""
+class Item(Echoed):
+    """One item of the input. Which fields count depends on its kind."""
 
-    type: str = "message"
+    type: str | None = None
     role: str | None = None  # of a message
     content: str | Annotated[list[Part], FirstError()] | None = None  # also of reasoning
     id: str | None = None
@@ -29,6 +53,12 @@ class Item(Wire):
     arguments: str | None = None  # of a function's call, JSON text
     input: str | None = None  # of a custom tool's call
     output: str | Annotated[list[Part], FirstError()] | None = None
+
+    @property
+    def kind(self) -> str:
+        """Its type. Without one an item is a message, or a reference to another where it has an id alone."""
+        is_message = self.id is None or self.role is not None or self.content is not None
+        return self.type or ("message" if is_message else "item_reference")
 
 
 class TextFormat(Wire):
@@ -45,7 +75,7 @@ class ClientTool(Wire):
     type: str
     name: str | None = None
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: JSONObject | None = None
     strict: bool | None = None
     format: TextFormat | None = None  # of a custom tool's text
 
@@ -94,7 +124,7 @@ class ResponseRequest(Wire):
     tool_choice: str | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: JSONObject | None = None
     background: bool | None = None
     service_tier: Literal["auto", "default", "flex", "priority"] | None = None
     deadline_ms: float | None = None  # from the request's arrival on; then the answer ends as it is

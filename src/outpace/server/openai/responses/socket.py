@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -23,8 +22,9 @@ from outpace.server.errors import APIError, from_exception
 from outpace.server.generation import Generation
 from outpace.server.model_pool import ModelPool
 from outpace.server.openai.responses.answer import ResponseAnswer
-from outpace.server.openai.responses.create import Memory, start_response
-from outpace.server.openai.responses.schema import CreateMessage
+from outpace.server.openai.responses.create import Keep, Memory, start_response
+from outpace.server.openai.responses.input_items import listed_items
+from outpace.server.openai.responses.schema import CreateMessage, ResponseRequest
 from outpace.server.openai.responses.store import ResponseStore, StoredResponse
 
 MAX_WAITING = 8
@@ -72,7 +72,8 @@ class ResponseSocket:
         try:
             body = check_json(message, CreateMessage)
             deadline = deadline_of(self._socket, body.deadline_ms, arrived_at)
-            memory = Memory(self._shared.scope, self._find, self._keeper(shared=body.store is not False))
+            keep = self._keeper(shared=body.store is not False)
+            memory = Memory(self._shared.scope, self._find, self._find_item, keep)
             if body.generate is False:
                 body = body.model_copy(update={"max_output_tokens": 1})
             async with self._models.lease(body.model, deadline=deadline) as (served, name):
@@ -108,11 +109,14 @@ class ResponseSocket:
     def _find(self, response_id: str) -> StoredResponse | None:
         return self._own.get(response_id, self._shared.scope) or self._shared.find(response_id)
 
-    def _keeper(self, *, shared: bool) -> Callable[[dict[str, Any], list[dict[str, Any]]], None]:
-        def keep(response: dict[str, Any], messages: list[dict[str, Any]]) -> None:
-            self._own.put(response, messages, self._shared.scope)
+    def _find_item(self, item_id: str) -> dict[str, Any] | None:
+        return self._own.item(item_id, self._shared.scope) or self._shared.find_item(item_id)
+
+    def _keeper(self, *, shared: bool) -> Keep:
+        def keep(response: dict[str, Any], messages: list[dict[str, Any]], body: ResponseRequest) -> None:
+            self._own.put(response, messages, self._shared.scope, listed_items(body))
             if shared:
-                self._shared.keep(response, messages)
+                self._shared.keep(response, messages, body)
 
         return keep
 
