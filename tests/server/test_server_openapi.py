@@ -22,6 +22,9 @@ OPERATIONS = {
     ("POST", "/v1/responses"),
     ("GET", "/v1/responses/{response_id}"),
     ("DELETE", "/v1/responses/{response_id}"),
+    ("POST", "/v1/responses/input_tokens"),
+    ("GET", "/v1/responses/{response_id}/input_items"),
+    ("POST", "/v1/responses/{response_id}/cancel"),
     ("POST", "/v1/messages"),
     ("POST", "/v1/messages/count_tokens"),
     ("GET", "/v1/models"),
@@ -54,7 +57,9 @@ def test_the_page_names_every_address(server: RunningServer, http: httpx.Client)
     assert named == OPERATIONS
 
 
-WITH_BODY = sorted(path for method, path in OPERATIONS if method == "POST")
+CANCEL = "/v1/responses/{response_id}/cancel"
+"""Always refused: no response is in the background."""
+WITH_BODY = sorted(path for method, path in OPERATIONS if method == "POST" and path != CANCEL)
 SHORT = dict.fromkeys(("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"), 4)
 """Of what a request leaves open: whole contexts of tokens would take long."""
 
@@ -127,12 +132,13 @@ def new_response(server: RunningServer) -> dict[str, str]:
 
 NAMED: dict[str, Callable[[RunningServer], dict[str, str]]] = {
     "/v1/responses/{response_id}": new_response,
+    "/v1/responses/{response_id}/input_items": new_response,
     "/v1/models/{model}": lambda server: {"model": server.name},
 }
 """What is there: names that are made up are unknown."""
 
 
-@pytest.mark.parametrize(("method", "path"), sorted(OPERATIONS))
+@pytest.mark.parametrize(("method", "path"), sorted(OPERATIONS - {("POST", CANCEL)}))
 def test_answers_are_as_the_page_says(
     request: pytest.FixtureRequest, server: RunningServer, page: Any, method: str, path: str
 ) -> None:

@@ -90,3 +90,49 @@ def test_what_cannot_be_written_again_is_refused(http: httpx.Client, fields: dic
     answer = http.post("/v1/responses", content=content)
     assert answer.status_code == 400, answer.text
     assert "finite" in answer.json()["error"]["message"]
+
+
+def test_the_input_of_a_response_is_listed(client: openai.OpenAI) -> None:
+    said = [{"role": role, "content": f"{role} says"} for role in ("user", "assistant", "user")]
+    thoughts = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]}
+    items = [*said[:2], {"type": "function_call", "call_id": "c", "name": "weather", "arguments": "{}"}]
+    items += [{"type": "function_call_output", "call_id": "c", "output": "rain"}, thoughts, said[2]]
+    response = ask(client, input=items)
+    first, *_, last = client.responses.input_items.list(response.id, order="asc").data
+    assert (first.type, first.role, first.content[0].to_dict()) == (
+        "message",
+        "user",
+        {"type": "input_text", "text": "user says"},
+    )
+    everything = list(client.responses.input_items.list(response.id, limit=2))
+    assert [item.type for item in everything] == [
+        "message",
+        "reasoning",
+        "function_call_output",
+        "function_call",
+        "message",
+        "message",
+    ]
+    assert everything[0].id == last.id
+    again = [{"type": "item_reference", "id": item.id} for item in reversed(everything)]
+    assert ask(client, input=again).usage.input_tokens == response.usage.input_tokens
+    [only] = client.responses.input_items.list(ask(client).id).data
+    assert only.content[0].text == "How is it?"
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [("limit=0", "limit"), ("limit=x", "limit"), ("order=up", "order"), ("after=x", "after")],
+)
+def test_lists_that_cannot_be(http: httpx.Client, query: str, param: str) -> None:
+    response = http.post("/v1/responses", json={"input": "x", "max_output_tokens": 1}).json()
+    answer = http.get(f"/v1/responses/{response['id']}/input_items?{query}")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert http.get("/v1/responses/resp_nothing/input_items").status_code == 404
+
+
+def test_nothing_can_be_cancelled(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="background"):
+        client.responses.cancel(ask(client).id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.cancel("resp_nothing")

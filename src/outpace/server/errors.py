@@ -28,6 +28,8 @@ logger = logging.getLogger("outpace.server")
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
+CONTEXT_LENGTH = "context_length_exceeded"
+"""The code of a prompt that is longer than the context; coding agents then summarize."""
 MAX_RETRY_AFTER = 60
 """Seconds; an estimate beyond is worth little."""
 
@@ -95,14 +97,14 @@ def from_exception(error: Exception, renamed: Mapping[str, str] | None = None) -
         case APIError():
             answer = error
         case InvalidParameterError(parameter=param):
-            code = "context_length_exceeded" if isinstance(error, ContextLengthError) else "invalid_value"
+            code = CONTEXT_LENGTH if isinstance(error, ContextLengthError) else "invalid_value"
             name = (renamed or {}).get(param or "", param)
             message = str(error)
             if param and name and message.startswith(param):
                 message = name + message.removeprefix(param)
             answer = APIError(400, message, param=name, code=code)
         case OutOfMemoryError():  # the KV cache can never hold this prompt
-            answer = APIError(400, str(error), code="context_length_exceeded")
+            answer = APIError(400, str(error), code=CONTEXT_LENGTH)
         case UnsupportedModelError():  # for instance no chat template
             answer = APIError(400, str(error), code="unsupported_by_model")
         case UsageError():

@@ -60,17 +60,27 @@ class ResponseAnswer:
         text, response = self._finished(end, generation.usage)
         yield (text + write.event(f"response.{response['status']}", response=response)).encode()
 
-    async def warm_events(self, generation: Generation) -> AsyncGenerator[bytes]:
-        """The events of a response without output: its prompt is in the cache, and can be gone on from."""
+    async def warm_events(self, generation: Generation | None) -> AsyncGenerator[bytes]:
+        """The events of a response without output: its prompt is in the cache, and can be gone on from.
+
+        Without a generation there was nothing to read.
+        """
         write = self._writer
         for kind in ("created", "in_progress"):
             yield write.event(f"response.{kind}", response={**self._head, "output": []}).encode()
-        async for _ in self._read(generation):
-            pass
+        if generation is not None:
+            async for _ in self._read(generation):
+                pass
+        usage = Usage([0], [0]) if generation is None else generation.usage
         response: dict[str, Any] = {**self._head, "status": "completed", "output": []}
-        response["usage"] = _usage(generation.usage)
+        response["usage"] = _usage(usage)
         self._on_end(response)
         yield write.event("response.completed", response=response).encode()
+
+    def refused(self, error: APIError) -> str:
+        """The events of a response that fails before it begins."""
+        started: dict[str, Any] = {**self._head, "output": []}
+        return self._writer.event("response.created", response=started) + self.failed(error)
 
     def failed(self, error: APIError) -> str:
         """The terminal event of a response that fails."""

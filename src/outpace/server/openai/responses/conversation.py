@@ -26,7 +26,7 @@ def read_items(
         return turns.messages
     for index, item in enumerate(request.input):
         turns.item(item, f"input[{index}]")
-    if not turns.messages:
+    if not turns.messages and request.wants_answer:
         raise APIError(400, "'input' is empty", param="input", code="invalid_value")
     return turns.messages
 

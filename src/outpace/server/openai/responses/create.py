@@ -6,9 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from outpace.errors import InvalidParameterError
 from outpace.server.constraint import compiled_grammar
-from outpace.server.conversation import answer_params, answer_reader, encode_conversation
-from outpace.server.errors import APIError, from_exception, unsupported
+from outpace.server.conversation import (
+    Conversation,
+    Prompt,
+    answer_params,
+    answer_reader,
+    encode_conversation,
+)
+from outpace.server.errors import CONTEXT_LENGTH, APIError, from_exception, unsupported
 from outpace.server.generation import Generation
 from outpace.server.lanes import lane_of
 from outpace.server.openai.responses.answer import ResponseAnswer
@@ -24,7 +31,6 @@ from outpace.types import DraftHints, SamplingParams
 _RENAMED = {"max_tokens": "max_output_tokens", "messages": "input"}
 """The engine's names for parameters that the wire spells differently."""
 
-
 Keep = Callable[[dict[str, Any], list[dict[str, Any]], ResponseRequest], None]
 """Takes a response, the messages up to its end, and its request."""
 
@@ -39,6 +45,48 @@ class Memory:
     keep: Keep
 
 
+@dataclass(frozen=True, slots=True)
+class ReadRequest:
+    """A request as the model is given it."""
+
+    body: ResponseRequest  # with all items in its input
+    tools: ShownTools
+    messages: list[dict[str, Any]]  # without the instructions
+    conversation: Conversation
+    prompt: Prompt  # without tokens where there is nothing to read yet
+
+
+class ContextExceededError(APIError):
+    """A prompt that is longer than the context. `events`: what a stream says instead of an answer."""
+
+    def __init__(self, error: APIError, events: str) -> None:
+        super().__init__(error.status, error.message, type=error.type, param=error.param, code=error.code)
+        self.events = events
+
+
+async def read_request(
+    served: ServedModel, body: ResponseRequest, memory: Memory, num_chars: int
+) -> ReadRequest:
+    """Make the prompt of a request whose JSON has `num_chars` characters. Raises `APIError`."""
+    if body.background:
+        raise unsupported("background", "'background' is not supported; wait for the answer or stream it")
+    earlier: list[dict[str, Any]] = []
+    if body.previous_response_id is not None:
+        earlier = found(memory, body.previous_response_id, "previous_response_id").messages
+    body = with_items_found(body, memory.find_item)
+    tools = ShownTools(body.tools or ())
+    messages = read_items(body, earlier, tools)
+    conversation = conversation_of(body, messages, tools)
+    try:
+        prompt = await served.encode(num_chars, lambda: encode_conversation(served, conversation))
+    except Exception as error:
+        # Templates may refuse a conversation in which nobody has spoken. Then there is nothing to read yet.
+        if messages or body.wants_answer or not isinstance(error, InvalidParameterError):
+            raise from_exception(error, _RENAMED) from error
+        prompt = Prompt("", [])
+    return ReadRequest(body, tools, messages, conversation, prompt)
+
+
 async def start_response(
     served: ServedModel,
     name: str,
@@ -51,30 +99,51 @@ async def start_response(
 
     The answer is kept once it is whole. `deadline`: see `DraftHints`. Raises `APIError`.
     """
-    if body.background:
-        raise unsupported("background", "'background' is not supported; wait for the answer or stream it")
-    earlier: list[dict[str, Any]] = []
-    if body.previous_response_id is not None:
-        earlier = found(memory, body.previous_response_id, "previous_response_id").messages
-    body = with_items_found(body, memory.find_item)
-    tools = ShownTools(body.tools or ())
-    messages = read_items(body, earlier, tools)
-    conversation = conversation_of(body, messages, tools)
-    try:
-        prompt = await served.encode(num_chars, lambda: encode_conversation(served, conversation))
-        grammar = await compiled_grammar(served, conversation, prompt)
-        params = answer_params(served, conversation, _params(body, served.settings.sampling), grammar)
-        hints = DraftHints(memory.scope, lane=lane_of(body.service_tier), deadline=deadline)
-        generation = await served.start([prompt.token_ids], params, hints)
-    except Exception as error:
-        raise from_exception(error, _RENAMED) from error
+    read = await read_request(served, body, memory, num_chars)
+    return _answer(served, name, read, memory), await _start(served, name, read, memory, deadline)
 
+
+async def warm_up(
+    served: ServedModel,
+    name: str,
+    body: ResponseRequest,
+    memory: Memory,
+    num_chars: int,
+    deadline: float = 0.0,
+) -> tuple[ResponseAnswer, Generation | None]:
+    """As `start_response`, for a prompt that is only to be read; without a generation if it is empty."""
+    read = await read_request(served, body, memory, num_chars)
+    answer = _answer(served, name, read, memory)
+    if not read.prompt.token_ids:
+        return answer, None
+    return answer, await _start(served, name, read, memory, deadline)
+
+
+def _answer(served: ServedModel, name: str, read: ReadRequest, memory: Memory) -> ResponseAnswer:
     def on_end(response: dict[str, Any]) -> None:
-        said = [as_message(response["output"], tools)] if response["output"] else []
-        memory.keep(response, [*messages, *said], body)
+        said = [as_message(response["output"], read.tools)] if response["output"] else []
+        memory.keep(response, [*read.messages, *said], read.body)
 
-    read = answer_reader(served, conversation, prompt)
-    return ResponseAnswer(name, body, served, tools, read, on_end), generation
+    reader = answer_reader(served, read.conversation, read.prompt)
+    return ResponseAnswer(name, read.body, served, read.tools, reader, on_end)
+
+
+async def _start(
+    served: ServedModel, name: str, read: ReadRequest, memory: Memory, deadline: float
+) -> Generation:
+    body = read.body
+    try:
+        grammar = await compiled_grammar(served, read.conversation, read.prompt)
+        sampling = _params(body, served.settings.sampling)
+        params = answer_params(served, read.conversation, sampling, grammar)
+        hints = DraftHints(memory.scope, lane=lane_of(body.service_tier), deadline=deadline)
+        return await served.start([read.prompt.token_ids], params, hints)
+    except Exception as error:
+        said = from_exception(error, _RENAMED)
+        if said.code == CONTEXT_LENGTH:
+            events = _answer(served, name, read, memory).refused(said)
+            raise ContextExceededError(said, events) from error
+        raise said from error
 
 
 def found(memory: Memory, response_id: str, param: str) -> StoredResponse:
@@ -92,4 +161,5 @@ def found(memory: Memory, response_id: str, param: str) -> StoredResponse:
 
 def _params(body: ResponseRequest, defaults: Mapping[str, float]) -> SamplingParams:
     given: dict[str, Any] = {**defaults, **body.said("temperature", "top_p")}
-    return SamplingParams(max_tokens=body.max_output_tokens, **given)
+    max_tokens = body.max_output_tokens if body.wants_answer else 1
+    return SamplingParams(max_tokens=max_tokens, **given)

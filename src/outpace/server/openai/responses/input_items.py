@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from outpace.server.answer import new_call_id
@@ -51,6 +52,33 @@ def listed_items(request: ResponseRequest) -> list[dict[str, Any]]:
     if isinstance(request.input, str):
         return [_listed(Item(role="user", content=request.input))]
     return [_listed(item) for item in request.input]
+
+
+def page_of(items: Sequence[dict[str, Any]], query: Mapping[str, str]) -> dict[str, Any]:
+    """The list object of stored items that a query asks for: `limit` (20), `order` (desc), `after` an id.
+
+    Raises `APIError` for a query that is none.
+    """
+    limit, order, after = query.get("limit", "20"), query.get("order", "desc"), query.get("after")
+    if not re.fullmatch("[1-9][0-9]?|100", limit):
+        raise APIError(400, "'limit' must be 1 to 100", param="limit", code="invalid_value")
+    if order not in {"asc", "desc"}:
+        raise APIError(400, "'order' must be asc or desc", param="order", code="invalid_value")
+    rest = list(items) if order == "asc" else list(reversed(items))
+    if after is not None:
+        ids = [item["id"] for item in rest]
+        if after not in ids:
+            message = f"'after': no item {after[:80]!r} is in this list"
+            raise APIError(400, message, param="after", code="item_not_found")
+        rest = rest[ids.index(after) + 1 :]
+    page = rest[: int(limit)]
+    return {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+        "has_more": len(page) < len(rest),
+    }
 
 
 def _listed(item: Item) -> dict[str, Any]:

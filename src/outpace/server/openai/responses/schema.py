@@ -129,9 +129,30 @@ class ResponseRequest(Wire):
     service_tier: Literal["auto", "default", "flex", "priority"] | None = None
     deadline_ms: float | None = None  # from the request's arrival on; then the answer ends as it is
 
+    @property
+    def wants_answer(self) -> bool:
+        """Whether there is to be an answer; else the prompt is all."""
+        return True
+
+
+class CountRequest(ResponseRequest):
+    """The body of `POST /v1/responses/input_tokens`: a request for a response that is only to be counted."""
+
+    input: str | Annotated[list[Item], FirstError()] = Field(default_factory=list[Item])
+
+    @property
+    def wants_answer(self) -> bool:
+        """Whether there is to be an answer; else the prompt is all."""
+        return False
+
 
 class CreateMessage(ResponseRequest):
     """A message of the websocket: a request for a response."""
 
     type: Literal["response.create"]
     generate: bool | None = None  # false: read the prompt into the cache, and answer nothing
+
+    @property
+    def wants_answer(self) -> bool:
+        """Whether there is to be an answer; else the prompt is all."""
+        return self.generate is not False

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -19,10 +20,9 @@ from outpace.server.body import check_json
 from outpace.server.deadlines import deadline_of
 from outpace.server.encoding import to_json
 from outpace.server.errors import APIError, from_exception
-from outpace.server.generation import Generation
 from outpace.server.model_pool import ModelPool
 from outpace.server.openai.responses.answer import ResponseAnswer
-from outpace.server.openai.responses.create import Keep, Memory, start_response
+from outpace.server.openai.responses.create import ContextExceededError, Keep, Memory, start_response, warm_up
 from outpace.server.openai.responses.input_items import listed_items
 from outpace.server.openai.responses.schema import CreateMessage, ResponseRequest
 from outpace.server.openai.responses.store import ResponseStore, StoredResponse
@@ -74,18 +74,27 @@ class ResponseSocket:
             deadline = deadline_of(self._socket, body.deadline_ms, arrived_at)
             keep = self._keeper(shared=body.store is not False)
             memory = Memory(self._shared.scope, self._find, self._find_item, keep)
-            if body.generate is False:
-                body = body.model_copy(update={"max_output_tokens": 1})
             async with self._models.lease(body.model, deadline=deadline) as (served, name):
-                answer, generation = await start_response(served, name, body, memory, len(message), deadline)
+                asked = (served, name, body, memory, len(message), deadline)
+                if body.wants_answer:
+                    answer, generation = await start_response(*asked)
+                    events = answer.events(generation)
+                else:
+                    answer, generation = await warm_up(*asked)
+                    events = answer.warm_events(generation)
+        except ContextExceededError as error:
+            await self._send(_messages(error.events))
+            return
         except Exception as error:
             await self._send([_error_event(from_exception(error))])
             return
+        if generation is None:
+            await self._stream(answer, events)
+            return
         async with generation.cancelled_on_disconnect(self._disconnected):
-            await self._stream(answer, generation, whole=body.generate is not False)
+            await self._stream(answer, events)
 
-    async def _stream(self, answer: ResponseAnswer, generation: Generation, *, whole: bool) -> None:
-        events = answer.events(generation) if whole else answer.warm_events(generation)
+    async def _stream(self, answer: ResponseAnswer, events: AsyncGenerator[bytes]) -> None:
         try:
             async with aclosing(events):
                 async for event in events:
