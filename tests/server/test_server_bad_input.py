@@ -59,7 +59,6 @@ CHAT_CASES: list[tuple[dict[str, Any], str | None, str]] = [
         "missing_required_parameter",
     ),
     ({"messages": [*USER, {"role": "tool", "tool_call_id": "a"}]}, "messages[1].content", MISSING),
-    ({"messages": [*USER, {"role": "assistant"}]}, "messages[1].content", MISSING),
     ({"messages": [*USER, called(id=5)]}, "messages[1].tool_calls[0].id", "invalid_type"),
     ({"messages": [*USER, called(id=None)]}, "messages[1].tool_calls[0].id", "invalid_type"),
     ({"messages": [*USER, called(type="custom")]}, "messages[1].tool_calls[0].type", "invalid_value"),

@@ -24,6 +24,12 @@ from outpace.types import Grammar, SamplingParams
 MAX_TOOL_NAME = 128
 """Characters of a tool's name."""
 _TOOL_NAME = re.compile(rf"[\w.:/-]{{1,{MAX_TOOL_NAME}}}", re.ASCII)
+_PART_NAMES = {
+    **dict.fromkeys(("image", "image_url", "input_image"), "an image"),
+    **dict.fromkeys(("file", "input_file"), "a file"),
+    "document": "a document",
+    "input_audio": "audio",
+}
 _SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
 
 
@@ -142,6 +148,15 @@ def call_arguments(text: str) -> Any:
     except ValueError:
         return text
     return cast("dict[str, Any]", arguments) if isinstance(arguments, dict) else text
+
+
+def left_out(part_type: str) -> str:
+    """What a tool's result has in place of a part that the model cannot read.
+
+    A refusal would end the session: its history holds the part from then on.
+    """
+    name = _PART_NAMES.get(part_type, f"a part of type {part_type[:40]!r}")
+    return f"[{name}, left out: this model reads text only]"
 
 
 def check_tool_names(names: Iterable[str], params: Iterable[str]) -> None:

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from outpace.server.anthropic.schema import Block, CountRequest, Message, ResultPart, Tool
-from outpace.server.conversation import AnswerFormat, Conversation, ToolUse, check_tool_names
+from outpace.server.conversation import AnswerFormat, Conversation, ToolUse, check_tool_names, left_out
 from outpace.server.errors import APIError, unsupported
 
-_NOT_TEXT = {"image": "an image", "document": "a document"}
 _SERVICE_ONLY = ("server_tool_use", "mcp_tool_use", "container_upload")
 """Parts of an earlier turn of the model's that tools of the API's own service left, beside their results."""
 
@@ -162,11 +161,7 @@ def _part_text(part: Block | ResultPart, where: str) -> str:
 def _result_text(part: ResultPart, where: str) -> str:
     """A part of a tool's result. What is no text is named: a refusal would come again with every turn."""
     text = _text_in(part, where)
-    return _left_out(part.type) if text is None else text
-
-
-def _left_out(kind: str) -> str:
-    return f"[{_NOT_TEXT.get(kind, kind[:40])}, left out: this model reads text only]"
+    return left_out(part.type) if text is None else text
 
 
 def _text_in(part: Block | ResultPart, where: str) -> str | None:
@@ -203,7 +198,7 @@ def _document_text(part: Block | ResultPart) -> str | None:
     text = source.data if source.type == "text" else None
     if source.type == "content" and source.content is not None:
         parts = [source.content] if isinstance(source.content, str) else source.content
-        texts = (part if isinstance(part, str) else part.text or _left_out(part.type) for part in parts)
+        texts = (part if isinstance(part, str) else part.text or left_out(part.type) for part in parts)
         text = "\n".join(texts)
     return f"{part.title}\n{text}" if part.title and text is not None else text
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
-from outpace.server.conversation import Conversation, ToolUse, call_arguments, check_tool_names
+from outpace.server.conversation import (
+    Conversation,
+    ToolUse,
+    call_arguments,
+    check_tool_names,
+    left_out,
+)
 from outpace.server.errors import APIError, missing, unsupported
 from outpace.server.openai.response_format import answer_format
-from outpace.server.openai.schema import ChatRequest, Message, Tool, ToolCall, ToolChoice
+from outpace.server.openai.schema import ChatRequest, Message, TextPart, Tool, ToolCall, ToolChoice
 
 
 def read_conversation(request: ChatRequest) -> Conversation:
@@ -31,7 +37,7 @@ def _message(message: Message, where: str, names: dict[str, str]) -> dict[str, A
         call_id = message.tool_call_id
         if call_id is None:
             raise missing(where, "tool_call_id")
-        result = {"role": "tool", "tool_call_id": call_id, "content": text_of(message.content, where)}
+        result = {"role": "tool", "tool_call_id": call_id, "content": _result_of(message.content, where)}
         return result if call_id not in names else {**result, "name": names[call_id]}
     # Templates of open models do not know the newer name.
     role = "system" if message.role == "developer" else message.role
@@ -39,7 +45,7 @@ def _message(message: Message, where: str, names: dict[str, str]) -> dict[str, A
         return {"role": role, "content": text_of(message.content, where)}
     calls = message.tool_calls or []
     said: dict[str, Any] = {"role": role}
-    said["content"] = "" if calls and message.content is None else text_of(message.content, where)
+    said["content"] = "" if message.content is None else text_of(message.content, where)
     if message.reasoning_content:
         said["reasoning_content"] = message.reasoning_content
     if calls:
@@ -101,6 +107,16 @@ def _tool(tool: Tool, where: str) -> dict[str, Any]:
         shown["description"] = function.description
     shown["parameters"] = function.parameters or {"type": "object", "properties": {}}
     return {"type": "function", "function": shown}
+
+
+def _result_of(content: Any, where: str) -> str:
+    """The text of a tool's result, in which parts that are no text are left out."""
+    if isinstance(content, list):
+        parts = cast("list[TextPart]", content)
+        content = [
+            part if part.type == "text" else TextPart(type="text", text=left_out(part.type)) for part in parts
+        ]
+    return text_of(content, where)
 
 
 def text_of(content: Any, where: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from outpace.server.conversation import AnswerFormat, Conversation, call_arguments
+from outpace.server.conversation import AnswerFormat, Conversation, call_arguments, left_out
 from outpace.server.errors import APIError, given, missing, unsupported
 from outpace.server.openai.responses.schema import Item, Part, ResponseRequest
 from outpace.server.openai.responses.tools import CUSTOM_INPUT, ShownTools, tool_use
@@ -85,7 +85,7 @@ class _Turns:
                 result = {
                     "role": "tool",
                     "tool_call_id": call_id,
-                    "content": _text(item.output, where, "output"),
+                    "content": _text(item.output, where, "output", of_tool=True),
                 }
                 if call_id in self._names:
                     result["name"] = self._names[call_id]
@@ -109,16 +109,22 @@ class _Turns:
         message["tool_calls"] = [*message.get("tool_calls", ()), call]
 
 
-def _text(content: str | Sequence[Part] | None, where: str, field: str) -> str:
+def _text(content: str | Sequence[Part] | None, where: str, field: str, *, of_tool: bool = False) -> str:
+    """The text of a content; of a tool's, parts that are no text are left out."""
     if content is None:
         raise missing(where, field)
     if isinstance(content, str):
         return content
+    texts: list[str] = []
     for index, part in enumerate(content):
-        if part.type not in _TEXT_PARTS or part.text is None:
+        if part.type in _TEXT_PARTS and part.text is not None:
+            texts.append(part.text)
+        elif of_tool and part.type not in _TEXT_PARTS:
+            texts.append(left_out(part.type))
+        else:
             param = f"{where}.{field}[{index}]"
             raise unsupported(param, f"{param} is of type {part.type[:40]!r}; this model reads text only")
-    return "\n".join(part.text or "" for part in content)
+    return "\n".join(texts)
 
 
 def _format(request: ResponseRequest) -> AnswerFormat | None:
