@@ -31,7 +31,11 @@ class ResponseAnswer:
     ) -> None:
         self._read = read
         self._on_end = on_end
-        self._writer = ItemWriter(tools, short_ids=served.form.family.short_ids)
+        self._writer = ItemWriter(
+            tools,
+            short_ids=served.form.family.short_ids,
+            wraps_thoughts="reasoning.encrypted_content" in (request.include or ()),
+        )
         self._head = _head(name, request, served)
 
     async def whole(self, generation: Generation) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from outpace.server.conversation import AnswerFormat, Conversation, call_arguments, left_out
 from outpace.server.errors import APIError, given, missing, unsupported
+from outpace.server.openai.responses.reasoning import unwrapped
 from outpace.server.openai.responses.schema import Item, Part, ResponseRequest
 from outpace.server.openai.responses.tools import CUSTOM_INPUT, ShownTools, tool_use
 
@@ -91,7 +92,7 @@ class _Turns:
                     result["name"] = self._names[call_id]
                 self.messages.append(result)
             case "reasoning":
-                thoughts = _text(item.content or [], where, "content")
+                thoughts = _thoughts(item, where)
                 if thoughts:
                     self.add("assistant", "")["reasoning_content"] = thoughts
             case kind:
@@ -107,6 +108,15 @@ class _Turns:
         call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
         message = self.add("assistant", "")
         message["tool_calls"] = [*message.get("tool_calls", ()), call]
+
+
+def _thoughts(item: Item, where: str) -> str:
+    """The thoughts of a reasoning item, from the first field that has any."""
+    return (
+        _text(item.content or [], where, "content")
+        or unwrapped(item.encrypted_content)
+        or _text(item.summary or [], where, "summary")
+    )
 
 
 def _text(content: str | Sequence[Part] | None, where: str, field: str, *, of_tool: bool = False) -> str:

@@ -8,6 +8,7 @@ from outpace.server.answer import new_call_id
 from outpace.server.conversation import call_arguments
 from outpace.server.encoding import to_json
 from outpace.server.openai.responses.custom_input import CustomInput
+from outpace.server.openai.responses.reasoning import wrapped
 from outpace.server.openai.responses.tools import CUSTOM_INPUT, ShownTools
 from outpace.text.tool_calls.pieces import CallArguments, CallBegin, CallEnd, Piece, Text, Thinking
 
@@ -16,12 +17,14 @@ class ItemWriter:
     """Writes the events of one answer's items. At any time at most one item is open.
 
     `items` are those that are whole. Custom `tools` take text, which the model writes as an object.
+    `wraps_thoughts`: reasoning items have `encrypted_content`.
     """
 
-    def __init__(self, tools: ShownTools, *, short_ids: bool) -> None:
+    def __init__(self, tools: ShownTools, *, short_ids: bool, wraps_thoughts: bool) -> None:
         self.items: list[dict[str, Any]] = []
         self._tools = tools
         self._short_ids = short_ids
+        self._wraps_thoughts = wraps_thoughts
         self._open: dict[str, Any] | None = None
         self._text: list[str] = []  # of the open item
         self._input = CustomInput()  # of the open item, for a custom tool
@@ -68,6 +71,8 @@ class ItemWriter:
             case "reasoning":
                 events += self.event("response.reasoning_text.done", **at, content_index=0, text=text)
                 item["content"] = [{"type": "reasoning_text", "text": text}]
+                if self._wraps_thoughts:
+                    item["encrypted_content"] = wrapped(text)
             case "function_call":
                 item["arguments"] = text
                 events += self.event(

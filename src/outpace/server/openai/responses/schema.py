@@ -52,6 +52,8 @@ class Item(Echoed):
     namespace: str | None = None  # of a call: that of its tool
     arguments: str | None = None  # of a function's call, JSON text
     input: str | None = None  # of a custom tool's call
+    encrypted_content: str | None = None  # of reasoning, as `summary`
+    summary: Annotated[list[Part], FirstError()] | None = None
     output: str | Annotated[list[Part], FirstError()] | None = None
 
     @property
@@ -125,6 +127,7 @@ class ResponseRequest(Wire):
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     metadata: JSONObject | None = None
+    include: list[str] | None = None
     background: bool | None = None
     service_tier: Literal["auto", "default", "flex", "priority"] | None = None
     deadline_ms: float | None = None  # from the request's arrival on; then the answer ends as it is
