@@ -9,11 +9,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
+from outpace.errors import InvalidParameterError
 from outpace.server.answer import Progress, read_answer
 from outpace.server.errors import APIError
 from outpace.server.generation import Generation
 from outpace.server.prefix_rules import apply_rules
 from outpace.server.served import ServedModel
+from outpace.server.system_turns import with_one_system
 from outpace.text.tool_calls.grammar import TextArgument, json_grammar
 from outpace.text.tool_calls.parser import AnswerParser
 from outpace.text.tool_calls.sink import load
@@ -105,9 +107,23 @@ def encode_conversation(served: ServedModel, conversation: Conversation) -> Prom
         messages, tools = told_in_text(messages, tools), None
     if served.form.family.short_ids:
         messages = [_with_short_ids(message) for message in messages]
-    rendered = served.llm.tokenizer.render_chat(messages, tools=tools, **conversation.template)
-    text = rendered + conversation.prefill
+    render = partial(served.llm.tokenizer.render_chat, tools=tools, **conversation.template)
+    text = _rendered(render, messages) + conversation.prefill
     return Prompt(text, served.llm.encode_text(text, add_special=False))
+
+
+def _rendered(render: Callable[[list[dict[str, Any]]], str], messages: list[dict[str, Any]]) -> str:
+    """The messages as the template shows them, its system messages moved only where it refuses them."""
+    try:
+        return render(messages)
+    except InvalidParameterError as refusal:
+        changed = with_one_system(messages)
+        if changed == messages:
+            raise
+        try:
+            return render(changed)
+        except InvalidParameterError:
+            raise refusal from None
 
 
 def answer_params(

@@ -8,6 +8,7 @@ from typing import Any, cast
 from outpace.server.anthropic.schema import Block, CountRequest, Message, ResultPart, Tool
 from outpace.server.conversation import AnswerFormat, Conversation, ToolUse, check_tool_names, left_out
 from outpace.server.errors import APIError, unsupported
+from outpace.server.system_turns import system_reminder
 
 _SERVICE_ONLY = ("server_tool_use", "mcp_tool_use", "container_upload")
 """Parts of an earlier turn of the model's that tools of the API's own service left, beside their results."""
@@ -29,7 +30,7 @@ def read_conversation(request: CountRequest) -> Conversation:
             turns.user(_blocks(message), where)
         else:  # in mid-conversation, where templates know no system message: the form that agents use
             text = _text(_blocks(message), where)
-            turns.add("user", f"<system-reminder>\n{text}\n</system-reminder>")
+            turns.add("user", system_reminder(text))
     return Conversation(
         turns.messages,
         _tool_use(request),
