@@ -195,7 +195,11 @@ def test_no_prediction_is_none(drafting: RunningServer) -> None:
         (CHAT, {"messages": USER}, "default"),
         (CHAT, {"messages": USER, "service_tier": "auto"}, "default"),
         (CHAT, {"messages": USER, "service_tier": "priority"}, "priority"),
+        (CHAT, {"messages": USER, "service_tier": "scale"}, "default"),
+        (CHAT, {"messages": USER, "service_tier": "tomorrow's"}, "default"),
         ("/v1/completions", {"prompt": "a", "service_tier": "flex"}, "flex"),
+        ("/v1/completions", {"prompt": "a", "service_tier": "ultrafast"}, "priority"),
+        ("/v1/responses", {"input": "a", "service_tier": "fast"}, "priority"),
         ("/v1/responses", {"input": "a", "service_tier": "flex"}, "flex"),
         ("/v1/messages", {"model": "claude-x", "messages": USER, "speed": "fast"}, "priority"),
         ("/v1/messages", {"model": "claude-x", "messages": USER, "speed": "standard"}, "default"),
@@ -214,8 +218,8 @@ def test_lanes_reach_the_engine_and_are_told(
         assert answer.json()["usage"]["speed"] == fields["speed"]
 
 
-def test_an_unknown_lane_is_refused(drafting: RunningServer) -> None:
-    body = {"messages": USER, "service_tier": "scale"}
+def test_a_lane_that_is_no_text_is_refused(drafting: RunningServer) -> None:
+    body = {"messages": USER, "service_tier": 5}
     answer = httpx.post(drafting.url + CHAT, json=body, timeout=60)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "service_tier"

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from outpace.types import Lane
 
-LANES: dict[str, Lane] = {"auto": "default", "default": "default", "priority": "priority", "flex": "flex"}
-"""OpenAI's service tiers. As there, "auto" is what the project says, and here that is "default"."""
+LANES: dict[str, Lane] = {
+    "priority": "priority",
+    "fast": "priority",
+    "ultrafast": "priority",
+    "flex": "flex",
+}
+"""OpenAI's service tiers; all others, "auto" and "scale" among them, are the default one."""
 
 
 def lane_of(service_tier: str | None) -> Lane:
     """The lane of a request with OpenAI's `service_tier`."""
-    return LANES[service_tier or "auto"]
+    return LANES.get(service_tier or "auto", "default")

@@ -136,7 +136,7 @@ class SamplingFields(Wire):
     ignore_eos: bool | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    service_tier: Literal["auto", "default", "flex", "priority"] | None = None
+    service_tier: str | None = None
     deadline_ms: float | None = None  # from the request's arrival on; then the answer ends as it is
 
 

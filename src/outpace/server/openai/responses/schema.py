@@ -129,7 +129,7 @@ class ResponseRequest(Wire):
     metadata: JSONObject | None = None
     include: list[str] | None = None
     background: bool | None = None
-    service_tier: Literal["auto", "default", "flex", "priority"] | None = None
+    service_tier: str | None = None
     deadline_ms: float | None = None  # from the request's arrival on; then the answer ends as it is
 
     @property
