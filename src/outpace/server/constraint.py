@@ -65,7 +65,7 @@ def _calls(use: ToolUse | None) -> list[CallSpec]:
     return [
         CallSpec(name, schema, strict=name in use.strict, text=use.texts.get(name))
         for name, schema in use.schemas.items()
-        if use.named in {"", name}
+        if use.may_call(name)
     ]
 
 

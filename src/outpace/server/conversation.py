@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
@@ -45,6 +45,7 @@ class ToolUse:
     tools: list[dict[str, Any]]
     required: bool = False  # at least one call
     named: str = ""  # of this tool
+    allowed: frozenset[str] = frozenset()  # tools that may be called; none: all
     parallel: bool = True  # more than one call in an answer
     strict: frozenset[str] = frozenset()  # tools whose arguments must be what their schemas say
     texts: Mapping[str, TextArgument] = field(default_factory=dict[str, TextArgument])  # of what tools
@@ -56,6 +57,10 @@ class ToolUse:
     def schemas(self) -> dict[str, dict[str, Any]]:
         """The schema of each tool's arguments."""
         return {tool["function"]["name"]: tool["function"]["parameters"] for tool in self.tools}
+
+    def may_call(self, name: str) -> bool:
+        """Whether the model may call a tool; it is shown all of them."""
+        return self.named in {"", name} and (not self.allowed or name in self.allowed)
 
     def place(self, name: str) -> str:
         """The place of a tool in the request."""
@@ -136,7 +141,7 @@ def answer_params(
 
 def holds_calls(served: ServedModel, use: ToolUse) -> bool:
     """Whether the answer's calls are held to a grammar."""
-    return use.required or bool(use.strict or use.texts) or served.settings.constrain_tools
+    return use.required or bool(use.strict or use.texts or use.allowed) or served.settings.constrain_tools
 
 
 def answer_reader(
@@ -164,6 +169,13 @@ def call_arguments(text: str) -> Any:
     except ValueError:
         return text
     return cast("dict[str, Any]", arguments) if isinstance(arguments, dict) else text
+
+
+def check_allowed(names: Collection[str]) -> None:
+    """Raise `APIError` for a choice of allowed tools that has none."""
+    if not names:
+        message = "'tool_choice' allows no tool of the client's; name one, or send 'none'"
+        raise APIError(400, message, param="tool_choice", code="invalid_value")
 
 
 def left_out(part_type: str) -> str:

@@ -8,6 +8,7 @@ from outpace.server.conversation import (
     Conversation,
     ToolUse,
     call_arguments,
+    check_allowed,
     check_tool_names,
     left_out,
 )
@@ -67,10 +68,9 @@ def _tool_use(request: ChatRequest) -> ToolUse | None:
         [tool["function"]["name"] for tool in tools],
         [f"tools[{index}].function.name" for index in range(len(tools))],
     )
-    named = _named(request.tool_choice)
-    choice = "required" if named else request.tool_choice or "auto"
+    choice, named, allowed = _choice(request.tool_choice)
     names = {tool["function"]["name"] for tool in tools}
-    if choice == "required" and (not names or (named and named not in names)):
+    if (choice == "required" and not names) or not allowed.union({named} if named else ()) <= names:
         message = "'tool_choice' asks for a tool that 'tools' does not have"
         raise APIError(400, message, param="tool_choice", code="invalid_value")
     if not tools or choice == "none":
@@ -80,20 +80,29 @@ def _tool_use(request: ChatRequest) -> ToolUse | None:
         tools,
         required=choice == "required",
         named=named,
+        allowed=allowed,
         parallel=request.parallel_tool_calls is not False,
         strict=frozenset(function.name for function in functions if function.strict),
         where="{}.function.parameters",
     )
 
 
-def _named(choice: str | ToolChoice | None) -> str:
-    """The function that a choice names; "" for one that names none."""
+def _choice(choice: str | ToolChoice | None) -> tuple[str, str, frozenset[str]]:
+    """What a choice says: auto, none or required, the function that it names, and those that it allows.
+
+    "" where it names none; it allows all where it says nothing of that. Raises `APIError`.
+    """
     if choice is None or isinstance(choice, str):
-        return ""
+        return choice or "auto", "", frozenset()
+    if choice.type == "allowed_tools" and choice.allowed_tools is not None:
+        tools = choice.allowed_tools.tools
+        names = frozenset(tool.function.name if tool.function else "" for tool in tools)
+        check_allowed(names)
+        return choice.allowed_tools.mode, "", names
     if choice.type != "function" or choice.function is None or not choice.function.name:
-        message = "'tool_choice' must be 'auto', 'none', 'required' or a function"
+        message = "'tool_choice' must be 'auto', 'none', 'required', a function or 'allowed_tools'"
         raise unsupported("tool_choice", message)
-    return choice.function.name
+    return "required", choice.function.name, frozenset()
 
 
 def _tool(tool: Tool, where: str) -> dict[str, Any]:

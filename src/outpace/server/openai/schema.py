@@ -69,11 +69,24 @@ class NamedFunction(Wire):
     name: str
 
 
-class ToolChoice(Wire):
-    """The tool that must be called."""
+class NamedTool(Wire):
+    """A tool by its name."""
 
     type: str
     function: NamedFunction | None = None
+
+
+class AllowedTools(Wire):
+    """The tools that may be called, or of which one must be."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], FirstError()]
+
+
+class ToolChoice(NamedTool):
+    """The tool that must be called, or those that are allowed."""
+
+    allowed_tools: AllowedTools | None = None
 
 
 class Prediction(Wire):

@@ -88,12 +88,19 @@ class Tool(ClientTool):
     tools: Annotated[list[ClientTool], FirstError()] | None = None  # of a namespace
 
 
-class ToolChoice(Wire):
-    """The tool that must be called."""
+class NamedTool(Echoed):
+    """A tool by its name."""
 
     type: str
     name: str | None = None
     namespace: str | None = None
+
+
+class ToolChoice(NamedTool):
+    """The tool that must be called, or those that are allowed (type allowed_tools)."""
+
+    mode: Literal["auto", "required"] | None = None  # None: auto
+    tools: Annotated[list[NamedTool], FirstError()] | None = None
 
 
 class Format(Wire):

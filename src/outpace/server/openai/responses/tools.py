@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from outpace.server.conversation import MAX_TOOL_NAME, ToolUse, check_tool_names
+from outpace.server.conversation import MAX_TOOL_NAME, ToolUse, check_allowed, check_tool_names
 from outpace.server.errors import APIError, given
-from outpace.server.openai.responses.schema import ClientTool, ResponseRequest, Tool
+from outpace.server.openai.responses.schema import ClientTool, NamedTool, ResponseRequest, Tool, ToolChoice
 from outpace.text.tool_calls.grammar import TextArgument
 from outpace.types import Grammar
 
@@ -80,22 +80,19 @@ class ShownTools:
 
 def tool_use(request: ResponseRequest, tools: ShownTools) -> ToolUse | None:
     """The use of the tools that the model may call; None where it may call none. Raises `APIError`."""
-    choice = request.tool_choice or "auto"
-    if choice == "none":
+    if request.tool_choice == "none":
         return None
     tools.check_names()
-    named = None
-    if not isinstance(choice, str):
-        named = tools.named(choice.namespace, choice.name or "")
-    if (named is None and not isinstance(choice, str)) or (choice == "required" and not tools.all):
-        message = "'tool_choice' asks for a tool that 'tools' does not have"
-        raise APIError(400, message, param="tool_choice", code="invalid_value")
+    required, named, allowed = _choice(request.tool_choice, tools)
+    if required and not tools.all:
+        raise _not_there()
     if not tools.all:
         return None
     return ToolUse(
         [_for_template(tool) for tool in tools.all],
-        required=choice == "required" or named is not None,
-        named=named.shown_name if named else "",
+        required=required,
+        named=named,
+        allowed=allowed,
         parallel=request.parallel_tool_calls is not False,
         strict=frozenset(tool.shown_name for tool in tools.all if tool.tool.strict),
         texts=dict(_texts(tools.all)),
@@ -103,6 +100,33 @@ def tool_use(request: ResponseRequest, tools: ShownTools) -> ToolUse | None:
         where_text="{}.format.definition",
         places=[tool.place for tool in tools.all],
     )
+
+
+def _choice(choice: str | ToolChoice | None, tools: ShownTools) -> tuple[bool, str, frozenset[str]]:
+    """Whether a tool must be called, the one that the choice names, and those that it allows.
+
+    By their shown names: "" where it names none; it allows all where it says nothing of that.
+    """
+    if choice is None or isinstance(choice, str):
+        return choice == "required", "", frozenset()
+    if choice.type != "allowed_tools":
+        return True, _chosen(choice, tools), frozenset()
+    # Tools that the API itself would run are not shown to the model, so they need not be allowed.
+    allowed = frozenset(_chosen(each, tools) for each in choice.tools or () if each.type in _OF_CLIENTS)
+    check_allowed(allowed)
+    return choice.mode == "required", "", allowed
+
+
+def _chosen(choice: NamedTool, tools: ShownTools) -> str:
+    tool = tools.named(choice.namespace, choice.name or "")
+    if tool is None:
+        raise _not_there()
+    return tool.shown_name
+
+
+def _not_there() -> APIError:
+    message = "'tool_choice' asks for a tool that 'tools' does not have"
+    return APIError(400, message, param="tool_choice", code="invalid_value")
 
 
 def _shown_tools(tools: Sequence[Tool]) -> Iterator[ShownTool]:
