@@ -102,12 +102,15 @@ def check_answers(
 
 
 OLLAMA = {"options": {"num_predict": 4}}
+NO_REUSE = {"prompt": None, "conversation": None}
 FIELDS: dict[str, dict[str, Any]] = {
     "/api/chat": OLLAMA,
     "/api/generate": OLLAMA,
     "/infill": {"n_predict": 4},
+    "/v1/responses": NO_REUSE,
+    "/v1/responses/input_tokens": NO_REUSE,
 }
-"""Of bodies whose answers would be long."""
+"""Of bodies whose answers would be long, or are refused."""
 HARD = """
     tools tool_choice functions function_call modalities system temperature top_p top_k min_p
     repetition_penalty presence_penalty frequency_penalty logit_bias n best_of seed stop stop_sequences

@@ -175,6 +175,9 @@ def test_the_store_is_bounded() -> None:
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"temperature": 999}, "temperature"),
         ({"background": True}, "background"),
+        ({"conversation": "conv_1"}, "conversation"),
+        ({"conversation": {"id": "conv_1"}}, "conversation"),
+        ({"prompt": {"id": "pmpt_1"}}, "prompt"),
         ({"input": 7}, "input"),
     ],
 )
@@ -187,6 +190,28 @@ def test_bad_requests_name_the_field(http: httpx.Client, fields: dict[str, Any],
 def test_tools_of_the_api_itself_are_left_out(client: openai.OpenAI) -> None:
     plain = ask(client).usage.input_tokens
     assert ask(client, tools=[{"type": "web_search"}]).usage.input_tokens == plain
+
+
+def test_the_answer_shows_the_request_as_it_was_sent(http: httpx.Client) -> None:
+    grammar = {"type": "grammar", "syntax": "regex", "definition": "x"}
+    sent: dict[str, Any] = {
+        "truncation": "auto",
+        "reasoning": {"effort": "high", "summary": "auto"},
+        "text": {
+            "format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}
+        },
+        "tools": [
+            {**WEATHER, "strict": None, "defer_loading": False, "allowed_callers": ["direct"]},
+            {**PATCH, "format": grammar},
+            {"type": "web_search", "filters": {"allowed_domains": ["a.example"], "odd": None}},
+            {"type": "mcp", "server_label": "files", "require_approval": "never"},
+        ],
+        "tool_choice": "none",
+    }
+    answer = http.post("/v1/responses", json={"input": "x", "max_output_tokens": 1, **sent}).json()
+    assert {name: answer[name] for name in sent} == sent
+    plain = http.post("/v1/responses", json={"input": "x", "max_output_tokens": 1}).json()
+    assert (plain["truncation"], plain["reasoning"]) == ("disabled", {"effort": None, "summary": None})
 
 
 def test_a_failing_step_is_the_last_event(

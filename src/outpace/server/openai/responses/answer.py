@@ -122,16 +122,16 @@ def _head(name: str, request: ResponseRequest, served: ServedModel) -> dict[str,
         "model": name,
         "parallel_tool_calls": request.parallel_tool_calls is not False,
         "previous_response_id": request.previous_response_id,
-        "reasoning": {"effort": None, "summary": None},
+        "reasoning": {"effort": None, "summary": None, **(request.reasoning or {})},
         "store": request.store is not False,
         "temperature": defaults.get("temperature", 1.0)
         if request.temperature is None
         else request.temperature,
         "text": {"format": _format(request)},
-        "tool_choice": choice if isinstance(choice, str) else choice.model_dump(exclude_none=True),
-        "tools": [tool.model_dump(exclude_none=True) for tool in request.tools or ()],
+        "tool_choice": choice if isinstance(choice, str) else choice.model_dump(exclude_unset=True),
+        "tools": [tool.model_dump(exclude_unset=True) for tool in request.tools or ()],
         "top_p": defaults.get("top_p", 1.0) if request.top_p is None else request.top_p,
-        "truncation": "disabled",
+        "truncation": request.truncation or "disabled",
         "usage": None,
         "service_tier": lane_of(request.service_tier),
         "user": None,
@@ -142,7 +142,7 @@ def _head(name: str, request: ResponseRequest, served: ServedModel) -> dict[str,
 def _format(request: ResponseRequest) -> dict[str, Any]:
     if request.text is None or request.text.format is None:
         return {"type": "text"}
-    return request.text.format.model_dump(exclude_none=True, by_alias=True)
+    return request.text.format.model_dump(exclude_unset=True, by_alias=True)
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

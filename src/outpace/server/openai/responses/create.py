@@ -64,12 +64,25 @@ class ContextExceededError(APIError):
         self.events = events
 
 
+def _check_features(body: ResponseRequest) -> None:
+    """Raise `APIError` for what would change the answer and is not served."""
+    if body.background:
+        raise unsupported("background", "'background' is not supported; wait for the answer or stream it")
+    if body.conversation is not None:
+        message = "'conversation' is not supported; send its items, or go on by 'previous_response_id'"
+        raise unsupported("conversation", message)
+    if body.prompt is not None:
+        message = (
+            "'prompt' is not supported: none are stored here; send its text as 'instructions' or 'input'"
+        )
+        raise unsupported("prompt", message)
+
+
 async def read_request(
     served: ServedModel, body: ResponseRequest, memory: Memory, num_chars: int
 ) -> ReadRequest:
     """Make the prompt of a request whose JSON has `num_chars` characters. Raises `APIError`."""
-    if body.background:
-        raise unsupported("background", "'background' is not supported; wait for the answer or stream it")
+    _check_features(body)
     earlier: list[dict[str, Any]] = []
     if body.previous_response_id is not None:
         earlier = found(memory, body.previous_response_id, "previous_response_id").messages

@@ -63,7 +63,7 @@ class Item(Echoed):
         return self.type or ("message" if is_message else "item_reference")
 
 
-class TextFormat(Wire):
+class TextFormat(Echoed):
     """What a custom tool's text must look like: any text, or one of a grammar."""
 
     type: str
@@ -71,7 +71,7 @@ class TextFormat(Wire):
     definition: str | None = None
 
 
-class ClientTool(Wire):
+class ClientTool(Echoed):
     """A function (`parameters` is a schema), or a custom tool that takes text."""
 
     type: str
@@ -103,11 +103,11 @@ class ToolChoice(NamedTool):
     tools: Annotated[list[NamedTool], FirstError()] | None = None
 
 
-class Format(Wire):
+class Format(Echoed):
     """What the answer's text must look like."""
 
     type: str
-    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    schema_: JSONObject | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
 
@@ -136,6 +136,10 @@ class ResponseRequest(Wire):
     metadata: JSONObject | None = None
     include: list[str] | None = None
     background: bool | None = None
+    conversation: Any = None
+    prompt: Any = None
+    truncation: str | None = None
+    reasoning: JSONObject | None = None
     service_tier: str | None = None
     deadline_ms: float | None = None  # from the request's arrival on; then the answer ends as it is
 
