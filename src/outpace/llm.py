@@ -211,15 +211,15 @@ class LLM:
         )
         return self.encode_text(text, add_special=False)
 
-    def encode_text(self, text: str, *, add_special: bool) -> list[int]:
+    def encode_text(self, text: str, *, add_special: bool, refuse: bool = True) -> list[int]:
         """A text's token ids, special tokens in it recognised, those around it with `add_special`.
 
-        Of a text that is far too long only the beginning is encoded: the whole would hold up everything else
-        for seconds, and be refused then. Raises `ContextLengthError` for such a one.
+        With `refuse`, of a text that is far too long only the beginning is encoded: the whole would hold up
+        everything else for seconds, and be refused then. Raises `ContextLengthError` for such a one.
         """
         limit = self.config.max_context
         beginning = text[: _CHARACTERS * limit]
-        if len(beginning) < len(text):
+        if refuse and len(beginning) < len(text):
             found = len(self.tokenizer.encode(beginning, add_special=False, parse_special=True))
             if found > 2 * limit:  # more by far than the cut can have made
                 about = round(found * len(text) / len(beginning))

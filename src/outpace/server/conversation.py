@@ -105,8 +105,11 @@ class Prompt:
     token_ids: list[int]
 
 
-def encode_conversation(served: ServedModel, conversation: Conversation) -> Prompt:
-    """Render and encode. Raises what `Tokenizer.render_chat` raises."""
+def encode_conversation(served: ServedModel, conversation: Conversation, *, is_count: bool = False) -> Prompt:
+    """Render and encode. Raises what `Tokenizer.render_chat` and `LLM.encode_text` raise.
+
+    `is_count`: the tokens are only to be counted, however many there are.
+    """
     messages, tools = apply_rules(conversation.messages, served.settings.prefix_rules), conversation.tools
     if not served.form.reads_tools and (tools or any(_is_about_tools(message) for message in messages)):
         messages, tools = told_in_text(messages, tools), None
@@ -114,7 +117,7 @@ def encode_conversation(served: ServedModel, conversation: Conversation) -> Prom
         messages = [_with_short_ids(message) for message in messages]
     render = partial(served.llm.tokenizer.render_chat, tools=tools, **conversation.template)
     text = _rendered(render, messages) + conversation.prefill
-    return Prompt(text, served.llm.encode_text(text, add_special=False))
+    return Prompt(text, served.llm.encode_text(text, add_special=False, refuse=not is_count))
 
 
 def _rendered(render: Callable[[list[dict[str, Any]]], str], messages: list[dict[str, Any]]) -> str:

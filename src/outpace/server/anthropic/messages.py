@@ -66,15 +66,19 @@ async def count_tokens(models: ModelPool, request: Request) -> Response:
     """Count the tokens of a prompt. Raises `APIError`."""
     body = await read_json(request, CountRequest, models.settings)
     async with models.lease(body.model, deadline=deadline_of(request, None)) as (served, _):
-        prompt = await _encode(served, request, read_conversation(body))
+        prompt = await _encode(served, request, read_conversation(body), is_count=True)
     return json_response({"input_tokens": len(prompt.token_ids)})
 
 
-async def _encode(served: ServedModel, request: Request, conversation: Conversation) -> Prompt:
+async def _encode(
+    served: ServedModel, request: Request, conversation: Conversation, *, is_count: bool = False
+) -> Prompt:
     # The body's length is as good a measure of the work as the texts in it. Without one it came in chunks.
     num_chars = int(request.headers.get("content-length", served.settings.max_body_bytes))
     try:
-        return await served.encode(num_chars, lambda: encode_conversation(served, conversation))
+        return await served.encode(
+            num_chars, lambda: encode_conversation(served, conversation, is_count=is_count)
+        )
     except Exception as error:
         raise explain(error) from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from outpace.errors import InvalidParameterError
@@ -22,7 +22,7 @@ from outpace.server.openai.responses.answer import ResponseAnswer
 from outpace.server.openai.responses.conversation import conversation_of, read_items
 from outpace.server.openai.responses.input_items import with_items_found
 from outpace.server.openai.responses.items import as_message
-from outpace.server.openai.responses.schema import ResponseRequest
+from outpace.server.openai.responses.schema import CountRequest, ResponseRequest
 from outpace.server.openai.responses.store import StoredResponse
 from outpace.server.openai.responses.tools import ShownTools
 from outpace.server.served import ServedModel
@@ -79,9 +79,12 @@ def _check_features(body: ResponseRequest) -> None:
 
 
 async def read_request(
-    served: ServedModel, body: ResponseRequest, memory: Memory, num_chars: int
+    served: ServedModel, name: str, body: ResponseRequest, memory: Memory, num_chars: int
 ) -> ReadRequest:
-    """Make the prompt of a request whose JSON has `num_chars` characters. Raises `APIError`."""
+    """Make the prompt of a request whose JSON has `num_chars` characters; `name` is the model's.
+
+    Raises `APIError`.
+    """
     _check_features(body)
     earlier: list[dict[str, Any]] = []
     if body.previous_response_id is not None:
@@ -90,14 +93,18 @@ async def read_request(
     tools = ShownTools(body.tools or ())
     messages = read_items(body, earlier, tools)
     conversation = conversation_of(body, messages, tools)
+    read = ReadRequest(body, tools, messages, conversation, Prompt("", []))
+    is_count = isinstance(body, CountRequest)
     try:
-        prompt = await served.encode(num_chars, lambda: encode_conversation(served, conversation))
+        prompt = await served.encode(
+            num_chars, lambda: encode_conversation(served, conversation, is_count=is_count)
+        )
     except Exception as error:
         # Templates may refuse a conversation in which nobody has spoken. Then there is nothing to read yet.
         if messages or body.wants_answer or not isinstance(error, InvalidParameterError):
-            raise from_exception(error, _RENAMED) from error
-        prompt = Prompt("", [])
-    return ReadRequest(body, tools, messages, conversation, prompt)
+            raise _refusal(served, name, read, memory, error) from error
+        return read
+    return replace(read, prompt=prompt)
 
 
 async def start_response(
@@ -112,7 +119,7 @@ async def start_response(
 
     The answer is kept once it is whole. `deadline`: see `DraftHints`. Raises `APIError`.
     """
-    read = await read_request(served, body, memory, num_chars)
+    read = await read_request(served, name, body, memory, num_chars)
     return _answer(served, name, read, memory), await _start(served, name, read, memory, deadline)
 
 
@@ -125,7 +132,7 @@ async def warm_up(
     deadline: float = 0.0,
 ) -> tuple[ResponseAnswer, Generation | None]:
     """As `start_response`, for a prompt that is only to be read; without a generation if it is empty."""
-    read = await read_request(served, body, memory, num_chars)
+    read = await read_request(served, name, body, memory, num_chars)
     answer = _answer(served, name, read, memory)
     if not read.prompt.token_ids:
         return answer, None
@@ -152,11 +159,14 @@ async def _start(
         hints = DraftHints(memory.scope, lane=lane_of(body.service_tier), deadline=deadline)
         return await served.start([read.prompt.token_ids], params, hints)
     except Exception as error:
-        said = from_exception(error, _RENAMED)
-        if said.code == CONTEXT_LENGTH:
-            events = _answer(served, name, read, memory).refused(said)
-            raise ContextExceededError(said, events) from error
-        raise said from error
+        raise _refusal(served, name, read, memory, error) from error
+
+
+def _refusal(served: ServedModel, name: str, read: ReadRequest, memory: Memory, error: Exception) -> APIError:
+    said = from_exception(error, _RENAMED)
+    if said.code != CONTEXT_LENGTH:
+        return said
+    return ContextExceededError(said, _answer(served, name, read, memory).refused(said))
 
 
 def found(memory: Memory, response_id: str, param: str) -> StoredResponse:

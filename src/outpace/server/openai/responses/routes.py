@@ -87,8 +87,8 @@ def responses_router(models: ModelPool) -> APIRouter:
     async def count(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction] - a route
         """Count the tokens of a request's prompt."""
         body = await read_json(request, CountRequest, models.settings)
-        async with models.lease(body.model, deadline=deadline_of(request, None)) as (served, _):
-            read = await read_request(served, body, memory(request), _num_chars(request, models))
+        async with models.lease(body.model, deadline=deadline_of(request, None)) as (served, name):
+            read = await read_request(served, name, body, memory(request), _num_chars(request, models))
         return json_response({"object": "response.input_tokens", "input_tokens": len(read.prompt.token_ids)})
 
     _add_stored(router, store, memory)

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
 
-from outpace.server.encoding import to_json
 from outpace.server.wire import FirstError, Wire
-
-
-def _finite(value: dict[str, Any]) -> dict[str, Any]:
-    """A JSON object that can be written again: numbers too large for a float cannot."""
-    try:
-        to_json(value)
-    except ValueError:
-        raise ValueError("numbers must be finite") from None
-    return value
-
-
-JSONObject = Annotated[dict[str, Any], AfterValidator(_finite)]
 
 
 class Echoed(Wire):
     """What the answer shows as it was sent, the fields that are not named here included."""
 
     model_config = ConfigDict(extra="allow")
-
-    @model_validator(mode="after")
-    def _check_others(self) -> Self:
-        _finite(self.model_extra or {})
-        return self
 
 
 class Part(Echoed):
@@ -77,7 +59,7 @@ class ClientTool(Echoed):
     type: str
     name: str | None = None
     description: str | None = None
-    parameters: JSONObject | None = None
+    parameters: dict[str, Any] | None = None
     strict: bool | None = None
     format: TextFormat | None = None  # of a custom tool's text
 
@@ -107,7 +89,7 @@ class Format(Echoed):
     """What the answer's text must look like."""
 
     type: str
-    schema_: JSONObject | None = Field(default=None, alias="schema")
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
 
@@ -133,13 +115,13 @@ class ResponseRequest(Wire):
     tool_choice: str | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
-    metadata: JSONObject | None = None
+    metadata: dict[str, Any] | None = None
     include: list[str] | None = None
     background: bool | None = None
     conversation: Any = None
     prompt: Any = None
     truncation: str | None = None
-    reasoning: JSONObject | None = None
+    reasoning: dict[str, Any] | None = None
     service_tier: str | None = None
     deadline_ms: float | None = None  # from the request's arrival on; then the answer ends as it is
 
