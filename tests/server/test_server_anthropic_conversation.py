@@ -158,7 +158,7 @@ def test_what_a_tool_brought_that_is_no_text_is_named() -> None:
         "[an image, left out: this model reads text only]",
         "[a document, left out: this model reads text only]",
         *("T", "D", "E", "F"),
-        "[hologram, left out: this model reads text only]",
+        "[a part of type 'hologram', left out: this model reads text only]",
     ]
 
 
