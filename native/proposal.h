@@ -9,7 +9,8 @@
 
 namespace outpace {
 
-// Parallel arrays as in outpace.draft.proposer.Proposal; `parents` precede their children, -1 is the text's end.
+// Parallel arrays as in outpace.draft.proposer.Proposal; `parents` precede their children, -1 is the text's
+// end.
 struct TokenProposal {
   std::vector<int32_t> token_ids, parents, classes;
 
