@@ -63,6 +63,17 @@ def test_calls_have_both_names(
     assert events[-1].response.tools[0].to_dict() == MEMORY
 
 
+def test_a_name_without_its_namespace_is_the_tool_that_alone_has_it(
+    client: openai.OpenAI, served_llm: LLM
+) -> None:
+    other = namespace("mcp__other", function("store_note"))
+    with saying(served_llm, STORE.replace("mcp__memory__", "")):
+        [alone] = ask(client).output
+        [one_of_two] = ask(client, tools=[MEMORY, other]).output
+    assert (alone.name, alone.namespace) == ("store_note", "mcp__memory")
+    assert (one_of_two.name, one_of_two.namespace) == ("store_note", None)
+
+
 def test_the_history_is_what_the_model_wrote(client: openai.OpenAI, served_llm: LLM) -> None:
     with saying(served_llm, STORE):
         first = ask(client)

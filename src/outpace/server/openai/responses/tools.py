@@ -51,9 +51,14 @@ class ShownTools:
         self._by_shown_name = {tool.shown_name: tool for tool in self.all}
         self._shown_names = {(tool.namespace, tool.name): tool.shown_name for tool in self.all}
 
-    def get(self, shown_name: str) -> ShownTool | None:
-        """The tool that the model calls by that name; None where there is none."""
-        return self._by_shown_name.get(shown_name)
+    def get(self, called: str) -> ShownTool | None:
+        """The tool that the model calls by that name; None where there is none.
+
+        Small models leave the namespace out, so that is the tool too which alone has that name in its own.
+        """
+        shown = self._by_shown_name.get(called)
+        same = [tool for tool in self.all if tool.name == called] if shown is None else [shown]
+        return same[0] if len(same) == 1 else None
 
     def shown_name(self, namespace: str | None, name: str) -> str:
         """The name that the model sees, also of a tool that the request no longer has."""
