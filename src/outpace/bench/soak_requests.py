@@ -212,7 +212,7 @@ def draw_bad(draw: random.Random, model: str, max_body: int, max_context: int) -
             ),
             chat("over the context", messages=long),
             messages("over the context", messages=long),
-            messages("max_tokens 0", max_tokens=0),
+            messages("negative max_tokens", max_tokens=-1),
             BadRequest("no such response", "/v1/responses", _GOES_ON),
         ]
     )
