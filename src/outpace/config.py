@@ -97,6 +97,16 @@ def draft_persist() -> bool:
     return text.upper() not in _NO
 
 
+def wants_colour() -> bool:
+    """Whether a terminal may be sent colours: yes, unless `$NO_COLOR` is set (no-color.org)."""
+    return not os.environ.get("NO_COLOR")
+
+
+def moves_cursor() -> bool:
+    """Whether a terminal knows more than lines one after the other: yes, unless `$TERM` says "dumb"."""
+    return os.environ.get("TERM") != "dumb"
+
+
 def serve_environment() -> dict[str, str]:
     """What variables say of options of `outpace serve`: names of `EngineConfig`, values as a user types them.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from time import monotonic
 from types import TracebackType
 from typing import TextIO
+
+from outpace.config import moves_cursor, wants_colour
 
 INTERVAL = 0.1  # seconds between two redraws
 
@@ -19,8 +20,8 @@ DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 
 def dimmed(text: str) -> str:
-    """The text as a terminal dims it, unless colours are not wanted (no-color.org)."""
-    return text if os.environ.get("NO_COLOR") else f"{DIM}{text}{PLAIN}"
+    """The text as a terminal dims it, where colours are wanted."""
+    return f"{DIM}{text}{PLAIN}" if wants_colour() else text
 
 
 class StatusLine:
@@ -37,7 +38,7 @@ class StatusLine:
 
     def __enter__(self) -> StatusLine:
         """Take the last line."""
-        able = self._terminal.isatty() and os.environ.get("TERM") != "dumb"
+        able = self._terminal.isatty() and moves_cursor()
         self._active = able and shutil.get_terminal_size().lines > 2
         if self._active:
             self._terminal.write("\n" + CURSOR_UP)  # if the cursor is on the last line, scroll
