@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import shutil
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["is_held", "remove_unheld", "writable_bytes"]
+__all__ = ["is_disk_full", "is_held", "remove_unheld", "writable_bytes"]
 
 _FREE_BYTES = 1 << 30  # what is left free on the disk, at the least
 _FREE_SHARE = 20  # and one part in so many of the disk
@@ -44,3 +45,8 @@ def writable_bytes(folder: Path) -> int:
     """
     disk = shutil.disk_usage(folder)
     return disk.free - max(_FREE_BYTES, disk.total // _FREE_SHARE)
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether an error says that there is no room: the disk is full or a quota is used up."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -5,7 +5,6 @@ Only the verb that was asked for is imported, so that `outpace --help` stays qui
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import sys
@@ -19,11 +18,11 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from outpace.cli.collector import paused_collector
+from outpace.disk import is_disk_full
 from outpace.errors import OutpaceError
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 INTERNAL_ERROR = 1
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +137,9 @@ def _report_errors(verb: Callable[..., None], *, debug: bool) -> Callable[..., N
         except BrokenPipeError:
             _stop_writing()
             raise typer.Exit(INTERNAL_ERROR) from None
-        except OSError as error:
-            if error.errno in _DISK_FULL:
-                _stop_writing()
-            raise typer.Exit(_report(error, debug=debug)) from None
         except Exception as error:
+            if isinstance(error, OSError) and is_disk_full(error):
+                _stop_writing()
             raise typer.Exit(_report(error, debug=debug)) from None
 
     return call
@@ -160,7 +157,7 @@ def _report(error: Exception, *, debug: bool) -> int:
 def _one_line(error: Exception) -> str:
     if isinstance(error, OutpaceError):
         return f"outpace: error: {error}"
-    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+    if isinstance(error, OSError) and is_disk_full(error):
         return f"outpace: error: {error.filename or 'the output'} cannot be written: {error.strerror}"
     return (
         f"outpace: internal error: {type(error).__name__}: {error} "

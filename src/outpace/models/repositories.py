@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from outpace.config import HuggingFaceSettings, huggingface_settings
+from outpace.disk import is_disk_full
 from outpace.errors import DownloadError, ModelFormatError, ModelNotFoundError, OutpaceError
 from outpace.models.reference import RepositoryReference
 from outpace.models.safetensors import INDEX_NAME, shard_names
@@ -22,7 +23,6 @@ from outpace.models.transfer import (
     check_space,
     disk_full,
     folder_bytes,
-    is_disk_full,
     sha256_of,
     watched,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -81,11 +80,6 @@ def check_space(folder: Path, needed: int) -> None:
             f"{folder}: the disk has {size_text(free)} free, the download needs {size_text(needed)}; "
             "make room, or set OUTPACE_CACHE or HF_HOME to another disk"
         )
-
-
-def is_disk_full(error: OSError) -> bool:
-    """Whether an error says that there is no room: the disk is full or a quota is used up."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def disk_full(folder: Path) -> DownloadError:

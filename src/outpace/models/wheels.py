@@ -22,13 +22,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from outpace import config
+from outpace.disk import is_disk_full
 from outpace.errors import DownloadError, ModelNotFoundError
 from outpace.models.reference import WheelReference
 from outpace.models.transfer import (
     ProgressCallback,
     check_space,
     disk_full,
-    is_disk_full,
     locked,
     sha256_of,
     watched,
