@@ -50,7 +50,7 @@ void Forward::reserve(int64_t num_rows) {
   resize(sin_, num_pairs_);
   per_32_.resize(num_rows, widest_);
   per_256_.resize(num_rows, widest_);
-  const int64_t scratch = std::max(2 * num_rows * kStrip, 2 * padded_head_dim_);
+  const int64_t scratch = std::max(2 * num_rows * kOutputsAtOnce, 2 * padded_head_dim_);
   for (auto& v : scratch_) v.resize(static_cast<size_t>(scratch));
   runs_.reserve(static_cast<size_t>(num_rows));
   exact_run_.reserve(1);
@@ -64,8 +64,9 @@ void QuantizedRows::resize(int64_t num_rows, int64_t widest) {
     q[plane].resize(static_cast<size_t>(num_rows * row_stride<int8_t>(widest)));
     scale[plane].resize(elements(kGroup));
     scaled_sum[plane].resize(elements(kGroup));
-    sum[plane].resize(elements(16));
+    sum[plane].resize(elements(kGroup));
     pair_sum[plane].resize(elements(kGroup));
+    half_sum[plane].resize(elements(kGroup / 2));
   }
   num_wide.resize(static_cast<size_t>(num_rows));
   wide.resize(elements(kGroup));
@@ -77,9 +78,10 @@ Quantized QuantizedRows::at(int64_t row, int64_t columns, int64_t cell) {
     return Plane{q[i].data() + row * stride,
                  stride,
                  scale[i].data() + row * (columns / cell),
-                 sum[i].data() + row * (columns / (cell == kGroup ? kGroup : 16)),
+                 sum[i].data() + row * (columns / kGroup),
                  scaled_sum[i].data() + row * (columns / kGroup),
-                 pair_sum[i].data() + row * (columns / kGroup)};
+                 pair_sum[i].data() + row * (columns / kGroup),
+                 half_sum[i].data() + row * (columns / (kGroup / 2))};
   };
   return {plane(0), plane(1), num_wide.data() + row, wide.data() + row * (columns / cell)};
 }
@@ -115,12 +117,13 @@ void Forward::by_row_blocks(const std::vector<RowRun>& runs, int64_t inputs, int
   }
 }
 
-void Forward::multiply_strip(const TileMatrix& m, int64_t strip, const Activations& a, int64_t num_rows,
-                             bool rounded, float* out, int64_t stride) const {
-  if (rounded && m.columns % kGroup == 0)
-    kernels_.matmul_strip_bf16(m, strip, a, {num_rows, 0, m.columns, false}, out, stride);
-  else  // float weights of another width: rare, and not worth a padded copy
-    kernels_.matmul_strip(m, strip, a, num_rows, out, stride);
+void Forward::multiply_strips(const TileMatrix& m, int64_t first, int64_t last, const Activations& a,
+                              int64_t num_rows, bool rounded, float* out, int64_t stride) const {
+  // Float weights of another width are rare, and not worth a padded copy.
+  if (!rounded || m.columns % kGroup != 0)
+    return kernels_.matmul_strips(m, first, last, a, num_rows, out, stride);
+  for (int64_t s = first; s < last; ++s, out += kStrip)
+    kernels_.matmul_strip_bf16(m, s, a, {num_rows, 0, m.columns, false}, out, stride);
 }
 
 void Forward::multiply_rounded(const TileMatrix& m, const Activations& a, int64_t num_rows, int64_t first,
@@ -164,15 +167,14 @@ void Forward::multiply(const TileMatrix& m, float* x, int64_t x_stride, const st
       const Activations a = activations(x, x_stride, m.columns, row);
       if (rounded && in_parts)
         return multiply_rounded(m, a, rows, first, last, accumulate, out + row * stride, stride);
-      for (int64_t s = first; s < last; ++s) {
-        const int64_t column = s * kStrip, width = std::min<int64_t>(kStrip, m.rows - column);
-        float* to = out + row * stride + column;
-        if (!accumulate) {
-          multiply_strip(m, s, a, rows, rounded, to, stride);
-          continue;
-        }
-        multiply_strip(m, s, a, rows, rounded, scratch.data(), kStrip);
-        for (int64_t r = 0; r < rows; ++r) kernels_.add(to + r * stride, scratch.data() + r * kStrip, width);
+      if (!accumulate)
+        return multiply_strips(m, first, last, a, rows, rounded, out + row * stride + first * kStrip, stride);
+      for (int64_t s = first; s < last; s += kStripsAtOnce) {
+        const int64_t end = std::min(s + kStripsAtOnce, last), column = s * kStrip;
+        const int64_t width = std::min(end * kStrip, m.rows) - column;
+        multiply_strips(m, s, end, a, rows, rounded, scratch.data(), kOutputsAtOnce);
+        for (int64_t r = 0; r < rows; ++r)
+          kernels_.add(out + (row + r) * stride + column, scratch.data() + r * kOutputsAtOnce, width);
       }
     };
     by_row_blocks(runs, m.columns, std::min(m.columns, kRoundedInputs), block);
@@ -300,16 +302,18 @@ void Forward::project_qkv(const LayerWeights& w) {
   pool_.parallel(total, grain(total), [&](int64_t first, int64_t last) {
     by_row_blocks(runs_, hidden, hidden, [&](int64_t row, int64_t rows, bool rounded) {
       const Activations a = activations(norm_.data(), norm_stride_, hidden, row);
-      for (int64_t i = first; i < last; ++i) {
-        int64_t strip = i;
-        const auto* part = parts;
-        for (; strip >= part->m.num_strips(); ++part) strip -= part->m.num_strips();
-        const int64_t column = strip * kStrip, stride = part->m.padded_rows();
-        float* to = part->out + row * stride + column;
-        multiply_strip(part->m, strip, a, rows, rounded, to, stride);
-        if (part->bias.empty()) continue;
-        const int64_t width = std::min<int64_t>(kStrip, part->m.rows - column);
-        for (int64_t r = 0; r < rows; ++r) kernels_.add(to + r * stride, part->bias.data() + column, width);
+      int64_t before = 0;
+      for (const auto& part : parts) {
+        const int64_t begin = std::max<int64_t>(first - before, 0),
+                      end = std::min(last - before, part.m.num_strips());
+        before += part.m.num_strips();
+        if (begin >= end) continue;
+        const int64_t column = begin * kStrip, stride = part.m.padded_rows();
+        float* to = part.out + row * stride + column;
+        multiply_strips(part.m, begin, end, a, rows, rounded, to, stride);
+        if (part.bias.empty()) continue;
+        const int64_t width = std::min(end * kStrip, part.m.rows) - column;
+        for (int64_t r = 0; r < rows; ++r) kernels_.add(to + r * stride, part.bias.data() + column, width);
       }
     });
   });
@@ -325,14 +329,15 @@ void Forward::feed_forward(const LayerWeights& w, const std::vector<Row>& rows) 
     float* gate = scratch_[static_cast<size_t>(pool_.thread_index())].data();
     by_row_blocks(runs_, hidden, hidden, [&](int64_t row, int64_t together, bool rounded) {
       const Activations a = activations(norm_.data(), norm_stride_, hidden, row);
-      float* up = gate + together * kStrip;
-      for (int64_t s = first; s < last; ++s) {
-        multiply_strip(w.gate, s, a, together, rounded, gate, kStrip);
-        multiply_strip(w.up, s, a, together, rounded, up, kStrip);
-        activate(gate, up, together * kStrip, gate);
+      for (int64_t s = first; s < last; s += kStripsAtOnce) {
+        const int64_t end = std::min(s + kStripsAtOnce, last), width = (end - s) * kStrip;
+        float* up = gate + together * width;
+        multiply_strips(w.gate, s, end, a, together, rounded, gate, width);
+        multiply_strips(w.up, s, end, a, together, rounded, up, width);
+        activate(gate, up, together * width, gate);
         for (int64_t r = 0; r < together; ++r) {
-          std::memcpy(inner_.data() + (row + r) * inner_stride_ + s * kStrip, gate + r * kStrip,
-                      kStrip * sizeof(float));
+          std::memcpy(inner_.data() + (row + r) * inner_stride_ + s * kStrip, gate + r * width,
+                      static_cast<size_t>(width) * sizeof(float));
         }
       }
     });

@@ -23,7 +23,7 @@ struct QuantizedRows {
   LineVector<int8_t> q[2];  // of the high and of the low plane
   LineVector<float> scale[2], scaled_sum[2];
   LineVector<int32_t> sum[2], num_wide, wide;
-  LineVector<int16_t> pair_sum[2];
+  LineVector<int16_t> pair_sum[2], half_sum[2];
 
   void resize(int64_t num_rows, int64_t widest);
   // Where row `row` of `columns` activations lies; `cell` is 32 or 256.
@@ -72,6 +72,8 @@ class Forward {
   static constexpr int64_t kRowBytes = 768 << 10, kRoundedBytes = 1536 << 10;
   // Inputs of rounded rows that go together where there are more of them.
   static constexpr int64_t kRoundedInputs = 1536;
+  // Strips whose products pass through a thread's scratch memory together.
+  static constexpr int64_t kStripsAtOnce = 2, kOutputsAtOnce = kStripsAtOnce * kStrip;
   // Rows of a unit of attention: all read a chunk while it is in the nearest caches, and a context that those
   // do not hold comes from memory once a unit. As many as leave each thread a few units, within these bounds.
   static constexpr int64_t kLeastUnitRows = 16, kMostUnitRows = 64, kUnitsPerThread = 4;
@@ -139,9 +141,9 @@ class Forward {
   template <class Body>
   static void by_row_blocks(const std::vector<RowRun>& runs, int64_t inputs, int64_t rounded_inputs,
                             const Body& body);
-  // Products with a strip of weights, of rows of one kind.
-  void multiply_strip(const TileMatrix& m, int64_t strip, const Activations& a, int64_t num_rows,
-                      bool rounded, float* out, int64_t stride) const;
+  // Products with strips of weights, of rows of one kind; out: of the first one.
+  void multiply_strips(const TileMatrix& m, int64_t first, int64_t last, const Activations& a,
+                       int64_t num_rows, bool rounded, float* out, int64_t stride) const;
   // The same of rounded rows, kRoundedInputs inputs at a time, each part through the strips [first, last).
   void multiply_rounded(const TileMatrix& m, const Activations& a, int64_t num_rows, int64_t first,
                         int64_t last, bool accumulate, float* out, int64_t stride) const;

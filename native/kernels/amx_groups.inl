@@ -32,7 +32,7 @@ template <Format F>
 OUTPACE_INLINE void unpack_groups(const uint8_t* cell, int64_t count, uint8_t* weights) {
   const __m512i zero = _mm512_set1_epi8(static_cast<char>(zero_point(F)));
   for (int64_t g = 0; g < count; ++g, cell += cell_bytes(F), weights += kGroup * kStrip) {
-    prefetch<cell_bytes(F)>(cell);
+    prefetch<cell_bytes(F)>(cell + kPrefetch);
     Lines w[8];
     unpack_group<F>(PackedCell<F>{cell}.group(0), w);
     for (int q = 0; q < 8; ++q) {
@@ -42,7 +42,7 @@ OUTPACE_INLINE void unpack_groups(const uint8_t* cell, int64_t count, uint8_t* w
   }
 }
 
-// The floats of group_cell in matmul.inl, in its order. sums: [Count][16 rows][16 outputs]
+// The floats of group_cells in matmul.inl, in its order. sums: [Count][16 rows][16 outputs]
 template <Format F, int Count>
 OUTPACE_INLINE void rescale_groups(const GroupStep& step, const int32_t* sums, const Plane& a,
                                    int64_t num_groups, float* acc) {

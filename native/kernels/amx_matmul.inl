@@ -91,10 +91,9 @@ void tile_rows(const TileMatrix& m, const uint8_t* strip, const Quantized& a, in
   }
   release_tiles();
   for (int64_t r = 0; r < num_rows; ++r) {
-    Floats sum = load_floats(acc + r * kStrip);
-    add_wide_cells<F>(strip, a, m.columns, r, sum);
-    store(out + r * out_stride, sum);
+    store(out + r * out_stride, load_floats(acc + r * kStrip));
   }
+  add_wide_cells<F, 1>(m, strip, a, 0, num_rows, out, out_stride);
 }
 
 // As `a`, from that row on.
@@ -103,22 +102,22 @@ Quantized from_row(const Quantized& a, int64_t row, int64_t columns) {
   const auto plane = [&](Plane p) {
     p.q += row * p.stride;
     p.scale += row * (columns / cell_columns(F));
-    p.sum += row * (columns / (is_k(F) ? 16 : kGroup));
-    if constexpr (is_k(F))
+    if constexpr (is_k(F)) {
       p.pair_sum += row * (columns / kGroup);
-    else
+      p.half_sum += row * (columns / (kGroup / 2));
+    } else {
+      p.sum += row * (columns / kGroup);
       p.scaled_sum += row * (columns / kGroup);
+    }
     return p;
   };
   return {plane(a.high), plane(a.low), a.num_wide + row, a.wide + row * (columns / cell_columns(F))};
 }
 
 template <Format F>
-void tile_strip(const TileMatrix& m, int64_t s, const Activations& all, int64_t num_rows, float* out,
-                int64_t out_stride) {
-  if (num_rows < tiles_from(F)) return strip_of<F>(m, s, all, num_rows, out, out_stride);
+void tile_strip(const TileMatrix& m, const uint8_t* strip, const Activations& all, int64_t num_rows,
+                float* out, int64_t out_stride) {
   const Quantized& a = is_k(F) ? all.per_256 : all.per_32;
-  const uint8_t* strip = m.data + s * m.strip_bytes;
   // Even passes: a last one of few rows would unpack the weights for little.
   const int64_t passes = (num_rows + kRowsAtOnce - 1) / kRowsAtOnce,
                 at_once = (num_rows + passes - 1) / passes;
@@ -128,11 +127,18 @@ void tile_strip(const TileMatrix& m, int64_t s, const Activations& all, int64_t 
   }
 }
 
-void matmul_strip_tiles(const TileMatrix& m, int64_t strip, const Activations& a, int64_t num_rows,
-                        float* out, int64_t out_stride) {
-  if (is_float(m.format)) return matmul_strip(m, strip, a, num_rows, out, out_stride);
+void matmul_strips_tiles(const TileMatrix& m, int64_t first, int64_t last, const Activations& a,
+                         int64_t num_rows, float* out, int64_t out_stride) {
   with_format(m.format, [&]<Format F>() {
-    if constexpr (!is_float(F)) tile_strip<F>(m, strip, a, num_rows, out, out_stride);
+    if constexpr (!is_float(F)) {
+      if (num_rows >= tiles_from(F)) {
+        const uint8_t* strip = m.data + first * m.strip_bytes;
+        for (int64_t s = first; s < last; ++s, strip += m.strip_bytes, out += kStrip)
+          tile_strip<F>(m, strip, a, num_rows, out, out_stride);
+        return;
+      }
+    }
+    strips_of<F>(m, first, last, a, num_rows, out, out_stride);
   });
 }
 

@@ -107,7 +107,7 @@ OUTPACE_INLINE void unpack_planes(const uint8_t* cell, uint8_t* high, uint8_t* l
   }
 }
 
-// The floats of k_super_block in matmul.inl, in its order, for rows [begin, end) of a block of rows. The
+// The floats of k_super_blocks in matmul.inl, in its order, for rows [begin, end) of a block of rows. The
 // minima are a small integer product of their own, as there. sums: [high, low][16 rows][16 outputs]
 template <Format F>
 OUTPACE_INLINE void rescale_rows(const BlockStep& step, int64_t first_row, int64_t begin, int64_t end,

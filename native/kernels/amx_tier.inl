@@ -4,8 +4,9 @@
 #include "kernels.h"
 
 namespace outpace::OUTPACE_TIER {
-constexpr int kMaxRows = 16;     // rows whose accumulators fit the registers
-constexpr int kPrefetch = 6144;  // bytes ahead
+constexpr int kRegisterSums = 16, kStripsTogether = 2;
+constexpr int64_t unpack_from(Format) { return 0; }  // tiles take over before
+constexpr int kPrefetch = 6144;                      // bytes ahead
 }  // namespace outpace::OUTPACE_TIER
 
 #include "matmul.inl"
@@ -24,7 +25,7 @@ namespace outpace::OUTPACE_TIER {
 Kernels with_tiles(Kernels vnni, const char* name) {
   vnni.name = name;
   vnni.dot_peak = tile_peak;
-  vnni.matmul_strip = matmul_strip_tiles;
+  vnni.matmul_strips = matmul_strips_tiles;
   vnni.attend_rows = attend_rows_tiles;
   vnni.matmul_strip_bf16 = matmul_strip_bf16;
   vnni.round_to_bf16 = round_to_bf16;

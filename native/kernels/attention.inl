@@ -8,7 +8,7 @@ namespace outpace::OUTPACE_TIER {
 constexpr int kTileTokens = 16;
 // Tiles whose softmax weights are computed together: as many chains as keep the processor busy and fit its
 // registers.
-constexpr int kTilesAtOnce = kMaxRows > 8 ? kMaxRows / 4 : kChains;
+constexpr int kTilesAtOnce = kRegisterSums > 8 ? kRegisterSums / 4 : kChains;
 
 OUTPACE_INLINE const uint8_t* block_of(const AttentionTask& t, int64_t token) {
   return t.blocks + static_cast<int64_t>(t.block_table[token / kBlockTokens]) * t.block_stride;

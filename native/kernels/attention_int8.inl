@@ -198,7 +198,7 @@ OUTPACE_INLINE float weigh(const float* scores, const float* scales, int64_t las
 // any of their weights, which wait for them.
 template <int H, class Ahead>
 void attend_int8(const AttentionTask& t, int64_t head, const float* scales, float unit, Ahead& ahead) {
-  constexpr int sums = kMaxRows > 8 ? kMaxRows : 8, wide = sums / (2 * H);
+  constexpr int sums = kRegisterSums > 8 ? kRegisterSums : 8, wide = sums / (2 * H);
   const int64_t tile_begin = t.begin / kTileTokens * kTileTokens, head_dim = t.layout->head_dim;
   alignas(64) float scores[H][kAttentionChunk];
   Multipliers<kMaxHeadDim> query[H];

@@ -3,65 +3,94 @@
 
 namespace outpace::OUTPACE_TIER {
 
-// Two chains of four, so that few rows are not bound by the latency of the dot product.
-template <Format F>
-OUTPACE_INLINE Ints dot_group(const Lines (&w)[8], const int8_t* a) {
-  constexpr bool small = bits(F) < 8;
-  Ints even = zero_ints(), odd = zero_ints();
-  for (int q = 0; q < 8; q += 2) {
-    even = dot<small>(even, w[q], a + 4 * q);
-    odd = dot<small>(odd, w[q + 1], a + 4 * q + 4);
+// sums[s][r] = the products of row r's activations with a group of strip s. a: 32 activations of each row,
+// `stride` apart.
+//
+// Line by line for all rows, so that the sums stay in registers and the weights need few of them: two lines
+// of each strip, from the same bytes where a byte holds two weights. What is broadcast of the activations
+// serves all strips. Few sums get two chains each, so that they are not bound by the latency of the dot
+// product.
+template <Format F, int S, int R, class Group>
+OUTPACE_INLINE void sum_products(const Group (&groups)[S], const int8_t* a, int64_t stride,
+                                 Ints (&sums)[S][R]) {
+  constexpr bool small = bits(F) < 8, two_chains = 2 * S * R <= kRegisterSums;
+  Ints others[S][R];
+  OUTPACE_UNROLL for (int s = 0; s < S; ++s) {
+    OUTPACE_UNROLL for (int r = 0; r < R; ++r) sums[s][r] = others[s][r] = zero_ints();
   }
-  return add(even, odd);
+  OUTPACE_UNROLL for (int line = 0; line < 4; ++line) {
+    Lines low[S], high[S];
+    OUTPACE_UNROLL for (int s = 0; s < S; ++s) {
+      low[s] = line_of<F>(groups[s], line);
+      high[s] = line_of<F>(groups[s], line + 4);
+    }
+    OUTPACE_UNROLL for (int r = 0; r < R; ++r) {
+      const int8_t* quad = a + r * stride + 4 * line;
+      OUTPACE_UNROLL for (int s = 0; s < S; ++s) sums[s][r] = dot<small>(sums[s][r], low[s], quad);
+      OUTPACE_UNROLL for (int s = 0; s < S; ++s) {
+        Ints& sum = two_chains ? others[s][r] : sums[s][r];
+        sum = dot<small>(sum, high[s], quad + 16);
+      }
+    }
+  }
+  if constexpr (two_chains) {
+    OUTPACE_UNROLL for (int s = 0; s < S; ++s) {
+      OUTPACE_UNROLL for (int r = 0; r < R; ++r) sums[s][r] = add(sums[s][r], others[s][r]);
+    }
+  }
 }
 
-// Calls take(r, sum) for each of R rows with the products of its activations with the group's weights. a: 32
-// activations of each row, `stride` apart.
-template <Format F, int R, class Take>
-OUTPACE_INLINE void sum_group(const PackedGroup<F>& group, const int8_t* a, int64_t stride, Take take) {
-  Lines w[8];
-  unpack_group<F>(group, w);
-  OUTPACE_UNROLL for (int r = 0; r < R; ++r) take(r, dot_group<F>(w, a + r * stride));
-}
-
-// A group's scales as add_group and add_halves want them.
+// A group's scale as add_scaled wants it.
 OUTPACE_INLINE Ints factor_of(Ints scale) { return scale; }
 
-// acc[r] += factor x the sum of row r.
-template <Format F, int R>
-OUTPACE_INLINE void add_group(const PackedGroup<F>& group, const int8_t* a, int64_t stride, Ints factor,
-                              Ints (&acc)[R]) {
-  sum_group<F, R>(group, a, stride, [&](int r, Ints sum) { acc[r] = add(acc[r], mul(sum, factor)); });
-}
-
-// The same with a scale for each half of the group, and the format's zero point. sums: of each half's
-// activations, a row's `sum_stride` after those of the one before.
-template <Format F, int R>
-OUTPACE_INLINE void add_halves(const PackedGroup<F>& group, const int8_t* a, int64_t stride,
-                               const int32_t* sums, int64_t sum_stride, Ints scale0, Ints scale1,
-                               Ints (&acc)[R]) {
-  Lines w[8];
-  unpack_group<F>(group, w);
-  for (int r = 0; r < R; ++r) {
-    const int8_t* q = a + r * stride;
-    const int32_t* sum = sums + r * sum_stride;
-    Ints first = zero_ints(), second = zero_ints();
-    for (int i = 0; i < 4; ++i) {
-      first = dot<true>(first, w[i], q + 4 * i);
-      second = dot<true>(second, w[i + 4], q + 16 + 4 * i);
-    }
-    first = sub(first, shift_left<log2_of(zero_point(F))>(set_ints(sum[0])));
-    second = sub(second, shift_left<log2_of(zero_point(F))>(set_ints(sum[1])));
-    acc[r] = add(acc[r], add(mul(first, scale0), mul(second, scale1)));
+// acc[s][r] += factor[s] x the sum of strip s and row r.
+template <Format F, int S, int R, class Group>
+OUTPACE_INLINE void add_scaled(const Group (&groups)[S], const int8_t* a, int64_t stride,
+                               const Ints (&factor)[S], Ints (&acc)[S][R]) {
+  Ints sums[S][R];
+  sum_products<F>(groups, a, stride, sums);
+  OUTPACE_UNROLL for (int s = 0; s < S; ++s) {
+    OUTPACE_UNROLL for (int r = 0; r < R; ++r) acc[s][r] = add(acc[s][r], mul(sums[s][r], factor[s]));
   }
 }
 
-// acc[r] += a group of unpacked weights of 4 bits, [8][64], times row r. a: [R][32]
-template <int R>
-OUTPACE_INLINE void add_unpacked(const uint8_t* weights, const int8_t* a, Ints (&acc)[R]) {
+// acc[s][r] += each half of a group with a scale of its own.
+template <Format F, int S, int R, class Group>
+OUTPACE_INLINE void add_halves(const Group (&groups)[S], const int8_t* a, int64_t stride,
+                               const Ints (&scales)[2][S], Ints (&acc)[S][R]) {
+  OUTPACE_UNROLL for (int half = 0; half < 2; ++half) {
+    Ints sums[S][R];
+    OUTPACE_UNROLL for (int s = 0; s < S; ++s) {
+      OUTPACE_UNROLL for (int r = 0; r < R; ++r) sums[s][r] = zero_ints();
+    }
+    OUTPACE_UNROLL for (int line = 4 * half; line < 4 * half + 4; ++line) {
+      Lines w[S];
+      OUTPACE_UNROLL for (int s = 0; s < S; ++s) w[s] = line_of<F>(groups[s], line);
+      OUTPACE_UNROLL for (int r = 0; r < R; ++r) {
+        OUTPACE_UNROLL for (int s = 0; s < S; ++s) {
+          sums[s][r] = dot<true>(sums[s][r], w[s], a + r * stride + 4 * line);
+        }
+      }
+    }
+    OUTPACE_UNROLL for (int s = 0; s < S; ++s) {
+      OUTPACE_UNROLL for (int r = 0; r < R; ++r) {
+        acc[s][r] = add(acc[s][r], mul(sums[s][r], scales[half][s]));
+      }
+    }
+  }
+}
+
+// acc[s][r] += a group of unpacked weights of strip s, [S][8][64], times row r. a: [R][32]
+template <int S, int R>
+OUTPACE_INLINE void add_unpacked(const uint8_t* weights, const int8_t* a, Ints (&acc)[S][R]) {
   OUTPACE_UNROLL for (int q = 0; q < 8; ++q) {
-    const Lines w = load_lines(weights + 64 * q);
-    OUTPACE_UNROLL for (int r = 0; r < R; ++r) acc[r] = dot<true>(acc[r], w, a + r * kGroup + 4 * q);
+    Lines w[S];
+    OUTPACE_UNROLL for (int s = 0; s < S; ++s) w[s] = load_lines(weights + 64 * (8 * s + q));
+    OUTPACE_UNROLL for (int r = 0; r < R; ++r) {
+      OUTPACE_UNROLL for (int s = 0; s < S; ++s) {
+        acc[s][r] = dot<true>(acc[s][r], w[s], a + r * kGroup + 4 * q);
+      }
+    }
   }
 }
 

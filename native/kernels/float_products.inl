@@ -35,7 +35,7 @@ void float_rows(const TileMatrix& m, const uint8_t* strip, const Activations& a,
   constexpr int64_t kAtOnce = 32, kBytes = kStrip * (bits(F) / 8);
   // The pointers to many rows do not fit the registers: each is loaded once for some inputs (0.9 of the time;
   // F32, whose weights are no more than a load, and fewer rows lose by it).
-  constexpr int kInputs = kMaxRows > 8 && bits(F) == 16 ? 8 : 1;
+  constexpr int kInputs = kRegisterSums > 8 && bits(F) == 16 ? 8 : 1;
   Floats acc[R];
   for (int r = 0; r < R; ++r) acc[r] = set_floats(0.0f);
   const float* x = a.x + row0 * a.stride_x;
@@ -45,7 +45,7 @@ void float_rows(const TileMatrix& m, const uint8_t* strip, const Activations& a,
     for (; k + kInputs <= end; k += kInputs) {
       // Whole lines, a few at a time: all at once fill the queue of misses (F32 took a quarter longer, 16
       // bits a tenth).
-      if (row0 == 0 && k * kBytes % 64 == 0) prefetch<kInputs * kBytes>(strip + k * kBytes);
+      if (row0 == 0 && k * kBytes % 64 == 0) prefetch<kInputs * kBytes>(strip + k * kBytes + kPrefetch);
       add_inputs<F, R, kInputs>(strip, x, a.stride_x, k, acc);
     }
     for (; k < end; ++k) add_inputs<F, R, 1>(strip, x, a.stride_x, k, acc);

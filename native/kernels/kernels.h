@@ -53,16 +53,18 @@ struct AttentionTask {
 struct Kernels {
   const char* name;
 
-  // out[r * out_stride + i] = sum over k of weight[16 strip + i][k] x activation[r][k].
-  void (*matmul_strip)(const TileMatrix& weights, int64_t strip, const Activations& activations,
-                       int64_t num_rows, float* out, int64_t out_stride);
-  // The same with weights and activations rounded to bf16, for inputs that are a multiple of 32: a row's sum
-  // is the same whatever rows go with it. And a row of activations for it, n numbers. Null where the machine
-  // has no instructions that gain by it.
+  // Of strips [first, last): out[r * out_stride + i] = sum over k of weight[16 first + i][k] x
+  // activation[r][k]. Two at once may take less time than one by one.
+  void (*matmul_strips)(const TileMatrix& weights, int64_t first, int64_t last,
+                        const Activations& activations, int64_t num_rows, float* out, int64_t out_stride);
+  // The same of one strip with weights and activations rounded to bf16, for inputs that are a multiple of 32:
+  // a row's sum is the same whatever rows go with it. And a row of activations for it, n numbers. Null where
+  // the machine has no instructions that gain by it.
   void (*matmul_strip_bf16)(const TileMatrix& weights, int64_t strip, const Activations& activations,
                             const Bf16Part& part, float* out, int64_t out_stride);
   void (*round_to_bf16)(const float* x, int64_t n, uint16_t* out);
-  // Runs the dot product instruction of matmul_strip and nothing else; returns the multiply-accumulates done.
+  // Runs the dot product instruction of matmul_strips and nothing else; returns the multiply-accumulates
+  // done.
   int64_t (*dot_peak)(int64_t rounds);
   // One output's weights, as floats. out: [columns]
   void (*dequantize_row)(const TileMatrix& weights, int64_t row, float* out);

@@ -74,6 +74,15 @@ OUTPACE_INLINE Lines line_of(const PackedGroup<F>& group, int q) {
   return line;
 }
 
+// A group whose lines are unpacked already, for formats of less than 8 bits: [8][64]
+struct UnpackedGroup {
+  const uint8_t* lines;
+};
+template <Format F>
+OUTPACE_INLINE Lines line_of(const UnpackedGroup& group, int q) {
+  return load_lines(group.lines + 64 * q);
+}
+
 template <Format F>
 OUTPACE_INLINE void unpack_group(const PackedGroup<F>& group, Lines (&w)[8]) {
   OUTPACE_UNROLL for (int q = 0; q < 8; ++q) w[q] = line_of<F>(group, q);
@@ -96,8 +105,8 @@ namespace outpace::OUTPACE_TIER {
 // stream through it, and the memory must be read meanwhile (8 rows of Q4_K: 13 GB/s with the first level, 22
 // with the second).
 template <int Bytes>
-OUTPACE_INLINE void prefetch(const uint8_t* cell) {
-  for (int at = 0; at < Bytes; at += 64) __builtin_prefetch(cell + kPrefetch + at, 0, 2);
+OUTPACE_INLINE void prefetch(const uint8_t* line) {
+  for (int at = 0; at < Bytes; at += 64) __builtin_prefetch(line + at, 0, 2);
 }
 
 // A part of the cell at a time, while it is multiplied: all at once fill the queue of misses, and the memory
@@ -105,35 +114,52 @@ OUTPACE_INLINE void prefetch(const uint8_t* cell) {
 template <Format F>
 constexpr int kCellParts = is_k(F) ? 8 : 1;
 
-template <Format F>
+// S strips beside each other are read as one stream: each is asked for kPrefetch / S ahead, and at their ends
+// the next S strips begin.
+template <Format F, int S>
 struct PartAhead {
-  const uint8_t* cell = nullptr;
+  const uint8_t* line = nullptr;
+  int64_t strip_bytes = 0;
+
+  PartAhead() = default;
+  OUTPACE_INLINE_MEMBER PartAhead(const uint8_t* strip, int64_t offset, int64_t bytes) : strip_bytes(bytes) {
+    offset += kPrefetch / S;
+    line = strip + (offset < bytes ? offset : offset + (S - 1) * bytes);
+  }
 
   // Inlined early: as a function of its own it has no effect that gcc knows of, and is dropped.
   OUTPACE_INLINE_MEMBER void operator()(int part) const {
     constexpr int kBytes = cell_bytes(F) / kCellParts<F>;
-    if (cell != nullptr) prefetch<kBytes>(cell + part * kBytes);
+    if (line == nullptr) return;
+    OUTPACE_UNROLL for (int s = 0; s < S; ++s) prefetch<kBytes>(line + s * strip_bytes + part * kBytes);
   }
 };
 
-// One cell of a group format: out[r] += weights . activations of the plane.
-template <Format F, int R, class Cell>
-OUTPACE_INLINE void group_cell(const Cell& cell, const Plane& a, int64_t columns, int64_t row0, int64_t g,
-                               Floats (&out)[R]) {
-  const uint8_t* scales = cell.scales();
-  const Floats d = load_halves(scales);
-  const int8_t* q = a.q + row0 * a.stride + g * kGroup;
-  sum_group<F, R>(cell.group(0), q, a.stride, [&](int r, Ints sum) {
+// One cell of a group format, of S strips: out[s][r] += weights . activations of the plane.
+template <Format F, int S, int R, class Cell>
+OUTPACE_INLINE void group_cells(const Cell (&cells)[S], const Plane& a, int64_t columns, int64_t row0,
+                                int64_t g, Floats (&out)[S][R]) {
+  decltype(cells[0].group(0)) groups[S];
+  Ints sums[S][R];
+  Floats d[S];
+  OUTPACE_UNROLL for (int s = 0; s < S; ++s) {
+    groups[s] = cells[s].group(0);
+    d[s] = load_halves(cells[s].scales());
+  }
+  sum_products<F>(groups, a.q + row0 * a.stride + g * kGroup, a.stride, sums);
+  OUTPACE_UNROLL for (int r = 0; r < R; ++r) {
     const int64_t index = (row0 + r) * (columns / kGroup) + g;
     constexpr int zero = bits(F) == 8 ? kByteZeroPoint : zero_point(F);
-    if constexpr (zero != 0) {
-      sum = sub(sum, shift_left<log2_of(zero)>(set_ints(a.sum[index])));
+    OUTPACE_UNROLL for (int s = 0; s < S; ++s) {
+      Ints sum = sums[s][r];
+      if constexpr (zero != 0) sum = sub(sum, shift_left<log2_of(zero)>(set_ints(a.sum[index])));
+      Floats& to = out[s][r];
+      to = add(to, mul(to_floats(sum), mul(d[s], set_floats(a.scale[index]))));
+      if constexpr (has_min(F)) {
+        to = add(to, mul(load_halves(cells[s].scales() + 32), set_floats(a.scaled_sum[index])));
+      }
     }
-    out[r] = add(out[r], mul(to_floats(sum), mul(d, set_floats(a.scale[index]))));
-    if constexpr (has_min(F)) {
-      out[r] = add(out[r], mul(load_halves(scales + 32), set_floats(a.scaled_sum[index])));
-    }
-  });
+  }
 }
 
 // ggml's 12 bytes of a super-block's eight 6-bit scales and minima, as bytes for groups 0-3 and 4-7.
@@ -150,137 +176,173 @@ OUTPACE_INLINE Ints byte_of(Ints words) {
   return bit_and(shift_right<8 * Byte>(words), 0xff);
 }
 
-// `ahead` is called before each of the eight groups.
-template <Format F, int R, class Cell, class Ahead>
-OUTPACE_INLINE void k_super_block(const Cell& cell, const Plane& a, int64_t columns, int64_t row0,
-                                  int64_t block, Floats (&out)[R], const Ahead& ahead) {
-  const uint8_t* scales = cell.scales();
-  Ints scale[2], min[2], acc[R];
-  unpack_scales(scales, scale, min);
-  const Ints scale_of[8] = {factor_of(byte_of<0>(scale[0])), factor_of(byte_of<1>(scale[0])),
-                            factor_of(byte_of<2>(scale[0])), factor_of(byte_of<3>(scale[0])),
-                            factor_of(byte_of<0>(scale[1])), factor_of(byte_of<1>(scale[1])),
-                            factor_of(byte_of<2>(scale[1])), factor_of(byte_of<3>(scale[1]))};
-  OUTPACE_UNROLL for (int r = 0; r < R; ++r) acc[r] = zero_ints();
+// One super-block of S strips. `ahead` is called before each of the eight groups.
+template <Format F, int S, int R, class Cell, class Ahead>
+OUTPACE_INLINE void k_super_blocks(const Cell (&cells)[S], const Plane& a, int64_t columns, int64_t row0,
+                                   int64_t block, Floats (&out)[S][R], const Ahead& ahead) {
+  Ints factor[8][S], min[S][2], acc[S][R];
+  OUTPACE_UNROLL for (int s = 0; s < S; ++s) {
+    Ints scale[2];
+    unpack_scales(cells[s].scales(), scale, min[s]);
+    OUTPACE_UNROLL for (int half = 0; half < 2; ++half) {
+      factor[4 * half][s] = factor_of(byte_of<0>(scale[half]));
+      factor[4 * half + 1][s] = factor_of(byte_of<1>(scale[half]));
+      factor[4 * half + 2][s] = factor_of(byte_of<2>(scale[half]));
+      factor[4 * half + 3][s] = factor_of(byte_of<3>(scale[half]));
+    }
+    OUTPACE_UNROLL for (int r = 0; r < R; ++r) acc[s][r] = zero_ints();
+  }
   // A loop on purpose: unrolled, the groups' lines and the rows' sums do not fit the registers together.
   for (int g = 0; g < 8; ++g) {
     ahead(g);
-    const int8_t* q = a.q + row0 * a.stride + block * kSuperBlock + g * kGroup;
-    add_group<F, R>(cell.group(g), q, a.stride, scale_of[g], acc);
+    decltype(cells[0].group(0)) groups[S];
+    OUTPACE_UNROLL for (int s = 0; s < S; ++s) groups[s] = cells[s].group(g);
+    add_scaled<F>(groups, a.q + row0 * a.stride + block * kSuperBlock + g * kGroup, a.stride, factor[g], acc);
   }
-  const Floats d = load_halves(scales + 192), dmin = load_halves(scales + 224);
-  // The minima of groups (0, 2), (1, 3), (4, 6), (5, 7) as pairs of 16-bit numbers.
-  const Ints m02 = bit_and(min[0], 0x00ff00ff), m13 = bit_and(shift_right<8>(min[0]), 0x00ff00ff);
-  const Ints m46 = bit_and(min[1], 0x00ff00ff), m57 = bit_and(shift_right<8>(min[1]), 0x00ff00ff);
-  OUTPACE_UNROLL for (int r = 0; r < R; ++r) {
-    const int64_t row = row0 + r;
-    const int16_t* sum = a.pair_sum + row * (columns / kGroup) + block * 8;
-    Ints lows = dot_pairs(dot_pairs(zero_ints(), m02, sum), m13, sum + 2);
-    lows = dot_pairs(dot_pairs(lows, m46, sum + 4), m57, sum + 6);
-    const Floats scale_a = set_floats(a.scale[row * (columns / kSuperBlock) + block]);
-    out[r] = add(out[r], mul(to_floats(acc[r]), mul(d, scale_a)));
-    out[r] = sub(out[r], mul(to_floats(lows), mul(dmin, scale_a)));
+  OUTPACE_UNROLL for (int s = 0; s < S; ++s) {
+    const Floats d = load_halves(cells[s].scales() + 192), dmin = load_halves(cells[s].scales() + 224);
+    // The minima of groups (0, 2), (1, 3), (4, 6), (5, 7) as pairs of 16-bit numbers.
+    const Ints m02 = bit_and(min[s][0], 0x00ff00ff), m13 = bit_and(shift_right<8>(min[s][0]), 0x00ff00ff);
+    const Ints m46 = bit_and(min[s][1], 0x00ff00ff), m57 = bit_and(shift_right<8>(min[s][1]), 0x00ff00ff);
+    OUTPACE_UNROLL for (int r = 0; r < R; ++r) {
+      const int64_t row = row0 + r;
+      const int16_t* sum = a.pair_sum + row * (columns / kGroup) + block * 8;
+      Ints lows = dot_pairs(dot_pairs(zero_ints(), m02, sum), m13, sum + 2);
+      lows = dot_pairs(dot_pairs(lows, m46, sum + 4), m57, sum + 6);
+      const Floats scale_a = set_floats(a.scale[row * (columns / kSuperBlock) + block]);
+      Floats& to = out[s][r];
+      to = add(to, mul(to_floats(acc[s][r]), mul(d, scale_a)));
+      to = sub(to, mul(to_floats(lows), mul(dmin, scale_a)));
+    }
   }
 }
 
 // The same for Q6_K: 16 signed scales of 8 bits, no minima.
-template <Format F, int R, class Cell, class Ahead>
+template <Format F, int S, int R, class Cell, class Ahead>
   requires(F == Format::q6_k)
-OUTPACE_INLINE void k_super_block(const Cell& cell, const Plane& a, int64_t columns, int64_t row0,
-                                  int64_t block, Floats (&out)[R], const Ahead& ahead) {
-  const uint8_t* scales = cell.scales();
-  Ints acc[R];
-  for (int r = 0; r < R; ++r) acc[r] = zero_ints();
+OUTPACE_INLINE void k_super_blocks(const Cell (&cells)[S], const Plane& a, int64_t columns, int64_t row0,
+                                   int64_t block, Floats (&out)[S][R], const Ahead& ahead) {
+  Ints acc[S][R], pairs[8][S];  // the scales of a group's halves as two numbers of 16 bits
+  OUTPACE_UNROLL for (int s = 0; s < S; ++s) {
+    OUTPACE_UNROLL for (int r = 0; r < R; ++r) acc[s][r] = zero_ints();
+  }
   for (int g = 0; g < 8; ++g) {
     ahead(g);
-    const auto* s = reinterpret_cast<const int8_t*>(scales) + 32 * g;
-    add_halves<F, R>(cell.group(g), a.q + row0 * a.stride + block * kSuperBlock + g * kGroup, a.stride,
-                     a.sum + row0 * (columns / 16) + block * 16 + 2 * g, columns / 16, load_bytes(s),
-                     load_bytes(s + 16), acc);
+    decltype(cells[0].group(0)) groups[S];
+    Ints scales[2][S];
+    OUTPACE_UNROLL for (int s = 0; s < S; ++s) {
+      const auto* bytes = reinterpret_cast<const int8_t*>(cells[s].scales()) + 32 * g;
+      groups[s] = cells[s].group(g);
+      scales[0][s] = load_bytes(bytes);
+      scales[1][s] = load_bytes(bytes + 16);
+      pairs[g][s] = bit_or(bit_and(scales[0][s], 0xffff), shift_left<16>(scales[1][s]));
+    }
+    add_halves<F>(groups, a.q + row0 * a.stride + block * kSuperBlock + g * kGroup, a.stride, scales, acc);
   }
-  const Floats d = load_halves(scales + 256);
-  for (int r = 0; r < R; ++r) {
-    const Floats scale_a = set_floats(a.scale[(row0 + r) * (columns / kSuperBlock) + block]);
-    out[r] = add(out[r], mul(to_floats(acc[r]), mul(d, scale_a)));
+  OUTPACE_UNROLL for (int s = 0; s < S; ++s) {
+    const Floats d = load_halves(cells[s].scales() + 256);
+    OUTPACE_UNROLL for (int r = 0; r < R; ++r) {
+      const int64_t row = row0 + r;
+      const int16_t* sum = a.half_sum + row * (columns / 16) + block * 16;
+      Ints zero = zero_ints();  // what the zero point takes off, in units of it
+      OUTPACE_UNROLL for (int g = 0; g < 8; ++g) zero = dot_pairs(zero, pairs[g][s], sum + 2 * g);
+      const Ints total = sub(acc[s][r], shift_left<log2_of(zero_point(F))>(zero));
+      const Floats scale_a = set_floats(a.scale[row * (columns / kSuperBlock) + block]);
+      out[s][r] = add(out[s][r], mul(to_floats(total), mul(d, scale_a)));
+    }
   }
 }
 
-// `ahead(part)` is called while the cell is multiplied, once for each of its kCellParts.
-template <Format F, int R, class Cell, class Ahead>
-OUTPACE_INLINE void quantized_cell(const Cell& cell, const Plane& a, int64_t columns, int64_t row0,
-                                   int64_t index, Floats (&out)[R], const Ahead& ahead) {
+// `ahead(part)` is called while the cells are multiplied, once for each of their kCellParts.
+template <Format F, int S, int R, class Cell, class Ahead>
+OUTPACE_INLINE void quantized_cells(const Cell (&cells)[S], const Plane& a, int64_t columns, int64_t row0,
+                                    int64_t index, Floats (&out)[S][R], const Ahead& ahead) {
   if constexpr (is_k(F)) {
-    k_super_block<F, R>(cell, a, columns, row0, index, out, ahead);
+    k_super_blocks<F>(cells, a, columns, row0, index, out, ahead);
   } else {
     ahead(0);
-    group_cell<F, R>(cell, a, columns, row0, index, out);
+    group_cells<F>(cells, a, columns, row0, index, out);
   }
 }
 
-// The low plane of a row's wide cells, which comes after all cells of the high one.
-template <Format F>
-OUTPACE_INLINE void add_wide_cells(const uint8_t* strip, const Quantized& a, int64_t columns, int64_t row,
-                                   Floats& out) {
-  const int32_t* wide = a.wide + row * (columns / cell_columns(F));
-  Floats one[1] = {out};
-  for (int32_t k = 0; k < a.num_wide[row]; ++k) {
-    const PackedCell<F> cell = {strip + wide[k] * cell_bytes(F)};
-    quantized_cell<F, 1>(cell, a.low, columns, row, wide[k], one, PartAhead<F>{});
-  }
-  out = one[0];
-}
+// Cell `index` of each of S strips beside each other.
+template <Format F, int S>
+struct CellsAt {
+  PackedCell<F> cells[S];
 
-// All cells of the high plane in their order, then the row's wide cells of the low plane in theirs.
-template <Format F, int R>
-void quantized_rows(const TileMatrix& m, const uint8_t* strip, const Activations& all, int64_t row0,
-                    float* out, int64_t out_stride) {
-  const Quantized& a = is_k(F) ? all.per_256 : all.per_32;
-  const int64_t cells = m.columns / cell_columns(F);
-  Floats acc[R];
-  for (int r = 0; r < R; ++r) acc[r] = set_floats(0.0f);
-  PackedCell<F> cell = {strip};
-  for (int64_t i = 0; i < cells; ++i, cell.data += cell_bytes(F)) {
-    quantized_cell<F, R>(cell, a.high, m.columns, row0, i, acc,
-                         PartAhead<F>{row0 == 0 ? cell.data : nullptr});
+  OUTPACE_INLINE_MEMBER CellsAt(const TileMatrix& m, const uint8_t* strip, int64_t index) {
+    const uint8_t* first = strip + index * cell_bytes(F);
+    OUTPACE_UNROLL for (int s = 0; s < S; ++s) cells[s].data = first + s * m.strip_bytes;
   }
-  for (int r = 0; r < R; ++r) {
-    add_wide_cells<F>(strip, a, m.columns, row0 + r, acc[r]);
-    store(out + r * out_stride, acc[r]);
+};
+
+// out[r * out_stride + i] += the low plane of each row's wide cells, which comes after all cells of the high
+// one.
+template <Format F, int S>
+__attribute__((noinline)) void add_wide_cells(const TileMatrix& m, const uint8_t* strip, const Quantized& a,
+                                              int64_t row0, int64_t num_rows, float* out,
+                                              int64_t out_stride) {
+  for (int64_t row = row0; row < row0 + num_rows; ++row, out += out_stride) {
+    if (a.num_wide[row] == 0) continue;
+    const int32_t* wide = a.wide + row * (m.columns / cell_columns(F));
+    Floats sum[S][1];
+    for (int s = 0; s < S; ++s) sum[s][0] = load_floats(out + s * kStrip);
+    for (int32_t k = 0; k < a.num_wide[row]; ++k) {
+      const CellsAt<F, S> at(m, strip, wide[k]);
+      quantized_cells<F>(at.cells, a.low, m.columns, row, wide[k], sum, PartAhead<F, S>{});
+    }
+    for (int s = 0; s < S; ++s) store(out + s * kStrip, sum[s][0]);
   }
 }
 
-}  // namespace outpace::OUTPACE_TIER
-
-#include "float_products.inl"
-
-namespace outpace::OUTPACE_TIER {
-
-template <Format F, int R>
-OUTPACE_INLINE void rows_of(const TileMatrix& m, const uint8_t* strip, const Activations& a, int64_t row0,
-                            float* out, int64_t out_stride) {
-  if constexpr (is_float(F)) {
-    float_rows<F, R>(m, strip, a, row0, out, out_stride);
-  } else {
-    quantized_rows<F, R>(m, strip, a, row0, out, out_stride);
+// acc[s][r] += the products of the high plane of row r with cells [first, end) of strip s, which
+// cells_at(index) returns. The first row's pass through the strips asks for what comes after them.
+template <Format F, int S, int R, class At>
+OUTPACE_INLINE void add_cells(const TileMatrix& m, const uint8_t* strip, const Quantized& a, int64_t row0,
+                              int64_t first, int64_t end, At cells_at, Floats (&acc)[S][R]) {
+  for (int64_t i = first; i < end; ++i) {
+    const auto ahead =
+        row0 == 0 ? PartAhead<F, S>(strip, i * cell_bytes(F), m.strip_bytes) : PartAhead<F, S>();
+    const auto at = cells_at(i);
+    quantized_cells<F>(at.cells, a.high, m.columns, row0, i, acc, ahead);
   }
 }
 
-// Calls take<R>(first row) for tiles of R rows.
-template <class Take>
+// All cells of the high plane in their order, then the rows' wide cells of the low plane in theirs.
+template <Format F, int S, int R>
+void quantized_rows(const TileMatrix& m, const uint8_t* strip, const Quantized& a, int64_t row0, float* out,
+                    int64_t out_stride) {
+  Floats acc[S][R];
+  for (int s = 0; s < S; ++s) {
+    for (int r = 0; r < R; ++r) acc[s][r] = set_floats(0.0f);
+  }
+  add_cells<F>(
+      m, strip, a, row0, 0, m.columns / cell_columns(F),
+      [&](int64_t i) { return CellsAt<F, S>(m, strip, i); }, acc);
+  for (int s = 0; s < S; ++s) {
+    for (int r = 0; r < R; ++r) store(out + r * out_stride + s * kStrip, acc[s][r]);
+  }
+  add_wide_cells<F, S>(m, strip, a, row0, R, out, out_stride);
+}
+
+// Calls take<R>(first row) for tiles of R rows, at most `Most`.
+template <int Most, class Take>
 OUTPACE_INLINE void each_row_tile(int64_t num_rows, Take take) {
   int64_t row = 0;
   const auto next = [&]<int R>() {
     take.template operator()<R>(row);
     row += R;
   };
-  while (num_rows - row >= kMaxRows) next.template operator()<kMaxRows>();
+  while (num_rows - row >= Most) next.template operator()<Most>();
   // A second pass finds the strip in the cache, but unpacks it again: 7 rows as 6 and 1 take longer than 8.
-  if constexpr (kMaxRows > 8) {
+  if constexpr (Most > 8) {
     if (num_rows - row >= 12) next.template operator()<12>();
     if (num_rows - row >= 8) next.template operator()<8>();
-    if (num_rows - row >= 6) next.template operator()<6>();
   }
-  if (num_rows - row >= 4) next.template operator()<4>();
+  if constexpr (Most > 4) {
+    if (num_rows - row >= 6) next.template operator()<6>();
+    if (num_rows - row >= 4) next.template operator()<4>();
+  }
   if (num_rows - row >= 3) next.template operator()<3>();
   if (num_rows - row >= 2) next.template operator()<2>();
   if (num_rows - row >= 1) next.template operator()<1>();
@@ -288,29 +350,47 @@ OUTPACE_INLINE void each_row_tile(int64_t num_rows, Take take) {
 
 }  // namespace outpace::OUTPACE_TIER
 
-#if defined(OUTPACE_SHORT_SUMS)
+#include "float_products.inl"
 #include "unpacked_strips.inl"
-#endif
 
 namespace outpace::OUTPACE_TIER {
 
-template <Format F>
-void strip_of(const TileMatrix& m, int64_t s, const Activations& a, int64_t num_rows, float* out,
-              int64_t out_stride) {
-  const uint8_t* strip = m.data + s * m.strip_bytes;
-#if defined(OUTPACE_SHORT_SUMS)
+// S strips beside each other, which share what is loaded of the activations.
+template <Format F, int S>
+OUTPACE_INLINE void quantized_strips(const TileMatrix& m, const uint8_t* strip, const Activations& all,
+                                     int64_t num_rows, float* out, int64_t out_stride) {
+  const Quantized& a = is_k(F) ? all.per_256 : all.per_32;
   if constexpr (unpack_from(F) > 0) {
-    if (num_rows >= unpack_from(F)) return unpacked_strip<F>(m, strip, a, num_rows, out, out_stride);
+    if (num_rows >= unpack_from(F)) return unpacked_strips<F, S>(m, strip, a, num_rows, out, out_stride);
   }
-#endif
-  each_row_tile(num_rows, [&]<int R>(int64_t row) {
-    rows_of<F, R>(m, strip, a, row, out + row * out_stride, out_stride);
+  each_row_tile<kRegisterSums / kStripsTogether>(num_rows, [&]<int R>(int64_t row) {
+    quantized_rows<F, S, R>(m, strip, a, row, out + row * out_stride, out_stride);
   });
 }
 
-void matmul_strip(const TileMatrix& m, int64_t strip, const Activations& a, int64_t num_rows, float* out,
-                  int64_t out_stride) {
-  with_format(m.format, [&]<Format F>() { strip_of<F>(m, strip, a, num_rows, out, out_stride); });
+template <Format F>
+void strips_of(const TileMatrix& m, int64_t first, int64_t last, const Activations& a, int64_t num_rows,
+               float* out, int64_t out_stride) {
+  const auto next = [&]<int S>() {
+    const uint8_t* strip = m.data + first * m.strip_bytes;
+    if constexpr (is_float(F)) {
+      each_row_tile<kRegisterSums>(num_rows, [&]<int R>(int64_t row) {
+        float_rows<F, R>(m, strip, a, row, out + row * out_stride, out_stride);
+      });
+    } else {
+      quantized_strips<F, S>(m, strip, a, num_rows, out, out_stride);
+    }
+    first += S;
+    out += S * kStrip;
+  };
+  constexpr int together = is_float(F) ? 1 : kStripsTogether;
+  while (last - first >= together) next.template operator()<together>();
+  while (last > first) next.template operator()<1>();
+}
+
+void matmul_strips(const TileMatrix& m, int64_t first, int64_t last, const Activations& a, int64_t num_rows,
+                   float* out, int64_t out_stride) {
+  with_format(m.format, [&]<Format F>() { strips_of<F>(m, first, last, a, num_rows, out, out_stride); });
 }
 
 }  // namespace outpace::OUTPACE_TIER

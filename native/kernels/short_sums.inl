@@ -18,19 +18,10 @@
 // With two multiplications and four vector operations a cycle (Zen 3) that would be 9, 10, 12 and 16 cycles.
 // Bare loops of a broadcast, two products and two sums reach 0.8 of that, and unpacking comes on top.
 //
-// Activations are in [-127, 127], and their sums in a.sum are of the same bytes, as long as they are finite.
+// Activations are in [-127, 127], and their sums are of the same bytes, as long as they are finite.
 // Of what is not a number tiers may make different numbers.
 
 namespace outpace::OUTPACE_TIER {
-
-// A group whose lines are unpacked already, for formats of less than 8 bits: [8][64]
-struct UnpackedGroup {
-  const uint8_t* lines;
-};
-template <Format F>
-OUTPACE_INLINE Lines line_of(const UnpackedGroup& group, int q) {
-  return load_lines(group.lines + 64 * q);
-}
 
 // Lines whose pairs of products fit 16 bits together: 8, 4 and 2.
 template <Format F>
@@ -56,58 +47,51 @@ OUTPACE_INLINE void add_lines(const Group& group, const int8_t* a, int64_t strid
 // A scale of 16 bits twice, for both numbers that a short sum consists of.
 OUTPACE_INLINE Ints factor_of(Ints scale) { return bit_or(bit_and(scale, 0xffff), shift_left<16>(scale)); }
 
+// What byte_products.inl says of these, for one strip: two have no sums in common.
 template <Format F, int R, class Group>
-OUTPACE_INLINE void add_group(const Group& group, const int8_t* a, int64_t stride, Ints factor,
-                              Ints (&acc)[R]) {
+OUTPACE_INLINE void add_scaled(const Group (&group)[1], const int8_t* a, int64_t stride,
+                               const Ints (&factor)[1], Ints (&acc)[1][R]) {
   OUTPACE_UNROLL for (int q = 0; q < 8; q += kLinesTogether<F>) {
-    add_lines<F, R>(group, a, stride, q, factor, acc);
+    add_lines<F, R>(group[0], a, stride, q, factor[0], acc[0]);
   }
 }
 
 template <Format F, int R, class Group>
-OUTPACE_INLINE void add_halves(const Group& group, const int8_t* a, int64_t stride, const int32_t* sums,
-                               int64_t sum_stride, Ints scale0, Ints scale1, Ints (&acc)[R]) {
-  const Ints first = factor_of(scale0), second = factor_of(scale1);
+OUTPACE_INLINE void add_halves(const Group (&group)[1], const int8_t* a, int64_t stride,
+                               const Ints (&scales)[2][1], Ints (&acc)[1][R]) {
+  const Ints first = factor_of(scales[0][0]), second = factor_of(scales[1][0]);
   OUTPACE_UNROLL for (int q = 0; q < 8; q += kLinesTogether<F>) {
-    add_lines<F, R>(group, a, stride, q, q < 4 ? first : second, acc);
-  }
-  // The zero point takes off zero x scale x sum: both halves in one product of pairs.
-  const Ints both = bit_or(bit_and(scale0, 0xffff), shift_left<16>(scale1));
-  OUTPACE_UNROLL for (int r = 0; r < R; ++r) {
-    const int32_t* sum = sums + r * sum_stride;
-    const int16_t pair[2] = {static_cast<int16_t>(sum[0]), static_cast<int16_t>(sum[1])};
-    acc[r] = sub(acc[r], shift_left<log2_of(zero_point(F))>(dot_pairs(zero_ints(), both, pair)));
+    add_lines<F, R>(group[0], a, stride, q, q < 4 ? first : second, acc[0]);
   }
 }
 
-template <Format F, int R, class Group, class Take>
-OUTPACE_INLINE void sum_group(const Group& group, const int8_t* a, int64_t stride, Take take) {
-  Ints sums[R];
-  OUTPACE_UNROLL for (int r = 0; r < R; ++r) sums[r] = zero_ints();
-  add_group<F, R>(group, a, stride, factor_of(set_ints(1)), sums);
-  OUTPACE_UNROLL for (int r = 0; r < R; ++r) take(r, sums[r]);
+template <Format F, int R, class Group>
+OUTPACE_INLINE void sum_products(const Group (&group)[1], const int8_t* a, int64_t stride,
+                                 Ints (&sums)[1][R]) {
+  OUTPACE_UNROLL for (int r = 0; r < R; ++r) sums[0][r] = zero_ints();
+  add_scaled<F>(group, a, stride, {factor_of(set_ints(1))}, sums);
 }
 
 // Of 8 bits no second pair fits.
-template <Format F, int R, class Group, class Take>
+template <Format F, int R, class Group>
   requires(bits(F) == 8)
-OUTPACE_INLINE void sum_group(const Group& group, const int8_t* a, int64_t stride, Take take) {
-  Ints sums[R];
-  OUTPACE_UNROLL for (int r = 0; r < R; ++r) sums[r] = zero_ints();
+OUTPACE_INLINE void sum_products(const Group (&group)[1], const int8_t* a, int64_t stride,
+                                 Ints (&sums)[1][R]) {
+  OUTPACE_UNROLL for (int r = 0; r < R; ++r) sums[0][r] = zero_ints();
   OUTPACE_UNROLL for (int q = 0; q < 8; ++q) {
-    const SignedLines w = unbias_bytes(load_lines(group.quants + 64 * q));
+    const SignedLines w = unbias_bytes(load_lines(group[0].quants + 64 * q));
     OUTPACE_UNROLL for (int r = 0; r < R; ++r) {
-      sums[r] = dot_shorts(sums[r], multiply_bytes(w, a + r * stride + 4 * q), factor_of(set_ints(1)));
-      settle(sums[r]);
+      Ints& sum = sums[0][r];
+      sum = dot_shorts(sum, multiply_bytes(w, a + r * stride + 4 * q), factor_of(set_ints(1)));
+      settle(sum);
     }
   }
-  OUTPACE_UNROLL for (int r = 0; r < R; ++r) take(r, sums[r]);
 }
 
-// acc[r] += a group of unpacked weights of 4 bits, [8][64], times row r. a: [R][32]
+// acc[0][r] += a group of unpacked weights of 4 bits, [8][64], times row r. a: [R][32]
 template <int R>
-OUTPACE_INLINE void add_unpacked(const uint8_t* weights, const int8_t* a, Ints (&acc)[R]) {
-  add_group<Format::q4_0, R>(UnpackedGroup{weights}, a, kGroup, factor_of(set_ints(1)), acc);
+OUTPACE_INLINE void add_unpacked(const uint8_t* weights, const int8_t* a, Ints (&acc)[1][R]) {
+  add_scaled<Format::q4_0>({UnpackedGroup{weights}}, a, kGroup, {factor_of(set_ints(1))}, acc);
 }
 
 }  // namespace outpace::OUTPACE_TIER

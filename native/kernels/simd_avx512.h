@@ -23,6 +23,7 @@ struct Floats {
 };
 
 OUTPACE_INLINE Lines load_lines(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+OUTPACE_INLINE void store_lines(uint8_t* p, Lines a) { _mm512_storeu_si512(p, a.v); }
 OUTPACE_INLINE Lines low_nibbles(Lines a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
 OUTPACE_INLINE Lines high_nibbles(Lines a) {
   return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};

@@ -20,7 +20,7 @@ namespace outpace::OUTPACE_TIER {
 
 constexpr Kernels kTable = {
     .name = kTierName,
-    .matmul_strip = matmul_strip,
+    .matmul_strips = matmul_strips,
     .matmul_strip_bf16 = nullptr,
     .round_to_bf16 = nullptr,
     .dot_peak = dot_peak,

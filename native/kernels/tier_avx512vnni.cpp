@@ -3,7 +3,8 @@
 
 namespace outpace::OUTPACE_TIER {
 constexpr const char* kTierName = "avx512vnni";
-constexpr int kMaxRows = 16;  // rows whose accumulators fit the registers
+constexpr int kRegisterSums = 16, kStripsTogether = 2;
+constexpr int64_t unpack_from(Format) { return 0; }
 }  // namespace outpace::OUTPACE_TIER
 
 #include "tier.inl"

@@ -3,7 +3,8 @@
 
 namespace outpace::OUTPACE_TIER {
 constexpr const char* kTierName = "portable";
-constexpr int kMaxRows = 4;  // rows whose accumulators fit the registers
+constexpr int kRegisterSums = 4, kStripsTogether = 1;
+constexpr int64_t unpack_from(Format) { return 0; }
 }  // namespace outpace::OUTPACE_TIER
 
 #include "tier.inl"

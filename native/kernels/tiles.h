@@ -114,12 +114,15 @@ inline TileMatrix tile_shape(Format format, int64_t rows, int64_t columns) {
 // SmolLM2-135M, 7 % of the groups are wide and the KL divergence falls from 0.0028 to 0.0008 nats; on
 // Qwen2.5-Coder-1.5B the first token of a text, which no single scale of 256 can hold, is right again.
 struct Plane {
-  int8_t* q = nullptr;          // [rows, stride], of which K
-  int64_t stride = 0;           // from a row's q to the next one's
-  float* scale = nullptr;       // [rows, K / cell]
-  int32_t* sum = nullptr;       // [rows, K / 32] of q; per 256: [rows, K / 16]
-  float* scaled_sum = nullptr;  // [rows, K / 32] scale x sum; per 256: unused
-  int16_t* pair_sum = nullptr;  // per 256: [rows, K / 32] of q, a super-block's groups as 0 2 1 3 4 6 5 7
+  int8_t* q = nullptr;     // [rows, stride], of which K
+  int64_t stride = 0;      // from a row's q to the next one's
+  float* scale = nullptr;  // [rows, K / cell]
+  // Sums of q; per 32: [rows, K / 32]
+  int32_t* sum = nullptr;
+  float* scaled_sum = nullptr;  // scale x sum
+  // Per 256:
+  int16_t* pair_sum = nullptr;  // [rows, K / 32] a super-block's groups as 0 2 1 3 4 6 5 7
+  int16_t* half_sum = nullptr;  // [rows, K / 16] of the halves of groups
 };
 
 struct Quantized {

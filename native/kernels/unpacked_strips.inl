@@ -1,17 +1,15 @@
-// Many rows with a strip whose weights are unpacked once for all of them, some cells at a time, into the
-// first level of the cache. Only four rows' sums fit the registers of AVX2, and unpacking a group for each
-// four of them takes 104 (5 bits) or 68 instructions (6 bits) beside the 144 to 160 of their products.
+// Many rows with strips whose weights are unpacked once for all of them, some cells at a time, into the first
+// level of the cache. Only four rows' sums fit the registers of AVX2, and unpacking a group for each four of
+// them takes 104 (5 bits) or 68 instructions (6 bits) beside the 144 to 160 of their products. With AVX512 it
+// takes 24 to 56 for eight rows and two strips beside 200 to 290, and loads cost more than they do
+// (LABLOG.md).
 //
 // Bytes: the strip's once in, 512 a group out and, from the first level, in again for every four rows: 16
 // loads of 32, 8 cycles, beside the 40 to 48 of four rows' products (short_sums.inl).
 
 namespace outpace::OUTPACE_TIER {
 
-// Rows from which that pays, measured; 0: never. Bytes are used as they lie, and 4 bits take 24 instructions
-// to unpack, fewer than it costs to write and read the lines.
-constexpr int64_t unpack_from(Format f) { return bits(f) == 5 || bits(f) == 6 ? 8 : 0; }
-
-// Groups that are unpacked together: 8 kB.
+// Groups that are unpacked together: 8 kB of each strip.
 constexpr int kGroupsTogether = 16;
 
 template <Format F>
@@ -22,51 +20,71 @@ struct UnpackedCell {
   OUTPACE_INLINE_MEMBER const uint8_t* scales() const { return packed_scales; }
 };
 
-template <Format F>
-OUTPACE_INLINE void unpack_cell(const PackedCell<F>& cell, uint8_t* lines) {
-  for (int g = 0; g < cell_columns(F) / kGroup; ++g) {
-    OUTPACE_UNROLL for (int q = 0; q < 8; ++q) {
-      store_lines(lines + (8 * g + q) * 64, line_of<F>(cell.group(g), q));
+// Cells from `first` on of S strips, unpacked.
+template <Format F, int S>
+class UnpackedCells {
+ public:
+  struct At {
+    UnpackedCell<F> cells[S];
+  };
+
+  OUTPACE_INLINE_MEMBER void unpack(const TileMatrix& m, const uint8_t* strip, int64_t first, int64_t end) {
+    matrix_ = &m, strip_ = strip, first_ = first;
+    for (int64_t i = first; i < end; ++i) {
+      const CellsAt<F, S> at(m, strip, i);
+      for (int s = 0; s < S; ++s) {
+        uint8_t* lines = lines_[s] + (i - first) * cell_columns(F) * kStrip;
+        for (int g = 0; g < cell_columns(F) / kGroup; ++g, lines += kGroup * kStrip) {
+          OUTPACE_UNROLL for (int q = 0; q < 8; ++q)
+              store_lines(lines + q * 64, line_of<F>(at.cells[s].group(g), q));
+        }
+      }
     }
   }
-}
-
-// out[r] += the products of row r with cells [first, end); `lines` has them unpacked.
-template <Format F, int R>
-void unpacked_rows(const uint8_t* strip, const uint8_t* lines, const Plane& a, int64_t columns, int64_t row0,
-                   int64_t first, int64_t end, float* out, int64_t out_stride) {
-  Floats acc[R];
-  for (int r = 0; r < R; ++r) acc[r] = first == 0 ? set_floats(0.0f) : load_floats(out + r * out_stride);
-  for (int64_t i = first; i < end; ++i, lines += cell_columns(F) * kStrip) {
-    const UnpackedCell<F> cell = {lines, strip + i * cell_bytes(F) + scale_offset(F)};
-    quantized_cell<F, R>(cell, a, columns, row0, i, acc, PartAhead<F>{});
+  OUTPACE_INLINE_MEMBER At operator()(int64_t index) const {
+    const CellsAt<F, S> packed(*matrix_, strip_, index);
+    At at;
+    OUTPACE_UNROLL for (int s = 0; s < S; ++s) {
+      at.cells[s] = {lines_[s] + (index - first_) * cell_columns(F) * kStrip, packed.cells[s].scales()};
+    }
+    return at;
   }
-  for (int r = 0; r < R; ++r) store(out + r * out_stride, acc[r]);
+
+ private:
+  alignas(64) uint8_t lines_[S][kGroupsTogether * kGroup * kStrip];
+  const TileMatrix* matrix_;
+  const uint8_t* strip_;
+  int64_t first_;
+};
+
+template <Format F, int S, int R>
+void unpacked_rows(const TileMatrix& m, const uint8_t* strip, const UnpackedCells<F, S>& cells,
+                   const Quantized& a, int64_t row0, int64_t first, int64_t end, float* out,
+                   int64_t out_stride) {
+  Floats acc[S][R];
+  for (int s = 0; s < S; ++s) {
+    for (int r = 0; r < R; ++r)
+      acc[s][r] = first == 0 ? set_floats(0.0f) : load_floats(out + r * out_stride + s * kStrip);
+  }
+  add_cells<F>(m, strip, a, row0, first, end, cells, acc);
+  for (int s = 0; s < S; ++s) {
+    for (int r = 0; r < R; ++r) store(out + r * out_stride + s * kStrip, acc[s][r]);
+  }
 }
 
-template <Format F>
-void unpacked_strip(const TileMatrix& m, const uint8_t* strip, const Activations& all, int64_t num_rows,
-                    float* out, int64_t out_stride) {
-  alignas(64) uint8_t lines[kGroupsTogether * kGroup * kStrip];
-  const Quantized& a = is_k(F) ? all.per_256 : all.per_32;
+template <Format F, int S>
+void unpacked_strips(const TileMatrix& m, const uint8_t* strip, const Quantized& a, int64_t num_rows,
+                     float* out, int64_t out_stride) {
+  UnpackedCells<F, S> unpacked;
   const int64_t cells = m.columns / cell_columns(F), together = kGroupsTogether * kGroup / cell_columns(F);
   for (int64_t first = 0; first < cells; first += together) {
     const int64_t end = first + together < cells ? first + together : cells;
-    for (int64_t i = first; i < end; ++i) {
-      const PackedCell<F> cell = {strip + i * cell_bytes(F)};
-      prefetch<cell_bytes(F)>(cell.data);
-      unpack_cell<F>(cell, lines + (i - first) * cell_columns(F) * kStrip);
-    }
-    each_row_tile(num_rows, [&]<int R>(int64_t row) {
-      unpacked_rows<F, R>(strip, lines, a.high, m.columns, row, first, end, out + row * out_stride,
-                          out_stride);
+    unpacked.unpack(m, strip, first, end);
+    each_row_tile<kRegisterSums / kStripsTogether>(num_rows, [&]<int R>(int64_t row) {
+      unpacked_rows<F, S, R>(m, strip, unpacked, a, row, first, end, out + row * out_stride, out_stride);
     });
   }
-  for (int64_t r = 0; r < num_rows; ++r) {
-    Floats sum = load_floats(out + r * out_stride);
-    add_wide_cells<F>(strip, a, m.columns, r, sum);
-    store(out + r * out_stride, sum);
-  }
+  add_wide_cells<F, S>(m, strip, a, 0, num_rows, out, out_stride);
 }
 
 }  // namespace outpace::OUTPACE_TIER

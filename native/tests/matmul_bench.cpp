@@ -1,4 +1,4 @@
-// GB/s of weights that matmul_strip reads, per format, rows, size and threads:
+// GB/s of weights that matmul_strips reads, per format, rows, size and threads:
 // matmul_bench [format, or all] [isa, or auto] [inputs, a multiple of 256] [seconds for a figure]
 #include <algorithm>
 #include <chrono>
@@ -37,8 +37,7 @@ double measure(const outpace::Kernels& kernels, outpace::ThreadPool& pool, const
     const auto start = Clock::now();
     pool.run([&](int) {
       pool.parallel(m.num_strips(), grain, [&](int64_t first, int64_t last) {
-        for (int64_t s = first; s < last; ++s)
-          kernels.matmul_strip(m, s, a, rows, out.data() + s * outpace::kStrip, m.padded_rows());
+        kernels.matmul_strips(m, first, last, a, rows, out.data() + first * outpace::kStrip, m.padded_rows());
       });
     });
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();

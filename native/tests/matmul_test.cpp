@@ -102,12 +102,14 @@ void check_row(Case& c, int64_t r, const float* out) {
   }
 }
 
+// So many strips a call.
 std::vector<float> multiply(const outpace::Kernels& kernels, const outpace::TileMatrix& tiles,
-                            const outpace::Activations& a, int64_t rows) {
+                            const outpace::Activations& a, int64_t rows, int64_t together) {
   const int64_t stride = tiles.padded_rows() + 3;  // the gap must survive
   std::vector<float> out(static_cast<size_t>(rows * stride), -77.0f);
-  for (int64_t s = 0; s < tiles.num_strips(); ++s) {
-    kernels.matmul_strip(tiles, s, a, rows, out.data() + s * outpace::kStrip, stride);
+  for (int64_t s = 0; s < tiles.num_strips(); s += together) {
+    const int64_t end = std::min(s + together, tiles.num_strips());
+    kernels.matmul_strips(tiles, s, end, a, rows, out.data() + s * outpace::kStrip, stride);
   }
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t i = tiles.rows; i < stride; ++i) {
@@ -117,16 +119,16 @@ std::vector<float> multiply(const outpace::Kernels& kernels, const outpace::Tile
   return out;
 }
 
-// Any number of rows together, and each row alone, must give the bits of `all`.
+// Any number of rows and strips together, and each row alone, must give the bits of `all`.
 void check_batches(const outpace::Kernels& kernels, Case& c, const std::vector<float>& all) {
   check::Array<uint8_t> memory;
   const outpace::TileMatrix tiles = gguf::pack(kernels, c.matrix, memory);
   const size_t stride = all.size() / kMaxRows;
   for (int64_t n = 1; n <= kMaxRows; ++n) {
-    const std::vector<float> out = multiply(kernels, tiles, c.activations.from(0), n);
+    const std::vector<float> out = multiply(kernels, tiles, c.activations.from(0), n, n % 5 + 1);
     CHECK(check::same_bits(out.data(), all.data(), out.size()), "%s %s: %d rows together", kernels.name,
           gguf::name_of(c.format), static_cast<int>(n));
-    const std::vector<float> alone = multiply(kernels, tiles, c.activations.from(n - 1), 1);
+    const std::vector<float> alone = multiply(kernels, tiles, c.activations.from(n - 1), 1, n % 3 + 1);
     CHECK(check::same_bits(alone.data(), all.data() + static_cast<size_t>(n - 1) * stride, stride),
           "%s %s: row %d alone", kernels.name, gguf::name_of(c.format), static_cast<int>(n - 1));
   }
@@ -138,7 +140,7 @@ void check_case(Case& c) {
   check::Array<uint8_t> memory;
   const outpace::Kernels& fastest = *check::tiers().front();
   const outpace::TileMatrix tiles = gguf::pack(fastest, c.matrix, memory);
-  const std::vector<float> all = multiply(fastest, tiles, c.activations.from(0), kMaxRows);
+  const std::vector<float> all = multiply(fastest, tiles, c.activations.from(0), kMaxRows, 1);
   check::record(all.data(), all.size());
   const auto stride = static_cast<int64_t>(all.size()) / kMaxRows;
   for (int64_t r = 0; r < kMaxRows; ++r) check_row(c, r, all.data() + r * stride);
@@ -218,11 +220,11 @@ TEST(many_rows_together) {
       check::Array<uint8_t> memory;
       const outpace::TileMatrix tiles = gguf::pack(*kernels, matrix, memory);
       for (int64_t r = 0; r < kRows && kernels == check::tiers().front(); ++r) {
-        const std::vector<float> row = multiply(*kernels, tiles, activations.from(r), 1);
+        const std::vector<float> row = multiply(*kernels, tiles, activations.from(r), 1, 1);
         alone.insert(alone.end(), row.begin(), row.end());
       }
       for (const int64_t n : {kRows, kRows - 17, int64_t{257}, int64_t{256}}) {
-        const std::vector<float> out = multiply(*kernels, tiles, activations.from(kRows - n), n);
+        const std::vector<float> out = multiply(*kernels, tiles, activations.from(kRows - n), n, 2);
         CHECK(check::same_bits(out.data(), alone.data() + alone.size() - out.size(), out.size()),
               "%s %s: %d rows together", kernels->name, gguf::name_of(f), static_cast<int>(n));
       }
@@ -242,7 +244,7 @@ void check_sums(const outpace::Plane& p, int64_t cell_columns, int64_t cell) {
   for (int64_t g = 0; g < 16; g += 2) {
     int32_t sums[2] = {0, 0};
     for (int64_t i = 0; i < 32; ++i) sums[i / 16] += p.q[cell * 256 + g * 16 + i];
-    CHECK(p.sum[cell * 16 + g] == sums[0] && p.sum[cell * 16 + g + 1] == sums[1]);
+    CHECK(p.half_sum[cell * 16 + g] == sums[0] && p.half_sum[cell * 16 + g + 1] == sums[1]);
     CHECK(p.pair_sum[cell * 8 + kPlaces[g / 2]] == sums[0] + sums[1]);
   }
 }

@@ -13,7 +13,7 @@ struct PlaneMemory {
   check::Array<int8_t> q;
   check::Array<float> scale, scaled_sum;
   check::Array<int32_t> sum;
-  check::Array<int16_t> pair_sum;
+  check::Array<int16_t> pair_sum, half_sum;
   bool operator==(const PlaneMemory&) const = default;
 };
 
@@ -31,11 +31,13 @@ struct Memory {
       if (!whole) continue;
       p.q.assign(static_cast<size_t>(rows * stride()), 99);
       p.scale.assign(elements(cell), 1e9f);
-      p.sum.assign(elements(cell == outpace::kGroup ? 32 : 16), 9999);
-      if (cell == outpace::kGroup)
+      if (cell == outpace::kGroup) {
+        p.sum.assign(elements(32), 9999);
         p.scaled_sum.assign(elements(32), 1e9f);
-      else
+      } else {
         p.pair_sum.assign(elements(32), 9999);
+        p.half_sum.assign(elements(16), 9999);
+      }
     }
     num_wide.assign(static_cast<size_t>(rows), -1);
     wide.assign(whole ? elements(cell) : 0, -1);
@@ -48,9 +50,10 @@ struct Memory {
       return outpace::Plane{p.q.data() + row * stride(),
                             stride(),
                             p.scale.data() + row * (columns / cell),
-                            p.sum.data() + row * (columns / (cell == outpace::kGroup ? 32 : 16)),
+                            p.sum.empty() ? nullptr : p.sum.data() + row * (columns / 32),
                             p.scaled_sum.empty() ? nullptr : p.scaled_sum.data() + row * (columns / 32),
-                            p.pair_sum.empty() ? nullptr : p.pair_sum.data() + row * (columns / 32)};
+                            p.pair_sum.empty() ? nullptr : p.pair_sum.data() + row * (columns / 32),
+                            p.half_sum.empty() ? nullptr : p.half_sum.data() + row * (columns / 16)};
     };
     return {plane(planes[0]), plane(planes[1]), num_wide.data() + row, wide.data() + row * (columns / cell)};
   }
