@@ -1,12 +1,15 @@
-// Matrix products of a strip of 16 outputs with rows of activations, written once for all tiers.
+// Matrix products of strips of 16 outputs with rows of activations, written once for all tiers.
 //
 // Work per group of 32 inputs x 16 outputs (512 weights), with VNNI: 4 to 8 loads of weights and about
 // 12 instructions to unpack them, shared by all rows; then per row 8 dot products (vpdpbusd), and 4
 // float instructions for a group format or 2 integer ones for a K format. Dot products and multiplications
 // share ports: with one of them a cycle (Zen 4) a row costs 8 + 3 cycles (Q4_1) or 8 + 2 (Q4_K), with two
-// (Zen 5, server Xeons) half of that. The bytes of the group (288 for 4.5 bits) take about 60 cycles at
-// 17 GB/s of DRAM bandwidth a core, so 5 or 10 rows hide behind the memory. Measured: 11.3 and 11.0
-// (LABLOG.md).
+// (Zen 5) half of that. On server Xeons all vector operations of 512 bits share two ports: 15 of them, 7.5
+// cycles. The bytes of the group (288 for 4.5 bits) take about 60 cycles at 17 GB/s of DRAM bandwidth a core,
+// so 5 to 8 rows hide behind the memory. Measured: 11.3 and 11.0 (Zen 4), 8.4 and 8.2 (Ice Lake; LABLOG.md).
+//
+// An Ice Lake starts two dot products a cycle but 1.1 loads of 512 bits, so AVX512 takes two strips at once,
+// and what is broadcast of the activations serves both.
 //
 // Sums: the integers are exact. Floats are added group by group, super-block by super-block, in the
 // order of the inputs, by a multiplication and an addition (no fused operation).
@@ -299,7 +302,7 @@ __attribute__((noinline)) void add_wide_cells(const TileMatrix& m, const uint8_t
 // cells_at(index) returns. The first row's pass through the strips asks for what comes after them.
 template <Format F, int S, int R, class At>
 OUTPACE_INLINE void add_cells(const TileMatrix& m, const uint8_t* strip, const Quantized& a, int64_t row0,
-                              int64_t first, int64_t end, At cells_at, Floats (&acc)[S][R]) {
+                              int64_t first, int64_t end, const At& cells_at, Floats (&acc)[S][R]) {
   for (int64_t i = first; i < end; ++i) {
     const auto ahead =
         row0 == 0 ? PartAhead<F, S>(strip, i * cell_bytes(F), m.strip_bytes) : PartAhead<F, S>();

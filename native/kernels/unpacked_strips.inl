@@ -1,8 +1,8 @@
 // Many rows with strips whose weights are unpacked once for all of them, some cells at a time, into the first
 // level of the cache. Only four rows' sums fit the registers of AVX2, and unpacking a group for each four of
-// them takes 104 (5 bits) or 68 instructions (6 bits) beside the 144 to 160 of their products. With AVX512 it
-// takes 24 to 56 for eight rows and two strips beside 200 to 290, and loads cost more than they do
-// (LABLOG.md).
+// them takes 104 (5 bits) or 68 instructions (6 bits) beside the 144 to 160 of their products; on AVX512, for
+// eight rows and two strips, 56 or 52 beside 240 to 300. Of 4 bits, 24, it costs more to write and read the
+// lines (LABLOG.md).
 //
 // Bytes: the strip's once in, 512 a group out and, from the first level, in again for every four rows: 16
 // loads of 32, 8 cycles, beside the 40 to 48 of four rows' products (short_sums.inl).
