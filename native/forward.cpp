@@ -96,9 +96,9 @@ Activations Forward::activations(float* x, int64_t stride, int64_t columns, int6
           row_stride<uint16_t>(columns)};
 }
 
-// Each strip asks for all activations once more. Where they do not fit the second level of the cache, rows go
-// in blocks that do, each through all strips of a thread, whose weights come round once a block instead. Even
-// blocks, of whole tiles: few rows would pay for all weights.
+// Each strip, or two at a time, asks for all activations once more. Where they do not fit the second level of
+// the cache, rows go in blocks that do, each through all strips of a thread, whose weights come round once a
+// block instead. Even blocks, of whole tiles: few rows would pay for all weights.
 int64_t Forward::rows_together(int64_t num_rows, int64_t row_bytes, int64_t cache_bytes) {
   constexpr int64_t kTile = 16;
   const int64_t fitting = std::max(2 * kTile, cache_bytes / row_bytes / kTile * kTile);

@@ -21,8 +21,8 @@ struct SampleRows {
   Activations from(int64_t row);
 };
 
-// Seconds that each operation's products of the traced step would take, with a strip of its weights and the
-// activations in the nearest caches, on all threads at once; 0: it has none.
+// Seconds that each operation's products of the traced step would take, with two strips of its weights and
+// the activations in the nearest caches, on all threads at once; 0: it has none.
 std::array<double, kNumOps> product_seconds(const Weights& weights, const StepTrace& trace,
                                             const Kernels& kernels, ThreadPool& pool);
 

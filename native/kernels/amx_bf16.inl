@@ -133,7 +133,7 @@ void bf16_strip(const TileMatrix& m, int64_t s, const Activations& a, const Bf16
   for (int64_t first = part.first_input; first < part.last_input; first += kInputsAtOnce) {
     const int64_t left = part.last_input - first, inputs = left < kInputsAtOnce ? left : kInputsAtOnce;
     for (int64_t k = 0; k < inputs; k += kCell, cell += kBytes) {
-      prefetch<kBytes>(cell);
+      prefetch<kBytes>(cell + kPrefetch);
       unpack_to_bf16<F>(cell, tiles + k / 2 * kStrip);
     }
     const bool add = part.add || first > part.first_input;

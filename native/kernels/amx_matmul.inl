@@ -68,6 +68,11 @@ class CellsAhead {
   int64_t left_;
 };
 
+template <Format F>
+OUTPACE_INLINE void unpack_group(const PackedGroup<F>& group, Lines (&w)[8]) {
+  OUTPACE_UNROLL for (int q = 0; q < 8; ++q) w[q] = line_of<F>(group, q);
+}
+
 }  // namespace outpace::OUTPACE_TIER
 
 #include "amx_groups.inl"

@@ -91,7 +91,7 @@ OUTPACE_INLINE void unpack_planes(const uint8_t* cell, uint8_t* high, uint8_t* l
     ahead.next(1);
     Lines w[8];
     unpack_group<F>(PackedCell<F>{cell}.group(g), w);
-    const auto store_lines = [&](const auto& first, const auto& second) {
+    const auto store_group = [&](const auto& first, const auto& second) {
       for (int q = 0; q < 8; ++q) {
         const int at = 64 * (8 * g + q);
         store_planes(w[q], q < 4 ? first : second, high + at, low + at);
@@ -99,10 +99,10 @@ OUTPACE_INLINE void unpack_planes(const uint8_t* cell, uint8_t* high, uint8_t* l
     };
     if constexpr (F == Format::q6_k) {
       const auto* s = reinterpret_cast<const int8_t*>(scales) + 32 * g;
-      store_lines(signed_scale(load_bytes(s)), signed_scale(load_bytes(s + 16)));
+      store_group(signed_scale(load_bytes(s)), signed_scale(load_bytes(s + 16)));
     } else {
       const SplitScale split = split_scale(scale, g);
-      store_lines(split, split);
+      store_group(split, split);
     }
   }
 }

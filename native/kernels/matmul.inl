@@ -2,19 +2,25 @@
 //
 // Work per group of 32 inputs x 16 outputs (512 weights), with VNNI: 4 to 8 loads of weights and about
 // 12 instructions to unpack them, shared by all rows; then per row 8 dot products (vpdpbusd), and 4
-// float instructions for a group format or 2 integer ones for a K format. Dot products and multiplications
-// share ports: with one of them a cycle (Zen 4) a row costs 8 + 3 cycles (Q4_1) or 8 + 2 (Q4_K), with two
-// (Zen 5) half of that. On server Xeons all vector operations of 512 bits share two ports: 15 of them, 7.5
-// cycles. The bytes of the group (288 for 4.5 bits) take about 60 cycles at 17 GB/s of DRAM bandwidth a core,
-// so 5 to 8 rows hide behind the memory. Measured: 11.3 and 11.0 (Zen 4), 8.4 and 8.2 (Ice Lake; LABLOG.md).
+// float instructions for a group format (6 with minima) or 2 integer ones for a K format. Dot products and
+// multiplications share ports: with one of them a cycle (Zen 4) a row costs 8 + 3 cycles (Q4_1) or 8 + 2
+// (Q4_K), with two (Zen 5) half of that. On server Xeons all vector operations of 512 bits share two ports:
+// 15 with a row's part of unpacking and of the super-block, 7.5 cycles. The bytes of the group (288 for 4.5
+// bits) take about 50 to 60 cycles at 17 GB/s of DRAM bandwidth a core, so 5 to 8 rows hide behind the
+// memory. Measured: 11.3 and 11.0 (Zen 4, one strip at a time), 8.4 and 8.2 (Ice Lake; LABLOG.md).
 //
-// An Ice Lake starts two dot products a cycle but 1.1 loads of 512 bits, so AVX512 takes two strips at once,
-// and what is broadcast of the activations serves both.
+// An Ice Lake starts two dot products a cycle, but hardly more than one that loads what it broadcasts, so
+// AVX512 takes two strips at once, which share what is broadcast of the activations.
 //
 // Sums: the integers are exact. Floats are added group by group, super-block by super-block, in the
 // order of the inputs, by a multiplication and an addition (no fused operation).
 
 namespace outpace::OUTPACE_TIER {
+
+// Of a tier: kRegisterSums sums (Ints) fit the registers beside weights and activations, of kStripsTogether
+// strips; unpack_from(format) rows or more take weights that were unpacked once for all
+// (unpacked_strips.inl), 0: never.
+static_assert(kRegisterSums % kStripsTogether == 0);
 
 // Calls body<F>() with the format as a constant.
 template <class Body>
@@ -86,11 +92,6 @@ OUTPACE_INLINE Lines line_of(const UnpackedGroup& group, int q) {
   return load_lines(group.lines + 64 * q);
 }
 
-template <Format F>
-OUTPACE_INLINE void unpack_group(const PackedGroup<F>& group, Lines (&w)[8]) {
-  OUTPACE_UNROLL for (int q = 0; q < 8; ++q) w[q] = line_of<F>(group, q);
-}
-
 constexpr int log2_of(int x) { return x <= 1 ? 0 : 1 + log2_of(x / 2); }
 
 }  // namespace outpace::OUTPACE_TIER
@@ -103,13 +104,12 @@ constexpr int log2_of(int x) { return x <= 1 ? 0 : 1 + log2_of(x / 2); }
 
 namespace outpace::OUTPACE_TIER {
 
-// Asks for the lines of a cell kPrefetch bytes ahead; the next strip follows this one in memory. Into the
-// second level: the first one is too small to keep them while several rows' products run and activations
-// stream through it, and the memory must be read meanwhile (8 rows of Q4_K: 13 GB/s with the first level, 22
-// with the second).
+// Asks for lines, into the second level: the first one is too small to keep them while several rows' products
+// run and activations stream through it, and the memory must be read meanwhile (8 rows of Q4_K: 13 GB/s with
+// the first level, 22 with the second).
 template <int Bytes>
-OUTPACE_INLINE void prefetch(const uint8_t* line) {
-  for (int at = 0; at < Bytes; at += 64) __builtin_prefetch(line + at, 0, 2);
+OUTPACE_INLINE void prefetch(const uint8_t* first) {
+  for (int at = 0; at < Bytes; at += 64) __builtin_prefetch(first + at, 0, 2);
 }
 
 // A part of the cell at a time, while it is multiplied: all at once fill the queue of misses, and the memory
@@ -117,24 +117,19 @@ OUTPACE_INLINE void prefetch(const uint8_t* line) {
 template <Format F>
 constexpr int kCellParts = is_k(F) ? 8 : 1;
 
-// S strips beside each other are read as one stream: each is asked for kPrefetch / S ahead, and at their ends
-// the next S strips begin.
+// S strips that lie one after the other in memory and are read side by side: at their ends the next S begin.
 template <Format F, int S>
 struct PartAhead {
-  const uint8_t* line = nullptr;
-  int64_t strip_bytes = 0;
-
-  PartAhead() = default;
-  OUTPACE_INLINE_MEMBER PartAhead(const uint8_t* strip, int64_t offset, int64_t bytes) : strip_bytes(bytes) {
-    offset += kPrefetch / S;
-    line = strip + (offset < bytes ? offset : offset + (S - 1) * bytes);
-  }
+  const uint8_t* strip = nullptr;
+  int64_t offset = 0, strip_bytes = 0;  // what is asked for, in each strip
 
   // Inlined early: as a function of its own it has no effect that gcc knows of, and is dropped.
   OUTPACE_INLINE_MEMBER void operator()(int part) const {
     constexpr int kBytes = cell_bytes(F) / kCellParts<F>;
-    if (line == nullptr) return;
-    OUTPACE_UNROLL for (int s = 0; s < S; ++s) prefetch<kBytes>(line + s * strip_bytes + part * kBytes);
+    if (strip == nullptr) return;
+    const int64_t at = offset + part * kBytes;
+    const uint8_t* first = strip + (at < strip_bytes ? at : at + (S - 1) * strip_bytes);
+    OUTPACE_UNROLL for (int s = 0; s < S; ++s) prefetch<kBytes>(first + s * strip_bytes);
   }
 };
 
@@ -299,13 +294,15 @@ __attribute__((noinline)) void add_wide_cells(const TileMatrix& m, const uint8_t
 }
 
 // acc[s][r] += the products of the high plane of row r with cells [first, end) of strip s, which
-// cells_at(index) returns. The first row's pass through the strips asks for what comes after them.
+// cells_at(index) returns. The first row's pass through the strips asks for what comes `distance` bytes later
+// in each.
 template <Format F, int S, int R, class At>
 OUTPACE_INLINE void add_cells(const TileMatrix& m, const uint8_t* strip, const Quantized& a, int64_t row0,
-                              int64_t first, int64_t end, const At& cells_at, Floats (&acc)[S][R]) {
+                              int64_t first, int64_t end, int distance, const At& cells_at,
+                              Floats (&acc)[S][R]) {
   for (int64_t i = first; i < end; ++i) {
-    const auto ahead =
-        row0 == 0 ? PartAhead<F, S>(strip, i * cell_bytes(F), m.strip_bytes) : PartAhead<F, S>();
+    PartAhead<F, S> ahead;
+    if (row0 == 0) ahead = {strip, i * cell_bytes(F) + distance, m.strip_bytes};
     const auto at = cells_at(i);
     quantized_cells<F>(at.cells, a.high, m.columns, row0, i, acc, ahead);
   }
@@ -320,7 +317,7 @@ void quantized_rows(const TileMatrix& m, const uint8_t* strip, const Quantized& 
     for (int r = 0; r < R; ++r) acc[s][r] = set_floats(0.0f);
   }
   add_cells<F>(
-      m, strip, a, row0, 0, m.columns / cell_columns(F),
+      m, strip, a, row0, 0, m.columns / cell_columns(F), kPrefetch / S,
       [&](int64_t i) { return CellsAt<F, S>(m, strip, i); }, acc);
   for (int s = 0; s < S; ++s) {
     for (int r = 0; r < R; ++r) store(out + r * out_stride + s * kStrip, acc[s][r]);
@@ -366,7 +363,7 @@ OUTPACE_INLINE void quantized_strips(const TileMatrix& m, const uint8_t* strip, 
   if constexpr (unpack_from(F) > 0) {
     if (num_rows >= unpack_from(F)) return unpacked_strips<F, S>(m, strip, a, num_rows, out, out_stride);
   }
-  each_row_tile<kRegisterSums / kStripsTogether>(num_rows, [&]<int R>(int64_t row) {
+  each_row_tile<kRegisterSums / S>(num_rows, [&]<int R>(int64_t row) {
     quantized_rows<F, S, R>(m, strip, a, row, out + row * out_stride, out_stride);
   });
 }
@@ -388,7 +385,9 @@ void strips_of(const TileMatrix& m, int64_t first, int64_t last, const Activatio
   };
   constexpr int together = is_float(F) ? 1 : kStripsTogether;
   while (last - first >= together) next.template operator()<together>();
-  while (last > first) next.template operator()<1>();
+  if constexpr (together > 1) {
+    while (last > first) next.template operator()<1>();
+  }
 }
 
 void matmul_strips(const TileMatrix& m, int64_t first, int64_t last, const Activations& a, int64_t num_rows,

@@ -2,9 +2,9 @@
 
 namespace outpace::OUTPACE_TIER {
 
-// A group of 32 inputs x 16 outputs for as many rows as fit the registers, over and over, without unpacking
-// and without scales. What is multiplied is hidden from the compiler, or it would leave the loop. The loops
-// are unrolled, or gcc 12 keeps the sums in memory and halves the figure.
+// A group of 32 inputs of kStripsTogether x 16 outputs for as many rows as fit the registers, over and over,
+// without unpacking and without scales. What is multiplied is hidden from the compiler, or it would leave the
+// loop. The loops are unrolled, or gcc 12 keeps the sums in memory and halves the figure.
 int64_t dot_peak(int64_t rounds) {
   constexpr int kRows = kRegisterSums / kStripsTogether;
   alignas(64) uint8_t weights[kStripsTogether * kStrip * kGroup];

@@ -47,7 +47,9 @@ OUTPACE_INLINE void add_lines(const Group& group, const int8_t* a, int64_t strid
 // A scale of 16 bits twice, for both numbers that a short sum consists of.
 OUTPACE_INLINE Ints factor_of(Ints scale) { return bit_or(bit_and(scale, 0xffff), shift_left<16>(scale)); }
 
-// What byte_products.inl says of these, for one strip: two have no sums in common.
+// What byte_products.inl says of these, for one strip: with two, half as many rows would fit the registers.
+static_assert(kStripsTogether == 1);
+
 template <Format F, int R, class Group>
 OUTPACE_INLINE void add_scaled(const Group (&group)[1], const int8_t* a, int64_t stride,
                                const Ints (&factor)[1], Ints (&acc)[1][R]) {

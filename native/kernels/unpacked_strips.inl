@@ -20,7 +20,7 @@ struct UnpackedCell {
   OUTPACE_INLINE_MEMBER const uint8_t* scales() const { return packed_scales; }
 };
 
-// Cells from `first` on of S strips, unpacked.
+// Some cells of S strips, unpacked; which, unpack says.
 template <Format F, int S>
 class UnpackedCells {
  public:
@@ -28,10 +28,13 @@ class UnpackedCells {
     UnpackedCell<F> cells[S];
   };
 
-  OUTPACE_INLINE_MEMBER void unpack(const TileMatrix& m, const uint8_t* strip, int64_t first, int64_t end) {
-    matrix_ = &m, strip_ = strip, first_ = first;
+  OUTPACE_INLINE_MEMBER UnpackedCells(const TileMatrix& m, const uint8_t* strip)
+      : matrix_(m), strip_(strip) {}
+
+  OUTPACE_INLINE_MEMBER void unpack(int64_t first, int64_t end) {
+    first_ = first;
     for (int64_t i = first; i < end; ++i) {
-      const CellsAt<F, S> at(m, strip, i);
+      const CellsAt<F, S> at(matrix_, strip_, i);
       for (int s = 0; s < S; ++s) {
         uint8_t* lines = lines_[s] + (i - first) * cell_columns(F) * kStrip;
         for (int g = 0; g < cell_columns(F) / kGroup; ++g, lines += kGroup * kStrip) {
@@ -42,7 +45,7 @@ class UnpackedCells {
     }
   }
   OUTPACE_INLINE_MEMBER At operator()(int64_t index) const {
-    const CellsAt<F, S> packed(*matrix_, strip_, index);
+    const CellsAt<F, S> packed(matrix_, strip_, index);
     At at;
     OUTPACE_UNROLL for (int s = 0; s < S; ++s) {
       at.cells[s] = {lines_[s] + (index - first_) * cell_columns(F) * kStrip, packed.cells[s].scales()};
@@ -52,9 +55,9 @@ class UnpackedCells {
 
  private:
   alignas(64) uint8_t lines_[S][kGroupsTogether * kGroup * kStrip];
-  const TileMatrix* matrix_;
+  const TileMatrix& matrix_;
   const uint8_t* strip_;
-  int64_t first_;
+  int64_t first_ = 0;
 };
 
 template <Format F, int S, int R>
@@ -66,7 +69,9 @@ void unpacked_rows(const TileMatrix& m, const uint8_t* strip, const UnpackedCell
     for (int r = 0; r < R; ++r)
       acc[s][r] = first == 0 ? set_floats(0.0f) : load_floats(out + r * out_stride + s * kStrip);
   }
-  add_cells<F>(m, strip, a, row0, first, end, cells, acc);
+  // The block that is unpacked next must have come by then.
+  static_assert(kGroupsTogether * kGroup / cell_columns(F) * cell_bytes(F) <= kPrefetch);
+  add_cells<F>(m, strip, a, row0, first, end, kPrefetch, cells, acc);
   for (int s = 0; s < S; ++s) {
     for (int r = 0; r < R; ++r) store(out + r * out_stride + s * kStrip, acc[s][r]);
   }
@@ -75,12 +80,12 @@ void unpacked_rows(const TileMatrix& m, const uint8_t* strip, const UnpackedCell
 template <Format F, int S>
 void unpacked_strips(const TileMatrix& m, const uint8_t* strip, const Quantized& a, int64_t num_rows,
                      float* out, int64_t out_stride) {
-  UnpackedCells<F, S> unpacked;
+  UnpackedCells<F, S> unpacked(m, strip);
   const int64_t cells = m.columns / cell_columns(F), together = kGroupsTogether * kGroup / cell_columns(F);
   for (int64_t first = 0; first < cells; first += together) {
     const int64_t end = first + together < cells ? first + together : cells;
-    unpacked.unpack(m, strip, first, end);
-    each_row_tile<kRegisterSums / kStripsTogether>(num_rows, [&]<int R>(int64_t row) {
+    unpacked.unpack(first, end);
+    each_row_tile<kRegisterSums / S>(num_rows, [&]<int R>(int64_t row) {
       unpacked_rows<F, S, R>(m, strip, unpacked, a, row, first, end, out + row * out_stride, out_stride);
     });
   }

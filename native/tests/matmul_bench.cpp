@@ -31,7 +31,7 @@ constexpr struct {
 double measure(const outpace::Kernels& kernels, outpace::ThreadPool& pool, const outpace::TileMatrix& m,
                const outpace::Activations& a, int64_t rows, double at_least, std::vector<float>& out) {
   const auto bytes = static_cast<double>(m.total_bytes());
-  const int64_t grain = std::max<int64_t>(1, m.num_strips() / (pool.num_threads() * 8));
+  const int64_t grain = std::max<int64_t>(2, m.num_strips() / (pool.num_threads() * 8) / 2 * 2);
   double best = 0.0, spent = 0.0;
   for (int pass = 0; pass < 1 || (spent < at_least && pass < 300); ++pass) {
     const auto start = Clock::now();
