@@ -60,6 +60,9 @@ class Forward {
   // logits: [num_rows, output.padded_rows()]
   void logits(const TileMatrix& output, const int64_t* rows, int64_t num_rows, float* logits);
 
+  // Strips whose products pass through a thread's scratch memory together.
+  static constexpr int64_t kStripsAtOnce = 2;
+
   // Rows that go through a thread's strips together: so many as the second level of the cache holds.
   static int64_t rows_together(int64_t num_rows, int64_t row_bytes, int64_t cache_bytes = kRowBytes);
 
@@ -72,8 +75,7 @@ class Forward {
   static constexpr int64_t kRowBytes = 768 << 10, kRoundedBytes = 1536 << 10;
   // Inputs of rounded rows that go together where there are more of them.
   static constexpr int64_t kRoundedInputs = 1536;
-  // Strips whose products pass through a thread's scratch memory together.
-  static constexpr int64_t kStripsAtOnce = 2, kOutputsAtOnce = kStripsAtOnce * kStrip;
+  static constexpr int64_t kOutputsAtOnce = kStripsAtOnce * kStrip;
   // Rows of a unit of attention: all read a chunk while it is in the nearest caches, and a context that those
   // do not hold comes from memory once a unit. As many as leave each thread a few units, within these bounds.
   static constexpr int64_t kLeastUnitRows = 16, kMostUnitRows = 64, kUnitsPerThread = 4;

@@ -23,7 +23,7 @@ struct Strips {
 double strip_seconds(const TileMatrix& m, int64_t num_rows, const Kernels& kernels, ThreadPool& pool) {
   SampleRows rows(num_rows, m.columns, kernels);
   const Activations a = rows.from(0);
-  const int64_t strips = std::min<int64_t>(2, m.num_strips());
+  const int64_t strips = std::min(Forward::kStripsAtOnce, m.num_strips());
   const auto size = static_cast<size_t>(num_rows * strips * kStrip);
   std::vector<LineVector<float>> out(static_cast<size_t>(pool.num_threads()), LineVector<float>(size));
   double best = 1e9;

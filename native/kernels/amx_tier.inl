@@ -4,9 +4,8 @@
 #include "kernels.h"
 
 namespace outpace::OUTPACE_TIER {
-constexpr int kRegisterSums = 16, kStripsTogether = 2;
-constexpr int64_t unpack_from(Format) { return 0; }  // tiles take over before
-constexpr int kPrefetch = 6144;                      // bytes ahead
+constexpr int kRegisterSums = 16, kStripsTogether = 2, kUnpackFrom = 0;  // tiles take over before
+constexpr int kPrefetch = 6144;                                          // bytes ahead
 }  // namespace outpace::OUTPACE_TIER
 
 #include "matmul.inl"

@@ -18,8 +18,7 @@
 namespace outpace::OUTPACE_TIER {
 
 // Of a tier: kRegisterSums sums (Ints) fit the registers beside weights and activations, of kStripsTogether
-// strips; unpack_from(format) rows or more take weights that were unpacked once for all
-// (unpacked_strips.inl), 0: never.
+// strips; from kUnpackFrom rows on unpacking some formats once for all pays (unpacked_strips.inl), 0: never.
 static_assert(kRegisterSums % kStripsTogether == 0);
 
 // Calls body<F>() with the format as a constant.
@@ -360,8 +359,8 @@ template <Format F, int S>
 OUTPACE_INLINE void quantized_strips(const TileMatrix& m, const uint8_t* strip, const Activations& all,
                                      int64_t num_rows, float* out, int64_t out_stride) {
   const Quantized& a = is_k(F) ? all.per_256 : all.per_32;
-  if constexpr (unpack_from(F) > 0) {
-    if (num_rows >= unpack_from(F)) return unpacked_strips<F, S>(m, strip, a, num_rows, out, out_stride);
+  if constexpr (kUnpacksOnce<F>) {
+    if (num_rows >= kUnpackFrom) return unpacked_strips<F, S>(m, strip, a, num_rows, out, out_stride);
   }
   each_row_tile<kRegisterSums / S>(num_rows, [&]<int R>(int64_t row) {
     quantized_rows<F, S, R>(m, strip, a, row, out + row * out_stride, out_stride);

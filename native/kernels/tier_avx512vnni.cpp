@@ -3,8 +3,7 @@
 
 namespace outpace::OUTPACE_TIER {
 constexpr const char* kTierName = "avx512vnni";
-constexpr int kRegisterSums = 16, kStripsTogether = 2;
-constexpr int64_t unpack_from(Format f) { return bits(f) == 5 || bits(f) == 6 ? 32 : 0; }
+constexpr int kRegisterSums = 16, kStripsTogether = 2, kUnpackFrom = 32;
 }  // namespace outpace::OUTPACE_TIER
 
 #include "tier.inl"

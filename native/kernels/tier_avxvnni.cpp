@@ -3,8 +3,7 @@
 
 namespace outpace::OUTPACE_TIER {
 constexpr const char* kTierName = "avxvnni";
-constexpr int kRegisterSums = 4, kStripsTogether = 1;
-constexpr int64_t unpack_from(Format) { return 0; }
+constexpr int kRegisterSums = 4, kStripsTogether = 1, kUnpackFrom = 0;
 }  // namespace outpace::OUTPACE_TIER
 
 #include "tier.inl"

@@ -1,13 +1,16 @@
 // Many rows with strips whose weights are unpacked once for all of them, some cells at a time, into the first
 // level of the cache. Only four rows' sums fit the registers of AVX2, and unpacking a group for each four of
 // them takes 104 (5 bits) or 68 instructions (6 bits) beside the 144 to 160 of their products; on AVX512, for
-// eight rows and two strips, 56 or 52 beside 240 to 300. Of 4 bits, 24, it costs more to write and read the
-// lines (LABLOG.md).
+// eight rows and two strips, 56 or 52 beside 240 to 300 (LABLOG.md).
 //
 // Bytes: the strip's once in, 512 a group out and, from the first level, in again for every four rows: 16
 // loads of 32, 8 cycles, beside the 40 to 48 of four rows' products (short_sums.inl).
 
 namespace outpace::OUTPACE_TIER {
+
+// Bytes are used as they lie, and of 4 bits it costs more to write and read the lines.
+template <Format F>
+constexpr bool kUnpacksOnce = kUnpackFrom > 0 && (bits(F) == 5 || bits(F) == 6);
 
 // Groups that are unpacked together: 8 kB of each strip.
 constexpr int kGroupsTogether = 16;
