@@ -66,7 +66,7 @@ void QuantizedRows::resize(int64_t num_rows, int64_t widest) {
     scaled_sum[plane].resize(elements(kGroup));
     sum[plane].resize(elements(kGroup));
     pair_sum[plane].resize(elements(kGroup));
-    half_sum[plane].resize(elements(kGroup / 2));
+    half_start[plane].resize(elements(kGroup / 2));
   }
   num_wide.resize(static_cast<size_t>(num_rows));
   wide.resize(elements(kGroup));
@@ -81,7 +81,7 @@ Quantized QuantizedRows::at(int64_t row, int64_t columns, int64_t cell) {
                  sum[i].data() + row * (columns / kGroup),
                  scaled_sum[i].data() + row * (columns / kGroup),
                  pair_sum[i].data() + row * (columns / kGroup),
-                 half_sum[i].data() + row * (columns / (kGroup / 2))};
+                 half_start[i].data() + row * (columns / (kGroup / 2))};
   };
   return {plane(0), plane(1), num_wide.data() + row, wide.data() + row * (columns / cell)};
 }

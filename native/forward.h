@@ -23,7 +23,8 @@ struct QuantizedRows {
   LineVector<int8_t> q[2];  // of the high and of the low plane
   LineVector<float> scale[2], scaled_sum[2];
   LineVector<int32_t> sum[2], num_wide, wide;
-  LineVector<int16_t> pair_sum[2], half_sum[2];
+  LineVector<int16_t> pair_sum[2];
+  LineVector<int32_t> half_start[2];
 
   void resize(int64_t num_rows, int64_t widest);
   // Where row `row` of `columns` activations lies; `cell` is 32 or 256.

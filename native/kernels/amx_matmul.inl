@@ -109,7 +109,7 @@ Quantized from_row(const Quantized& a, int64_t row, int64_t columns) {
     p.scale += row * (columns / cell_columns(F));
     if constexpr (is_k(F)) {
       p.pair_sum += row * (columns / kGroup);
-      p.half_sum += row * (columns / (kGroup / 2));
+      p.half_start += row * (columns / (kGroup / 2));
     } else {
       p.sum += row * (columns / kGroup);
       p.scaled_sum += row * (columns / kGroup);

@@ -54,14 +54,16 @@ OUTPACE_INLINE void add_scaled(const Group (&groups)[S], const int8_t* a, int64_
   }
 }
 
-// acc[s][r] += each half of a group with a scale of its own.
+// acc[s][r] += each half of a group with a scale of its own. start: where row r's two sums begin, at
+// r * start_stride.
 template <Format F, int S, int R, class Group>
 OUTPACE_INLINE void add_halves(const Group (&groups)[S], const int8_t* a, int64_t stride,
-                               const Ints (&scales)[2][S], Ints (&acc)[S][R]) {
+                               const int32_t* start, int64_t start_stride, const Ints (&scales)[2][S],
+                               Ints (&acc)[S][R]) {
   OUTPACE_UNROLL for (int half = 0; half < 2; ++half) {
     Ints sums[S][R];
     OUTPACE_UNROLL for (int s = 0; s < S; ++s) {
-      OUTPACE_UNROLL for (int r = 0; r < R; ++r) sums[s][r] = zero_ints();
+      OUTPACE_UNROLL for (int r = 0; r < R; ++r) sums[s][r] = set_ints(start[r * start_stride + half]);
     }
     OUTPACE_UNROLL for (int line = 4 * half; line < 4 * half + 4; ++line) {
       Lines w[S];

@@ -111,6 +111,10 @@ OUTPACE_INLINE void prefetch(const uint8_t* first) {
   for (int at = 0; at < Bytes; at += 64) __builtin_prefetch(first + at, 0, 2);
 }
 
+// Bytes ahead in each of S strips.
+template <int S>
+constexpr int kPrefetchOf = S == 1 ? kPrefetch : 2 * kPrefetch;
+
 // A part of the cell at a time, while it is multiplied: all at once fill the queue of misses, and the memory
 // stands idle until the next cell (1 to 6 rows of Q4_K on a Xeon, a tenth). Of no cell nothing is asked.
 template <Format F>
@@ -219,7 +223,9 @@ template <Format F, int S, int R, class Cell, class Ahead>
   requires(F == Format::q6_k)
 OUTPACE_INLINE void k_super_blocks(const Cell (&cells)[S], const Plane& a, int64_t columns, int64_t row0,
                                    int64_t block, Floats (&out)[S][R], const Ahead& ahead) {
-  Ints acc[S][R], pairs[8][S];  // the scales of a group's halves as two numbers of 16 bits
+  Ints acc[S][R];
+  const int64_t halves = columns / 16;
+  const int32_t* start = a.half_start + row0 * halves + block * 16;
   OUTPACE_UNROLL for (int s = 0; s < S; ++s) {
     OUTPACE_UNROLL for (int r = 0; r < R; ++r) acc[s][r] = zero_ints();
   }
@@ -232,20 +238,16 @@ OUTPACE_INLINE void k_super_blocks(const Cell (&cells)[S], const Plane& a, int64
       groups[s] = cells[s].group(g);
       scales[0][s] = load_bytes(bytes);
       scales[1][s] = load_bytes(bytes + 16);
-      pairs[g][s] = bit_or(bit_and(scales[0][s], 0xffff), shift_left<16>(scales[1][s]));
     }
-    add_halves<F>(groups, a.q + row0 * a.stride + block * kSuperBlock + g * kGroup, a.stride, scales, acc);
+    add_halves<F>(groups, a.q + row0 * a.stride + block * kSuperBlock + g * kGroup, a.stride, start + 2 * g,
+                  halves, scales, acc);
   }
   OUTPACE_UNROLL for (int s = 0; s < S; ++s) {
     const Floats d = load_halves(cells[s].scales() + 256);
     OUTPACE_UNROLL for (int r = 0; r < R; ++r) {
       const int64_t row = row0 + r;
-      const int16_t* sum = a.half_sum + row * (columns / 16) + block * 16;
-      Ints zero = zero_ints();  // what the zero point takes off, in units of it
-      OUTPACE_UNROLL for (int g = 0; g < 8; ++g) zero = dot_pairs(zero, pairs[g][s], sum + 2 * g);
-      const Ints total = sub(acc[s][r], shift_left<log2_of(zero_point(F))>(zero));
       const Floats scale_a = set_floats(a.scale[row * (columns / kSuperBlock) + block]);
-      out[s][r] = add(out[s][r], mul(to_floats(total), mul(d, scale_a)));
+      out[s][r] = add(out[s][r], mul(to_floats(acc[s][r]), mul(d, scale_a)));
     }
   }
 }
@@ -316,7 +318,7 @@ void quantized_rows(const TileMatrix& m, const uint8_t* strip, const Quantized& 
     for (int r = 0; r < R; ++r) acc[s][r] = set_floats(0.0f);
   }
   add_cells<F>(
-      m, strip, a, row0, 0, m.columns / cell_columns(F), kPrefetch / S,
+      m, strip, a, row0, 0, m.columns / cell_columns(F), kPrefetchOf<S>,
       [&](int64_t i) { return CellsAt<F, S>(m, strip, i); }, acc);
   for (int s = 0; s < S; ++s) {
     for (int r = 0; r < R; ++r) store(out + r * out_stride + s * kStrip, acc[s][r]);
@@ -383,10 +385,13 @@ void strips_of(const TileMatrix& m, int64_t first, int64_t last, const Activatio
     out += S * kStrip;
   };
   constexpr int together = is_float(F) ? 1 : kStripsTogether;
-  while (last - first >= together) next.template operator()<together>();
   if constexpr (together > 1) {
-    while (last > first) next.template operator()<1>();
+    // Few rows wait for the memory, and that reads one stream faster than two.
+    if (num_rows > kRegisterSums / together) {
+      while (last - first >= together) next.template operator()<together>();
+    }
   }
+  while (last > first) next.template operator()<1>();
 }
 
 void matmul_strips(const TileMatrix& m, int64_t first, int64_t last, const Activations& a, int64_t num_rows,

@@ -220,8 +220,9 @@ void quantize_256(const float* x, int64_t n, const Quantized& out) {
     for (int i = 0; i < 16; ++i) {
       const int64_t at = block * kSuperBlock + 16 * i;
       sums[i] = quantize16(x + at, steps, out.high.q + at, out.low.q + at);
-      out.high.half_sum[block * 16 + i] = static_cast<int16_t>(sums[i].high);
-      if (steps.wide) out.low.half_sum[block * 16 + i] = static_cast<int16_t>(sums[i].low);
+      constexpr int32_t zero = zero_point(Format::q6_k);
+      out.high.half_start[block * 16 + i] = -zero * sums[i].high;
+      if (steps.wide) out.low.half_start[block * 16 + i] = -zero * sums[i].low;
     }
     out.high.scale[block] = steps.wide ? steps.unit * 128.0f : steps.unit;
     for (int g = 0; g < 8; ++g) {

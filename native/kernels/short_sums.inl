@@ -60,7 +60,14 @@ OUTPACE_INLINE void add_scaled(const Group (&group)[1], const int8_t* a, int64_t
 
 template <Format F, int R, class Group>
 OUTPACE_INLINE void add_halves(const Group (&group)[1], const int8_t* a, int64_t stride,
-                               const Ints (&scales)[2][1], Ints (&acc)[1][R]) {
+                               const int32_t* start, int64_t start_stride, const Ints (&scales)[2][1],
+                               Ints (&acc)[1][R]) {
+  OUTPACE_UNROLL for (int half = 0; half < 2; ++half) {
+    OUTPACE_UNROLL for (int r = 0; r < R; ++r) {
+      const Ints from = set_ints(start[r * start_stride + half]);
+      acc[0][r] = add(acc[0][r], mul(from, scales[half][0]));
+    }
+  }
   const Ints first = factor_of(scales[0][0]), second = factor_of(scales[1][0]);
   OUTPACE_UNROLL for (int q = 0; q < 8; q += kLinesTogether<F>) {
     add_lines<F, R>(group[0], a, stride, q, q < 4 ? first : second, acc[0]);

@@ -123,7 +123,8 @@ struct Plane {
   float* scaled_sum = nullptr;  // scale x sum
   // Per 256:
   int16_t* pair_sum = nullptr;  // [rows, K / 32] a super-block's groups as 0 2 1 3 4 6 5 7
-  int16_t* half_sum = nullptr;  // [rows, K / 16] of the halves of groups
+  // [rows, K / 16] minus Q6_K's zero point x the sum of a half of a group: where its products begin.
+  int32_t* half_start = nullptr;
 };
 
 struct Quantized {

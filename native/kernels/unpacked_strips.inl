@@ -73,8 +73,8 @@ void unpacked_rows(const TileMatrix& m, const uint8_t* strip, const UnpackedCell
       acc[s][r] = first == 0 ? set_floats(0.0f) : load_floats(out + r * out_stride + s * kStrip);
   }
   // The block that is unpacked next must have come by then.
-  static_assert(kGroupsTogether * kGroup / cell_columns(F) * cell_bytes(F) <= kPrefetch);
-  add_cells<F>(m, strip, a, row0, first, end, kPrefetch, cells, acc);
+  static_assert(kGroupsTogether * kGroup / cell_columns(F) * cell_bytes(F) <= kPrefetchOf<S>);
+  add_cells<F>(m, strip, a, row0, first, end, kPrefetchOf<S>, cells, acc);
   for (int s = 0; s < S; ++s) {
     for (int r = 0; r < R; ++r) store(out + r * out_stride + s * kStrip, acc[s][r]);
   }

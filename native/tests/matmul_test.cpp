@@ -250,7 +250,7 @@ void check_sums(const outpace::Plane& p, int64_t cell_columns, int64_t cell) {
   for (int64_t g = 0; g < 16; g += 2) {
     int32_t sums[2] = {0, 0};
     for (int64_t i = 0; i < 32; ++i) sums[i / 16] += p.q[cell * 256 + g * 16 + i];
-    CHECK(p.half_sum[cell * 16 + g] == sums[0] && p.half_sum[cell * 16 + g + 1] == sums[1]);
+    CHECK(p.half_start[cell * 16 + g] == -32 * sums[0] && p.half_start[cell * 16 + g + 1] == -32 * sums[1]);
     CHECK(p.pair_sum[cell * 8 + kPlaces[g / 2]] == sums[0] + sums[1]);
   }
 }

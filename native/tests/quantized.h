@@ -13,7 +13,8 @@ struct PlaneMemory {
   check::Array<int8_t> q;
   check::Array<float> scale, scaled_sum;
   check::Array<int32_t> sum;
-  check::Array<int16_t> pair_sum, half_sum;
+  check::Array<int16_t> pair_sum;
+  check::Array<int32_t> half_start;
   bool operator==(const PlaneMemory&) const = default;
 };
 
@@ -36,7 +37,7 @@ struct Memory {
         p.scaled_sum.assign(elements(32), 1e9f);
       } else {
         p.pair_sum.assign(elements(32), 9999);
-        p.half_sum.assign(elements(16), 9999);
+        p.half_start.assign(elements(16), 9999);
       }
     }
     num_wide.assign(static_cast<size_t>(rows), -1);
@@ -53,7 +54,7 @@ struct Memory {
                             p.sum.empty() ? nullptr : p.sum.data() + row * (columns / 32),
                             p.scaled_sum.empty() ? nullptr : p.scaled_sum.data() + row * (columns / 32),
                             p.pair_sum.empty() ? nullptr : p.pair_sum.data() + row * (columns / 32),
-                            p.half_sum.empty() ? nullptr : p.half_sum.data() + row * (columns / 16)};
+                            p.half_start.empty() ? nullptr : p.half_start.data() + row * (columns / 16)};
     };
     return {plane(planes[0]), plane(planes[1]), num_wide.data() + row, wide.data() + row * (columns / cell)};
   }
