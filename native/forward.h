@@ -153,6 +153,7 @@ class Forward {
   // out[row][..] = x W^T, or += where `accumulate` is set; strips spread over the threads.
   void multiply(const TileMatrix& m, float* x, int64_t x_stride, const std::vector<RowRun>& runs, float* out,
                 int64_t stride, bool accumulate);
+  static constexpr int64_t kRangesPerThread = 8;
   int64_t grain(int64_t num_strips) const;
 
   const ModelSpec& spec_;

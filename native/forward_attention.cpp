@@ -110,7 +110,8 @@ void Forward::plan_attention(const std::vector<Row>& rows) {
 // not go on with that one would have it fetched twice.
 void Forward::attend(int64_t index, const std::vector<Row>& rows) {
   const auto num_units = static_cast<int64_t>(units_.size());
-  pool_.parallel(num_units, splits_context(rows) ? grain(num_units) : 1, [&](int64_t first, int64_t last) {
+  const int64_t some = std::max<int64_t>(1, num_units / (pool_.num_threads() * kRangesPerThread));
+  pool_.parallel(num_units, splits_context(rows) ? some : 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) attend_unit(index, units_[static_cast<size_t>(i)], rows);
   });
 }

@@ -130,6 +130,7 @@ ThreadPool::ThreadPool(int num_threads, const std::vector<std::vector<int>>& cor
       pins_(!cores.empty() && !pool_pins.exchange(true)),
       forks_(count_forks()),
       barrier_(num_threads),
+      shares_(static_cast<size_t>(kNumTurns) * static_cast<size_t>(num_threads)),
       turn_(static_cast<size_t>(num_threads) * 16) {
   try {
     for (int i = 1; i < num_threads; ++i) {
@@ -169,7 +170,7 @@ void ThreadPool::run(const void* task, Call call) {
   const std::lock_guard<std::mutex> turn_to_run(running_);
   thread_index_ = 0;
   for (int& turn : turn_) turn = 0;
-  for (Ranges& ranges : ranges_) ranges.reset();
+  for (Share& share : shares_) share.reset();
   task_ = task;
   call_ = call;
   advance(generation_);

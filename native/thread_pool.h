@@ -22,15 +22,26 @@ class Barrier {
   alignas(64) std::atomic<uint32_t> phase_{0};
 };
 
-// Hands out ranges of [0, size) to whichever thread asks; reset between uses by one thread.
-class Ranges {
+// One thread's share of some units of work. It takes them from the front, one after the other as they lie in
+// memory; who has none left takes from the back of another's share.
+class Share {
  public:
-  void reset() { next_.store(0, std::memory_order_relaxed); }
-  // The start of the next range of `grain`; at or past `size` when there is none.
-  int64_t take(int64_t grain) { return next_.fetch_add(grain, std::memory_order_relaxed); }
+  void reset() { taken_.store(0, std::memory_order_relaxed); }
+  // Which of the share's `size` units is taken; negative: none is left.
+  int64_t take_first(int64_t size) {
+    const uint64_t before = taken_.fetch_add(1, std::memory_order_relaxed);
+    return first(before) + last(before) < size ? first(before) : -1;
+  }
+  int64_t take_last(int64_t size) {
+    const uint64_t before = taken_.fetch_add(uint64_t{1} << 32, std::memory_order_relaxed);
+    return first(before) + last(before) < size ? size - 1 - last(before) : -1;
+  }
 
  private:
-  alignas(64) std::atomic<int64_t> next_{0};
+  static int64_t first(uint64_t taken) { return static_cast<int64_t>(taken & 0xffffffff); }
+  static int64_t last(uint64_t taken) { return static_cast<int64_t>(taken >> 32); }
+
+  alignas(64) std::atomic<uint64_t> taken_{0};  // from the front; from the back in the upper half
 };
 
 class ThreadPool {
@@ -60,8 +71,10 @@ class ThreadPool {
   // Inside run(): waits until every thread is here.
   void barrier() { barrier_.wait(); }
 
-  // Inside run(): calls body(first, last) over [0, size) in ranges of about `grain`, spread over the
-  // threads, and ends with a barrier. All threads must make the same calls in the same order.
+  // Inside run(): calls body(first, last) over [0, size) in ranges of `grain`, the last one maybe shorter,
+  // and ends with a barrier. Every thread begins with a share of its own, the same one in every call: what
+  // lies there comes as one stream, and is still in its caches the next time. All threads must make the same
+  // calls in the same order.
   template <class Body>
   void parallel(int64_t size, int64_t grain, const Body& body);
 
@@ -73,14 +86,14 @@ class ThreadPool {
   void stop();
   void fail();  // keeps the current exception for run(), if it is the first
 
-  static constexpr int kNumRanges = 4;  // enough that the one being reset is not in use
+  static constexpr int kNumTurns = 4;  // enough that the shares being reset are not in use
   const int num_threads_;
   const bool pins_;
   const uint32_t forks_;  // of the process when the threads were made
   std::mutex running_;    // one run at a time
   Barrier barrier_;
-  Ranges ranges_[kNumRanges];
-  std::vector<int> turn_;  // [num_threads x 16] which of ranges_ a thread uses next
+  std::vector<Share> shares_;  // [kNumTurns, num_threads]
+  std::vector<int> turn_;      // [num_threads x 16] which row of shares_ a thread uses next
   const void* task_ = nullptr;
   Call call_ = nullptr;
   alignas(64) std::atomic<uint32_t> generation_{0};
@@ -94,14 +107,23 @@ class ThreadPool {
 template <class Body>
 void ThreadPool::parallel(int64_t size, int64_t grain, const Body& body) {
   int& turn = turn_[static_cast<size_t>(thread_index_) * 16];
-  Ranges& ranges = ranges_[turn];
+  Share* shares = shares_.data() + turn * num_threads_;
   // Two uses ahead: every thread has left that one, or it could not have passed the last barrier.
-  if (thread_index_ == 0) ranges_[(turn + 2) % kNumRanges].reset();
-  turn = (turn + 1) % kNumRanges;
+  shares_[static_cast<size_t>((turn + 2) % kNumTurns * num_threads_ + thread_index_)].reset();
+  turn = (turn + 1) % kNumTurns;
   if (num_threads_ == 1) grain = size;
+  const int64_t num_units = grain > 0 ? (size + grain - 1) / grain : 0;
   try {
-    for (int64_t first = ranges.take(grain); first < size; first = ranges.take(grain)) {
-      body(first, first + grain < size ? first + grain : size);
+    for (int i = 0; i < num_threads_; ++i) {
+      const int owner = (thread_index_ + i) % num_threads_;
+      const int64_t begin = num_units * owner / num_threads_, end = num_units * (owner + 1) / num_threads_;
+      while (true) {
+        const int64_t unit =
+            i == 0 ? shares[owner].take_first(end - begin) : shares[owner].take_last(end - begin);
+        if (unit < 0) break;
+        const int64_t first = (begin + unit) * grain;
+        body(first, first + grain < size ? first + grain : size);
+      }
     }
   } catch (...) {
     fail();  // and on to the barrier, where the others wait

@@ -59,9 +59,8 @@ OUTPACE_INLINE void add_scaled(const Group (&group)[1], const int8_t* a, int64_t
 }
 
 template <Format F, int R, class Group>
-OUTPACE_INLINE void add_halves(const Group (&group)[1], const int8_t* a, int64_t stride,
-                               const int32_t* start, int64_t start_stride, const Ints (&scales)[2][1],
-                               Ints (&acc)[1][R]) {
+OUTPACE_INLINE void add_halves(const Group (&group)[1], const int8_t* a, int64_t stride, const int32_t* start,
+                               int64_t start_stride, const Ints (&scales)[2][1], Ints (&acc)[1][R]) {
   OUTPACE_UNROLL for (int half = 0; half < 2; ++half) {
     OUTPACE_UNROLL for (int r = 0; r < R; ++r) {
       const Ints from = set_ints(start[r * start_stride + half]);

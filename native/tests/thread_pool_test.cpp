@@ -74,6 +74,38 @@ TEST(parallel_covers_every_index_once) {
   }
 }
 
+// A thread's own share comes in order, from its front; who has none left takes from the back of another's.
+TEST(shares_are_taken_by_those_who_have_time) {
+  constexpr int64_t size = 64;
+  for (const int threads : {2, 3}) {
+    ThreadPool pool(threads);
+    for (int repeat = 0; repeat < 20; ++repeat) {
+      std::atomic<int64_t> done{0};
+      std::vector<std::vector<int64_t>> taken(static_cast<size_t>(threads));
+      pool.run([&](int index) {
+        pool.parallel(size, 1, [&](int64_t first, int64_t) {
+          taken[static_cast<size_t>(index)].push_back(first);
+          if (index > 0 || taken[0].size() > 1) {
+            ++done;
+            return;
+          }
+          while (done < size - 1) std::this_thread::yield();  // all else is done by the others
+          ++done;
+        });
+      });
+      CHECK(taken[0].size() <= 1 && done == size);
+      for (size_t i = 1; i < taken.size(); ++i) {
+        const auto begin = static_cast<int64_t>(i) * size / threads,
+                   end = (static_cast<int64_t>(i) + 1) * size / threads;
+        std::vector<int64_t> own, others;
+        for (const int64_t unit : taken[i]) (unit >= begin && unit < end ? own : others).push_back(unit);
+        CHECK(std::is_sorted(own.begin(), own.end()));
+        if (threads == 2) CHECK(std::is_sorted(others.rbegin(), others.rend()));
+      }
+    }
+  }
+}
+
 // Each region reads what all threads wrote in the one before: a barrier that lets one thread through too
 // early, or a range handed out twice, shows as a wrong number. Returns the wrong ones.
 int chained_regions(ThreadPool& pool, int regions) {
