@@ -272,6 +272,7 @@ void Forward::layer(int64_t index, const std::vector<Row>& rows) {
   mark(Op::attn_norm);
   project_qkv(w);
   mark(Op::qkv);
+  fetch_first_chunks(index, rows);
   pool_.parallel(num_rows, 1, [&](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; ++r) rotate_and_cache(index, w, r, rows[static_cast<size_t>(r)]);
   });

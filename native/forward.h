@@ -125,7 +125,9 @@ class Forward {
   void layer(int64_t index, const std::vector<Row>& rows);
   void project_qkv(const LayerWeights& w);
   void rotate_and_cache(int64_t index, const LayerWeights& w, int64_t row, const Row& at);
+  int64_t units_together(const std::vector<Row>& rows) const;
   void attend(int64_t index, const std::vector<Row>& rows);
+  void fetch_first_chunks(int64_t index, const std::vector<Row>& rows);
   void attend_unit(int64_t index, const AttentionUnit& unit, const std::vector<Row>& rows);
   AttentionTask chunk_task(int64_t index, int64_t kv_head, const Row& at, int64_t row, int64_t chunk);
   void merge_row(int64_t row);

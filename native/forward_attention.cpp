@@ -106,14 +106,37 @@ void Forward::plan_attention(const std::vector<Row>& rows) {
   }
 }
 
-// Single chunks are taken many in a row: while one is computed the next is fetched, and a thread that does
+// Single chunks are taken some in a row: while one is computed the next is fetched, and a thread that does
 // not go on with that one would have it fetched twice.
+int64_t Forward::units_together(const std::vector<Row>& rows) const {
+  if (!splits_context(rows)) return 1;
+  return std::max<int64_t>(1, static_cast<int64_t>(units_.size()) / (pool_.num_threads() * kRangesPerThread));
+}
+
 void Forward::attend(int64_t index, const std::vector<Row>& rows) {
   const auto num_units = static_cast<int64_t>(units_.size());
-  const int64_t some = std::max<int64_t>(1, num_units / (pool_.num_threads() * kRangesPerThread));
-  pool_.parallel(num_units, splits_context(rows) ? some : 1, [&](int64_t first, int64_t last) {
+  pool_.parallel(num_units, units_together(rows), [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) attend_unit(index, units_[static_cast<size_t>(i)], rows);
   });
+}
+
+// Later chunks are fetched while those before them are computed. For the first one of each KV head nobody
+// does, and no hardware follows the blocks.
+void Forward::fetch_first_chunks(int64_t index, const std::vector<Row>& rows) {
+  if (!splits_context(rows)) return;
+  const auto num_units = static_cast<int64_t>(units_.size());
+  const int64_t first = pool_.share_begin(num_units, units_together(rows));
+  for (int64_t i = first; i < std::min(num_units, first + spec_.num_kv_heads); ++i) {
+    const AttentionUnit& unit = units_[static_cast<size_t>(i)];
+    const Sight& sight = sights_[static_cast<size_t>(unit.last_row)];
+    const int64_t begin = unit.first_chunk * kBlocksPerChunk;
+    const int64_t end = std::min(begin + kBlocksPerChunk, (sight.end + kBlockSize - 1) / kBlockSize);
+    for (int64_t b = begin; b < end; ++b) {
+      const int64_t block = rows[static_cast<size_t>(unit.last_row)].block_table[b];
+      const uint8_t* bytes = cache_.head(index, unit.kv_head) + block * cache_.block_stride();
+      for (int64_t at = 0; at < cache_.layout.bytes; at += 64) __builtin_prefetch(bytes + at, 0, 2);
+    }
+  }
 }
 
 // Chunk by chunk, and there all rows that see it: its keys and values are in the nearest cache for them.

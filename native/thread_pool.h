@@ -77,8 +77,15 @@ class ThreadPool {
   // calls in the same order.
   template <class Body>
   void parallel(int64_t size, int64_t grain, const Body& body);
+  // Inside run(): where the calling thread's share of such a call begins; `size` where it has none.
+  int64_t share_begin(int64_t size, int64_t grain) const {
+    const int64_t begin = first_unit((size + grain - 1) / grain, thread_index_) * grain;
+    return begin < size ? begin : size;
+  }
 
  private:
+  // Of so many ranges, the first one of a thread's share.
+  int64_t first_unit(int64_t num_units, int thread) const { return num_units * thread / num_threads_; }
   using Call = void (*)(const void* task,
                         int index) noexcept;  // no std::function: it allocates for most lambdas
   void run(const void* task, Call call);
@@ -116,7 +123,7 @@ void ThreadPool::parallel(int64_t size, int64_t grain, const Body& body) {
   try {
     for (int i = 0; i < num_threads_; ++i) {
       const int owner = (thread_index_ + i) % num_threads_;
-      const int64_t begin = num_units * owner / num_threads_, end = num_units * (owner + 1) / num_threads_;
+      const int64_t begin = first_unit(num_units, owner), end = first_unit(num_units, owner + 1);
       while (true) {
         const int64_t unit =
             i == 0 ? shares[owner].take_first(end - begin) : shares[owner].take_last(end - begin);

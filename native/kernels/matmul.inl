@@ -10,7 +10,8 @@
 // memory. Measured: 11.3 and 11.0 (Zen 4, one strip at a time), 8.4 and 8.2 (Ice Lake; LABLOG.md).
 //
 // An Ice Lake starts two dot products a cycle, but hardly more than one that loads what it broadcasts, so
-// AVX512 takes two strips at once, which share what is broadcast of the activations.
+// AVX512 takes two strips at once, which share what is broadcast of the activations. Not for few rows: they
+// wait for the memory, and one stream of it comes faster than two (Zen 5: by a quarter; LABLOG.md).
 //
 // Sums: the integers are exact. Floats are added group by group, super-block by super-block, in the
 // order of the inputs, by a multiplication and an addition (no fused operation).
@@ -386,7 +387,7 @@ void strips_of(const TileMatrix& m, int64_t first, int64_t last, const Activatio
   };
   constexpr int together = is_float(F) ? 1 : kStripsTogether;
   if constexpr (together > 1) {
-    // Few rows wait for the memory, and that reads one stream faster than two.
+    // Fewer rows wait for the memory, which gives one stream faster than two.
     if (num_rows > kRegisterSums / together) {
       while (last - first >= together) next.template operator()<together>();
     }

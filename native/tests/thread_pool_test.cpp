@@ -106,6 +106,26 @@ TEST(shares_are_taken_by_those_who_have_time) {
   }
 }
 
+TEST(shares_begin_where_it_says) {
+  for (const int threads : {1, 2, 3}) {
+    ThreadPool pool(threads);
+    for (const int64_t size : {1, 2, 7, 100}) {
+      std::vector<int64_t> begins(static_cast<size_t>(threads), -1), firsts(begins);
+      pool.run([&](int index) {
+        const auto at = static_cast<size_t>(index);
+        begins[at] = pool.share_begin(size, 3);
+        pool.parallel(size, 3, [&](int64_t first, int64_t) {
+          if (firsts[at] < 0) firsts[at] = first;
+        });
+      });
+      CHECK(begins[0] == 0 && std::is_sorted(begins.begin(), begins.end()) && begins.back() <= size);
+      // Whoever comes late may find its share's first range taken, and others may have more to do.
+      for (size_t i = 0; i < firsts.size(); ++i) CHECK(firsts[i] < 0 || firsts[i] % 3 == 0);
+      if (threads == 1) CHECK(firsts[0] == 0);
+    }
+  }
+}
+
 // Each region reads what all threads wrote in the one before: a barrier that lets one thread through too
 // early, or a range handed out twice, shows as a wrong number. Returns the wrong ones.
 int chained_regions(ThreadPool& pool, int regions) {
