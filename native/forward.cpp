@@ -155,7 +155,7 @@ void Forward::quantize(const float* x, int64_t row, int64_t columns, Needs needs
 
 // Whole pairs: two strips at once may take less time than one by one.
 int64_t Forward::grain(int64_t num_strips) const {
-  return std::max<int64_t>(2, num_strips / (pool_.num_threads() * kRangesPerThread) / 2 * 2);
+  return std::max<int64_t>(1, num_strips / (pool_.num_threads() * kRangesPerThread) / 2 * 2);
 }
 
 void Forward::multiply(const TileMatrix& m, float* x, int64_t x_stride, const std::vector<RowRun>& runs,

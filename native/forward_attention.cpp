@@ -125,8 +125,8 @@ void Forward::attend(int64_t index, const std::vector<Row>& rows) {
 void Forward::fetch_first_chunks(int64_t index, const std::vector<Row>& rows) {
   if (!splits_context(rows)) return;
   const auto num_units = static_cast<int64_t>(units_.size());
-  const int64_t first = pool_.share_begin(num_units, units_together(rows));
-  for (int64_t i = first; i < std::min(num_units, first + spec_.num_kv_heads); ++i) {
+  const ThreadPool::Part share = pool_.share(num_units, units_together(rows));
+  for (int64_t i = share.first; i < std::min(share.last, share.first + spec_.num_kv_heads); ++i) {
     const AttentionUnit& unit = units_[static_cast<size_t>(i)];
     const Sight& sight = sights_[static_cast<size_t>(unit.last_row)];
     const int64_t begin = unit.first_chunk * kBlocksPerChunk;

@@ -33,6 +33,9 @@ class Share {
     return first(before) + last(before) < size ? first(before) : -1;
   }
   int64_t take_last(int64_t size) {
+    // Looking disturbs the owner less than taking.
+    const uint64_t now = taken_.load(std::memory_order_relaxed);
+    if (first(now) + last(now) >= size) return -1;
     const uint64_t before = taken_.fetch_add(uint64_t{1} << 32, std::memory_order_relaxed);
     return first(before) + last(before) < size ? size - 1 - last(before) : -1;
   }
@@ -71,21 +74,28 @@ class ThreadPool {
   // Inside run(): waits until every thread is here.
   void barrier() { barrier_.wait(); }
 
-  // Inside run(): calls body(first, last) over [0, size) in ranges of `grain`, the last one maybe shorter,
-  // and ends with a barrier. Every thread begins with a share of its own, the same one in every call: what
-  // lies there comes as one stream, and is still in its caches the next time. All threads must make the same
-  // calls in the same order.
+  // Inside run(): calls body(first, last) over [0, size) in ranges of `grain` (at least 1), the last one
+  // maybe shorter, or in one where there is one thread, and ends with a barrier. Every thread begins with a
+  // share of its own, the same one in every call: what lies there comes as one stream, and is still in its
+  // caches the next time. All threads must make the same calls in the same order.
   template <class Body>
   void parallel(int64_t size, int64_t grain, const Body& body);
-  // Inside run(): where the calling thread's share of such a call begins; `size` where it has none.
-  int64_t share_begin(int64_t size, int64_t grain) const {
-    const int64_t begin = first_unit((size + grain - 1) / grain, thread_index_) * grain;
-    return begin < size ? begin : size;
+  // Inside run(): the calling thread's share of such a call, [first, last); maybe nothing.
+  struct Part {
+    int64_t first, last;
+  };
+  Part share(int64_t size, int64_t grain) const {
+    const Part units = share_of(num_units(size, grain), thread_index_);
+    const int64_t end = units.last * grain;
+    return {units.first * grain, end < size ? end : size};
   }
 
  private:
-  // Of so many ranges, the first one of a thread's share.
-  int64_t first_unit(int64_t num_units, int thread) const { return num_units * thread / num_threads_; }
+  static int64_t num_units(int64_t size, int64_t grain) { return size > 0 ? (size + grain - 1) / grain : 0; }
+  Part share_of(int64_t units, int thread) const {
+    return {units * thread / num_threads_, units * (thread + 1) / num_threads_};
+  }
+
   using Call = void (*)(const void* task,
                         int index) noexcept;  // no std::function: it allocates for most lambdas
   void run(const void* task, Call call);
@@ -119,16 +129,16 @@ void ThreadPool::parallel(int64_t size, int64_t grain, const Body& body) {
   shares_[static_cast<size_t>((turn + 2) % kNumTurns * num_threads_ + thread_index_)].reset();
   turn = (turn + 1) % kNumTurns;
   if (num_threads_ == 1) grain = size;
-  const int64_t num_units = grain > 0 ? (size + grain - 1) / grain : 0;
+  const int64_t units = num_units(size, grain);
   try {
     for (int i = 0; i < num_threads_; ++i) {
       const int owner = (thread_index_ + i) % num_threads_;
-      const int64_t begin = first_unit(num_units, owner), end = first_unit(num_units, owner + 1);
-      while (true) {
-        const int64_t unit =
-            i == 0 ? shares[owner].take_first(end - begin) : shares[owner].take_last(end - begin);
+      const Part part = share_of(units, owner);
+      const int64_t count = part.last - part.first;
+      while (count > 0) {
+        const int64_t unit = i == 0 ? shares[owner].take_first(count) : shares[owner].take_last(count);
         if (unit < 0) break;
-        const int64_t first = (begin + unit) * grain;
+        const int64_t first = (part.first + unit) * grain;
         body(first, first + grain < size ? first + grain : size);
       }
     }

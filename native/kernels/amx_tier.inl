@@ -4,7 +4,7 @@
 #include "kernels.h"
 
 namespace outpace::OUTPACE_TIER {
-constexpr int kRegisterSums = 16, kStripsTogether = 2, kUnpackFrom = 0;  // tiles take over before
+constexpr int kRegisterSums = 16, kStripsTogether = 1, kUnpackFrom = 0;  // tiles take over before
 constexpr int kPrefetch = 6144;                                          // bytes ahead
 }  // namespace outpace::OUTPACE_TIER
 

@@ -7,7 +7,7 @@
 // (Q4_K), with two (Zen 5) half of that. On server Xeons all vector operations of 512 bits share two ports:
 // 15 with a row's part of unpacking and of the super-block, 7.5 cycles. The bytes of the group (288 for 4.5
 // bits) take about 50 to 60 cycles at 17 GB/s of DRAM bandwidth a core, so 5 to 8 rows hide behind the
-// memory. Measured: 11.3 and 11.0 (Zen 4, one strip at a time), 8.4 and 8.2 (Ice Lake; LABLOG.md).
+// memory. Measured: 11.3 and 11.0 (Zen 4), 6.5 and 5.7 (Zen 5), 8.4 and 8.2 (Ice Lake, two strips at once).
 //
 // An Ice Lake starts two dot products a cycle, but hardly more than one that loads what it broadcasts, so
 // AVX512 takes two strips at once, which share what is broadcast of the activations. Not for few rows: they

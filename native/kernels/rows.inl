@@ -212,6 +212,12 @@ void quantize_32(const float* x, int64_t n, const Quantized& out) {
 // Where group g of a super-block keeps its sum: pairs (0, 2), (1, 3), (4, 6), (5, 7).
 constexpr int kSumOrder[8] = {0, 2, 1, 3, 4, 6, 5, 7};
 
+// Where the products of Q6_K begin. Of what is not a number the sum may be any.
+OUTPACE_INLINE int32_t start_of(int32_t sum) {
+  return static_cast<int32_t>(0u -
+                              static_cast<uint32_t>(zero_point(Format::q6_k)) * static_cast<uint32_t>(sum));
+}
+
 void quantize_256(const float* x, int64_t n, const Quantized& out) {
   int32_t num_wide = 0;
   for (int64_t block = 0; block < n / kSuperBlock; ++block) {
@@ -220,9 +226,8 @@ void quantize_256(const float* x, int64_t n, const Quantized& out) {
     for (int i = 0; i < 16; ++i) {
       const int64_t at = block * kSuperBlock + 16 * i;
       sums[i] = quantize16(x + at, steps, out.high.q + at, out.low.q + at);
-      constexpr int32_t zero = zero_point(Format::q6_k);
-      out.high.half_start[block * 16 + i] = -zero * sums[i].high;
-      if (steps.wide) out.low.half_start[block * 16 + i] = -zero * sums[i].low;
+      out.high.half_start[block * 16 + i] = start_of(sums[i].high);
+      if (steps.wide) out.low.half_start[block * 16 + i] = start_of(sums[i].low);
     }
     out.high.scale[block] = steps.wide ? steps.unit * 128.0f : steps.unit;
     for (int g = 0; g < 8; ++g) {

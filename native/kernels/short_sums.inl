@@ -12,10 +12,11 @@
 //   widen and scale              2       4       8      16
 //   add in 32 bits               2       4       8      16
 //   broadcast activations        8       8       8       8
+//   the zero point of halves     -       -      10       -
 //
 // Bytes: a group's 288 to 544 of weights, once for all rows of a pass, and 32 of activations a row.
 //
-// With two multiplications and four vector operations a cycle (Zen 3) that would be 9, 10, 12 and 16 cycles.
+// With two multiplications and four vector operations a cycle (Zen 3) that would be 9, 10, 14 and 16 cycles.
 // Bare loops of a broadcast, two products and two sums reach 0.8 of that, and unpacking comes on top.
 //
 // Activations are in [-127, 127], and their sums are of the same bytes, as long as they are finite.

@@ -16,8 +16,8 @@
 //            Q6_K:   i8 scales[16 groups of 16][16], f16 d[16]
 //
 // so that one line feeds one VNNI instruction, the bytes per weight are those of the file, and a step
-// reads the whole matrix as one stream from end to end, or two strips at a time, which is what prefetchers
-// follow best.
+// reads the whole matrix as one stream from end to end, which is what prefetchers follow best (with many rows
+// two strips at a time).
 // Float matrices are one plane: for each input, 16 outputs of f32, f16 or bf16.
 #pragma once
 

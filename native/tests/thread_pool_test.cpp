@@ -106,22 +106,31 @@ TEST(shares_are_taken_by_those_who_have_time) {
   }
 }
 
-TEST(shares_begin_where_it_says) {
+TEST(shares_are_what_it_says) {
   for (const int threads : {1, 2, 3}) {
     ThreadPool pool(threads);
     for (const int64_t size : {1, 2, 7, 100}) {
-      std::vector<int64_t> begins(static_cast<size_t>(threads), -1), firsts(begins);
+      const bool for_all = size >= 3 * threads;
+      std::vector<ThreadPool::Part> shares(static_cast<size_t>(threads));
+      std::vector<int64_t> firsts(static_cast<size_t>(threads), -1);
+      std::atomic<int> inside{0};
       pool.run([&](int index) {
         const auto at = static_cast<size_t>(index);
-        begins[at] = pool.share_begin(size, 3);
+        shares[at] = pool.share(size, 3);
         pool.parallel(size, 3, [&](int64_t first, int64_t) {
-          if (firsts[at] < 0) firsts[at] = first;
+          if (firsts[at] >= 0) return;
+          firsts[at] = first;
+          // Nobody helps before everybody has begun.
+          for (++inside; for_all && inside < threads;) std::this_thread::yield();
         });
       });
-      CHECK(begins[0] == 0 && std::is_sorted(begins.begin(), begins.end()) && begins.back() <= size);
-      // Whoever comes late may find its share's first range taken, and others may have more to do.
-      for (size_t i = 0; i < firsts.size(); ++i) CHECK(firsts[i] < 0 || firsts[i] % 3 == 0);
-      if (threads == 1) CHECK(firsts[0] == 0);
+      int64_t end = 0;
+      for (const auto& share : shares) {
+        CHECK(share.first == end && share.last >= share.first);
+        end = share.last;
+      }
+      CHECK(end == size);
+      for (size_t i = 0; for_all && i < firsts.size(); ++i) CHECK(firsts[i] == shares[i].first);
     }
   }
 }
