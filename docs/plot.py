@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 HERE = Path(__file__).parent
 COLOURS = ("#0072b2", "#d55e00", "#009e73")  # told apart by those who see fewer colours (Okabe and Ito)
 MARKS = ("o", "s", "D")
-TICKS = (1, 1.5, 2, 3, 4, 5)
+TICKS = (1, 1.5, 2, 3, 4, 6)
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def draw(panel: Any, machine: dict[str, Any], figures: list[str]) -> None:
         panel.scatter(machine[model], rows, c=colour, marker=mark, s=32, label=model, zorder=3)
     panel.axvline(1, color="#555", linewidth=1)
     panel.set_xscale("log")
-    panel.set_xlim(0.88, 5.2)
+    panel.set_xlim(0.88, 7.2)
     panel.set_xticks(TICKS, [f"{tick:g}x" for tick in TICKS], minor=False)
     panel.minorticks_off()
     panel.set_yticks(rows, figures)
